@@ -1,0 +1,77 @@
+"""What becomes of the blocks of a matrix: the matrix, its k best pairs, or its pairs above a threshold."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Block(NamedTuple):
+    """Rows `row : row + n` and columns `col : col + k` of a matrix of mutual information, `[n, k]` float32.
+
+    Of a symmetric matrix only blocks on or above the diagonal come; one on it is a square.
+    """
+
+    row: int
+    col: int
+    mi: Tensor
+
+
+class Pairs(NamedTuple):
+    """Pairs of variables, the most informative first; equal values in order of their indices.
+
+    Attributes:
+        first: `[P]` int64, column of x.
+        second: `[P]` int64, column of y, or of x where there is no y (then `first < second`).
+        mi: `[P]` float32, nats.
+    """
+
+    first: Tensor
+    second: Tensor
+    mi: Tensor
+
+
+def fill_matrix(blocks: Iterable[Block], out: Tensor, *, symmetric: bool) -> Tensor:
+    """Write the blocks into `out [N, K]`, mirrored where symmetric."""
+    for row, col, mi in blocks:
+        rows, cols = slice(row, row + mi.shape[0]), slice(col, col + mi.shape[1])
+        if symmetric and row == col:
+            mi = mi.triu() + mi.triu(1).t()  # symmetric to the last bit, whatever order the sums took
+        elif symmetric:
+            out[cols, rows] = mi.t()
+        out[rows, cols] = mi
+    return out
+
+
+def best_pairs(blocks: Iterable[Block], k: int, *, symmetric: bool) -> Pairs:
+    """The k pairs of highest mutual information, at most a block more than k in memory."""
+    best: list[Pairs] = []
+    for block in blocks:
+        found = _pairs_of(block, float("-inf"), symmetric)
+        if len(found.mi) > k:
+            floor = found.mi.topk(k).values[-1]  # ties with the k-th stay in until the sort
+            found = Pairs(*(t[found.mi >= floor] for t in found))
+        best = [Pairs(*(t[:k] for t in _sorted([*best, found])))]
+    return best[0]
+
+
+def pairs_over(blocks: Iterable[Block], threshold: float, *, symmetric: bool) -> Pairs:
+    """All pairs whose mutual information exceeds `threshold`."""
+    return _sorted([_pairs_of(block, threshold, symmetric) for block in blocks])
+
+
+def _pairs_of(block: Block, threshold: float, symmetric: bool) -> Pairs:
+    mask = block.mi > threshold
+    if symmetric and block.row == block.col:
+        mask.triu_(1)
+    first, second = mask.nonzero(as_tuple=True)
+    return Pairs(first + block.row, second + block.col, block.mi[first, second])
+
+
+def _sorted(parts: list[Pairs]) -> Pairs:
+    pairs = Pairs(*map(torch.cat, zip(*parts, strict=True)))
+    order = pairs.second.argsort(stable=True)
+    order = order[pairs.first[order].argsort(stable=True)]
+    order = order[pairs.mi[order].argsort(stable=True, descending=True)]
+    return Pairs(*(t[order] for t in pairs))

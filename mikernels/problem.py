@@ -1,0 +1,87 @@
+"""What is computed, apart from how: the settings that fix an estimate, checked and resolved."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Estimator = Literal["grid", "kde", "renyi2"]
+Transform = Literal["rank", "standardize"]
+Impl = Literal["auto", "torch", "reference"]
+Precision = Literal["auto", "int8", "fp32", "fp64"]
+
+DEFAULT_MEMORY_BUDGET = 2**30
+"""Workspace in bytes beyond the inputs and the result."""
+
+NODE_SPAN = 2.4
+"""The nodes of `grid` cover [-2.4, 2.4]: 98.4 % of a standard normal; values beyond count at the ends."""
+
+GRID_BANDWIDTH_FLOOR = 0.75
+"""In node spacings. A narrower kernel falls between the nodes and behaves as a histogram: at M = 4096
+and 16 nodes its bias for independent variables is 0.009 nats at half a spacing and 0.003 at this one."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One estimator with every number it depends on.
+
+    Attributes:
+        estimator: `"grid"`, `"kde"` or `"renyi2"`.
+        nodes: G, nodes per variable (`grid` only).
+        bandwidth: h of the Gaussian kernel, in standard deviations of the transformed variables.
+    """
+
+    estimator: Estimator
+    nodes: int
+    bandwidth: float
+
+    @property
+    def spacing(self) -> float:
+        """Distance between two nodes of `grid`."""
+        return node_spacing(self.nodes)
+
+
+def node_spacing(nodes: int) -> float:
+    return 2 * NODE_SPAN / (nodes - 1)
+
+
+def silverman(n_samples: int) -> float:
+    """Silverman's bandwidth for two dimensions and unit variances, `M^(-1/6)`.
+
+    At d = 2 Silverman's factor `(M (d + 2) / 4)^(-1 / (d + 4))` equals Scott's.
+
+    Source: B. W. Silverman, Density Estimation for Statistics and Data Analysis, 1986, eq. 4.14,
+    DOI 10.1201/9781315140919.
+    """
+    return float(n_samples ** (-1 / 6))
+
+
+def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_samples: int) -> Problem:
+    """Check the settings of an estimate and fill in what depends on the number of samples.
+
+    Raises:
+        ValueError: an unknown estimator or bandwidth rule, a bandwidth that is not a positive number, or
+            fewer than 2 or more than 256 nodes.
+    """
+    choose("estimator", estimator, Estimator)
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or not 2 <= nodes <= 256:
+        raise ValueError(f"nodes: expected an integer from 2 to 256, got {nodes!r}")
+    if bandwidth is None:
+        h = silverman(n_samples)
+        if estimator == "grid":
+            h = max(h, GRID_BANDWIDTH_FLOOR * node_spacing(nodes))
+    elif bandwidth == "silverman":
+        h = silverman(n_samples)
+    elif isinstance(bandwidth, str) or not 0 < bandwidth < float("inf"):
+        raise ValueError(
+            "bandwidth: expected None, 'silverman' or a positive number of standard deviations, "
+            f"got {bandwidth!r}"
+        )
+    else:
+        h = float(bandwidth)
+    return Problem(estimator, nodes, h)  # type: ignore[arg-type]  # checked by choose
+
+
+def choose(name: str, value: object, options: object) -> None:
+    """Raise ValueError unless `value` is one of the strings of the Literal type `options`."""
+    allowed = get_args(options)
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")

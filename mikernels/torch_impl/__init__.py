@@ -1,0 +1,85 @@
+"""The estimators as matrix products in plain torch, tile by tile under a memory budget, on any device."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from mikernels.pairs import Block
+from mikernels.problem import Problem
+from mikernels.transforms import Variables
+
+
+class Method(Protocol):
+    """An estimator cut into pieces: panels are kept while they are of use, tiles are made one at a time."""
+
+    tile: int
+    """Variables along one side of a tile."""
+
+    def panel_bytes(self, n_samples: int) -> int:
+        """Memory that one variable takes in a panel."""
+
+    def tile_bytes(self, n_samples: int) -> int:
+        """Memory that one tile needs while it is made."""
+
+    def panel(self, variables: Variables, columns: slice) -> Any:
+        """What a block of variables brings to every tile that it is part of."""
+
+    def compute(self, left: Any, rows: slice, right: Any, cols: slice) -> Tensor:
+        """Mutual information of some variables of one panel with some of another, `[rows, cols]` float32."""
+
+
+def mi_blocks(
+    x: Variables, y: Variables | None, problem: Problem, precision: str, memory_budget: int
+) -> Iterator[Block]:
+    """Blocks of the matrix of `x` with `y`, or of its upper triangle where `y` is None.
+
+    Raises:
+        ValueError: `memory_budget` (bytes) does not hold two panels of one tile each.
+    """
+    method = _method(problem, precision)
+    n_samples = x.n_samples
+    used = sum(v.data.nbytes for v in (x, y) if v is not None)
+    free = memory_budget - used - method.tile_bytes(n_samples)
+    panel_size = free // (2 * method.panel_bytes(n_samples)) // method.tile * method.tile
+    if panel_size < 1:
+        needed = used + method.tile_bytes(n_samples) + 2 * method.tile * method.panel_bytes(n_samples)
+        raise ValueError(
+            f"memory_budget: expected at least {needed} bytes for this input, got {memory_budget}"
+        )
+    for left_columns in _cut(len(x), panel_size):
+        left = method.panel(x, left_columns)
+        for right_columns in _cut(len(x if y is None else y), panel_size):
+            if y is None and right_columns.start < left_columns.start:
+                continue
+            same = y is None and right_columns.start == left_columns.start
+            right = left if same else method.panel(x if y is None else y, right_columns)
+            for rows, cols in _tiles(left_columns, right_columns, method.tile, upper=same):
+                mi = method.compute(left, rows, right, cols)
+                row, col = left_columns.start + rows.start, right_columns.start + cols.start
+                mi.masked_fill_(x.constant[row : row + mi.shape[0], None], 0.0)
+                mi.masked_fill_((x if y is None else y).constant[col : col + mi.shape[1]], 0.0)
+                yield Block(row, col, mi)
+
+
+def _method(problem: Problem, precision: str) -> Method:
+    from mikernels.torch_impl.grid import Grid
+    from mikernels.torch_impl.kde import Kde
+    from mikernels.torch_impl.renyi2 import Renyi2
+
+    if problem.estimator == "grid":
+        return Grid(problem, integers=precision == "int8")
+    methods: dict[str, Callable[[Problem], Method]] = {"kde": Kde, "renyi2": Renyi2}
+    return methods[problem.estimator](problem)
+
+
+def _cut(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _tiles(left: slice, right: slice, size: int, *, upper: bool) -> Iterator[tuple[slice, slice]]:
+    """Tiles of a pair of panels, counted within them; only those on or above the diagonal where `upper`."""
+    for rows in _cut(left.stop - left.start, size):
+        for cols in _cut(right.stop - right.start, size):
+            if not upper or cols.start >= rows.start:
+                yield rows, cols

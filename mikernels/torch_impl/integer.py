@@ -1,0 +1,28 @@
+"""Exact products of 8-bit integers."""
+
+import torch
+from torch import Tensor
+
+MAX_ROWS = 131_072
+"""127^2 x 131,072 < 2^31: no int32 sum of the table's products overflows up to here."""
+
+
+def integer_gram(a: Tensor, b: Tensor) -> Tensor:
+    """`a^T b` of `a [M, n]` and `b [M, k]` (int8): exact, int32, or float64 beyond 131,072 rows."""
+    if a.shape[0] > MAX_ROWS:
+        chunks = zip(a.split(MAX_ROWS), b.split(MAX_ROWS), strict=True)
+        return sum(
+            (integer_gram(c, d).double() for c, d in chunks), start=torch.zeros((), dtype=torch.float64)
+        )
+    if has_fast_int8(a.device):
+        return torch._int_mm(a.t(), b)
+    # float32 is exact up to 2^24 > 127^2 x 1024.
+    out = torch.zeros(a.shape[1], b.shape[1], dtype=torch.int32, device=a.device)
+    for c, d in zip(a.split(1024), b.split(1024), strict=True):
+        out += (c.t().float() @ d.float()).int()
+    return out
+
+
+def has_fast_int8(device: torch.device) -> bool:
+    """Whether `torch._int_mm` is exact and fast: on x86 CPUs with VNNI, which neither saturates nor loops."""
+    return device.type == "cpu" and torch.cpu._is_vnni_supported()

@@ -1,0 +1,65 @@
+"""`renyi2` as one matrix product over pairs of samples: `J = sum_{i<j} (kx_ij ky_ij)^2`.
+
+With `V(x, y) = M + 2 J` and `V(x) = M + 2 sum_{i<j} kx_ij^2`, `I = log M^2 V(x, y) / (V(x) V(y))`. Work is
+M^2 FLOP a pair and M^2 / 2 exponentials a variable.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mikernels.problem import Problem
+from mikernels.transforms import Variables
+
+PAIRS_PER_PRODUCT = 8192
+
+
+class Panel(NamedTuple):
+    scores: Tensor  # [n, M], divided so that the kernel of their differences is already squared
+    log_potential: Tensor  # [n], log V
+
+
+class Renyi2:
+    tile = 512
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def panel_bytes(self, n_samples: int) -> int:
+        return 8 * n_samples
+
+    def tile_bytes(self, n_samples: int) -> int:
+        return 12 * self.tile * (2 * max(PAIRS_PER_PRODUCT, n_samples) + self.tile)
+
+    def panel(self, variables: Variables, columns: slice) -> Panel:
+        scores = variables.scores(columns) * (math.sqrt(2) / self.problem.bandwidth)
+        distinct = scores[:1] if variables.ranked else scores
+        sums = [features.sum(1, dtype=torch.float64) for features in _squared_kernels(distinct)]
+        return Panel(scores, _log_potential(sum(sums), scores.shape[1]).expand(len(scores)))
+
+    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice) -> Tensor:
+        x, y = left.scores[rows], right.scores[cols]
+        joint = x.new_zeros(len(x), len(y), dtype=torch.float64)
+        for a, b in zip(_squared_kernels(x), _squared_kernels(y), strict=True):
+            joint += a @ b.t()
+        log_joint = _log_potential(joint, x.shape[1]) + 2 * math.log(x.shape[1])
+        return log_joint - left.log_potential[rows, None] - right.log_potential[cols]
+
+
+def _squared_kernels(scores: Tensor) -> Iterator[Tensor]:
+    """`k(x_i - x_j)^2` over all pairs i < j of samples, some at a time: `[n, pairs]`, zero where i >= j."""
+    n_samples = scores.shape[1]
+    step = max(1, PAIRS_PER_PRODUCT // n_samples)
+    for start in range(0, n_samples - 1, step):
+        later = scores[:, start + 1 :]  # only j > start occurs
+        count = min(step, later.shape[1])
+        distance = scores[:, start : start + count, None] - later[:, None]  # [n, i, j]
+        kernels = distance.square_().mul_(-0.5).exp_().triu_()
+        yield kernels.flatten(1)
+
+
+def _log_potential(pair_sum: Tensor | int, n_samples: int) -> Tensor:
+    return torch.as_tensor(n_samples + 2 * pair_sum).log().float()

@@ -1,0 +1,115 @@
+"""From samples to the variables that the kernels see: ranks as normal scores, or standardised values.
+
+Under the rank transform every column holds the same M normal scores in some order, so that mutual
+information does not change under monotone maps of a neuron, heavy tails do no harm, and margins and kernel
+tables are shared by all neurons. Equal values are ordered at random, independently per column: ordered by
+their index, two independent neurons that are mostly zero would seem to share 0.6 nats.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mikernels.problem import Transform
+
+CHUNK_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Variables:
+    """N transformed variables of M samples.
+
+    Attributes:
+        data: `[N, M]`, ranks 0..M-1 as int32 under the rank transform, otherwise standardised values (float64
+            where the input was float64, else float32).
+        constant: `[N]` bool, columns that hold a single value and so carry no information.
+    """
+
+    data: Tensor
+    constant: Tensor
+
+    @property
+    def ranked(self) -> bool:
+        return not self.data.is_floating_point()
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def n_samples(self) -> int:
+        return self.data.shape[1]
+
+    def scores(self, columns: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values that the kernels see, `[n, M]`."""
+        data = self.data[columns]
+        if not self.ranked:
+            return data.to(dtype)
+        table = normal_scores(self.n_samples).to(self.data.device, dtype)  # [M]
+        return table[data]
+
+
+def normal_scores(n_samples: int) -> Tensor:
+    """Normal quantiles of the ranks, `Phi^-1((r + 1/2) / M)` for r = 0..M-1: `[M]` float64 on the CPU."""
+    ranks = torch.arange(n_samples, dtype=torch.float64)
+    return torch.special.ndtri((ranks + 0.5) / n_samples)
+
+
+def transform_samples(x: Tensor, transform: Transform, *, seed: int) -> Variables:
+    """Rank or standardise the columns of `x [M, N]`, a few columns at a time."""
+    n_samples, n_variables = x.shape
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    data = x.new_empty(n_variables, n_samples, dtype=torch.int32 if transform == "rank" else wide)
+    constant = torch.empty(n_variables, dtype=torch.bool, device=x.device)
+    for columns in column_chunks(n_variables, n_samples):
+        values = x[:, columns].t().contiguous()  # [n, M]
+        low, high = values.aminmax(dim=1)
+        constant[columns] = low == high
+        if transform == "rank":
+            data[columns] = _ranks(values, columns.start, seed)
+        else:
+            centred = values.double()
+            centred -= centred.mean(dim=1, keepdim=True)
+            scale = centred.square().mean(dim=1, keepdim=True).sqrt()
+            data[columns] = centred.div_(scale.masked_fill(constant[columns, None], 1.0)).to(wide)
+    return Variables(data, constant)
+
+
+def column_chunks(n_variables: int, n_samples: int) -> Iterator[slice]:
+    """Slices of columns whose sort keys take about `CHUNK_BYTES`."""
+    step = max(1, CHUNK_BYTES // (8 * n_samples))
+    for start in range(0, n_variables, step):
+        yield slice(start, min(start + step, n_variables))
+
+
+def _ranks(values: Tensor, first_column: int, seed: int) -> Tensor:
+    """Rank of each value in its row of `values [n, M]`, 0..M-1, equal values at random: int32 `[n, M]`."""
+    ordered, order = values.sort(dim=1)
+    tied = ordered[:, 1:] == ordered[:, :-1]  # [n, M-1]
+    if tied.any():
+        run = torch.zeros_like(order)  # number of the run of equal values
+        torch.cumsum(~tied, dim=1, out=run[:, 1:])
+        column = torch.arange(len(values), device=values.device)[:, None] + first_column
+        key = hash32(order, column, seed)
+        key |= run.bitwise_left_shift_(32)
+        order = order.gather(1, key.argsort(dim=1))
+    ranks = torch.empty_like(order, dtype=torch.int32)
+    places = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
+    return ranks.scatter_(1, order, places.expand_as(ranks))
+
+
+def hash32(index: Tensor, column: Tensor, seed: int) -> Tensor:
+    """32 random bits (as int64) that depend only on the arguments, so alike on every device and chunk.
+
+    The finaliser of MurmurHash3 over a sum of multiples of the arguments.
+    """
+    mask = 0xFFFFFFFF
+    bits = index * 0x9E3779B1 + (column * 0x7FEB352D + seed * 0x846CA68B)
+    bits &= mask
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits ^= bits >> shift
+        bits *= factor
+        bits &= mask
+    bits ^= bits >> 16
+    return bits
