@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mikernels.pairs import Block
 from mikernels.problem import Problem
+from mikernels.torch_impl.tiles import cut, tiles
 from mikernels.transforms import Variables
 
 
@@ -47,18 +48,21 @@ def mi_blocks(
         raise ValueError(
             f"memory_budget: expected at least {needed} bytes for this input, got {memory_budget}"
         )
-    for left_columns in _cut(len(x), panel_size):
+    others = x if y is None else y
+    for left_columns in cut(len(x), panel_size):
         left = method.panel(x, left_columns)
-        for right_columns in _cut(len(x if y is None else y), panel_size):
+        for right_columns in cut(len(others), panel_size):
             if y is None and right_columns.start < left_columns.start:
                 continue
-            same = y is None and right_columns.start == left_columns.start
-            right = left if same else method.panel(x if y is None else y, right_columns)
-            for rows, cols in _tiles(left_columns, right_columns, method.tile, upper=same):
+            same = y is None and right_columns == left_columns
+            right = left if same else method.panel(others, right_columns)
+            n_rows = left_columns.stop - left_columns.start
+            n_cols = right_columns.stop - right_columns.start
+            for rows, cols in tiles(n_rows, n_cols, method.tile, upper=same):
                 mi = method.compute(left, rows, right, cols)
                 row, col = left_columns.start + rows.start, right_columns.start + cols.start
                 mi.masked_fill_(x.constant[row : row + mi.shape[0], None], 0.0)
-                mi.masked_fill_((x if y is None else y).constant[col : col + mi.shape[1]], 0.0)
+                mi.masked_fill_(others.constant[col : col + mi.shape[1]], 0.0)
                 yield Block(row, col, mi)
 
 
@@ -71,15 +75,3 @@ def _method(problem: Problem, precision: str) -> Method:
         return Grid(problem, integers=precision == "int8")
     methods: dict[str, Callable[[Problem], Method]] = {"kde": Kde, "renyi2": Renyi2}
     return methods[problem.estimator](problem)
-
-
-def _cut(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _tiles(left: slice, right: slice, size: int, *, upper: bool) -> Iterator[tuple[slice, slice]]:
-    """Tiles of a pair of panels, counted within them; only those on or above the diagonal where `upper`."""
-    for rows in _cut(left.stop - left.start, size):
-        for cols in _cut(right.stop - right.start, size):
-            if not upper or cols.start >= rows.start:
-                yield rows, cols

@@ -18,7 +18,11 @@ from mikernels.grid_table import entropy, integer_table
 from mikernels.problem import Problem
 from mikernels.reference import node_shares
 from mikernels.torch_impl.integer import integer_gram
+from mikernels.torch_impl.tiles import cut
 from mikernels.transforms import Variables
+
+STRIP_ROWS = 256
+"""Rows of a joint whose logs are taken at once: the temporaries stay in the cache (a third of the time)."""
 
 
 class Panel(NamedTuple):
@@ -62,9 +66,14 @@ class Grid:
 
 def joint_to_mi(joint: Tensor, total: float, p_entropy: Tensor, q_entropy: Tensor, g: int) -> Tensor:
     """Mutual information `[n, k]` from joint tables `[n * G, k * G]` that each sum to `total`."""
+    strips = cut(joint.shape[0], max(1, STRIP_ROWS // g) * g)
+    joint_entropy = torch.cat([_joint_entropy(joint[strip], total, g) for strip in strips])
+    return p_entropy[:, None] + q_entropy - joint_entropy
+
+
+def _joint_entropy(joint: Tensor, total: float, g: int) -> Tensor:
     # u = J G^2 is about 1, so that the logs are small and their rounding errors with them.
     u = joint * (g * g / total)
     log = u.clamp(min=1e-30).log_()
-    tables = log.mul_(u).view(len(p_entropy), g, len(q_entropy), g)
-    joint_entropy = 2 * math.log(g) - tables.sum(3).sum(1) / g**2
-    return p_entropy[:, None] + q_entropy - joint_entropy
+    tables = log.mul_(u).view(joint.shape[0] // g, g, joint.shape[1] // g, g)
+    return 2 * math.log(g) - tables.sum(3).sum(1) / g**2

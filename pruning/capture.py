@@ -1,0 +1,143 @@
+"""What calibration gathers: for each FFN a sample of its neurons' activations, and their moments."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.families import FFN
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The activations of one FFN over the calibration tokens.
+
+    Attributes:
+        name: of the FFN.
+        sample: `[M, N]`, a uniform random sample of tokens, the same tokens for every FFN.
+        n_tokens: all tokens seen.
+        mean: `[N]` float64.
+        covariance: `[N, N]` float32, divided by `n_tokens`.
+    """
+
+    name: str
+    sample: Tensor
+    n_tokens: int
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def second_moment(self) -> Tensor:
+        """`E[z z^T]`, `[N, N]` float64."""
+        return self.covariance.double() + torch.outer(self.mean, self.mean)
+
+
+class Recorder:
+    """Takes in the activations of one FFN in bounded memory: a reservoir and running central moments."""
+
+    def __init__(self, name: str, width: int, sample_size: int, *, seed: int, device: torch.device) -> None:
+        self.name = name
+        self.sample_size = sample_size
+        self.n_tokens = 0
+        # Equal seeds draw equal keys, so that the sample holds the same tokens for every FFN.
+        self._generator = torch.Generator().manual_seed(seed)
+        self._keys = torch.empty(0)
+        self._sample: Tensor | None = None
+        self._mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self._scatter = torch.zeros(width, width, device=device)  # sum (z - mean) (z - mean)^T
+
+    def add(self, z: Tensor) -> None:
+        """Add the activations `z [T, N]` of some tokens.
+
+        Raises:
+            ValueError: NaN or infinite activations.
+        """
+        if not torch.isfinite(z).all():
+            nan, infinite = int(torch.isnan(z).sum()), int(torch.isinf(z).sum())
+            raise ValueError(
+                f"{self.name}: expected finite activations, got {nan} NaN and {infinite} infinite of "
+                f"{z.numel()} values"
+            )
+        self._add_sample(z)
+        self._add_moments(z)
+
+    def finish(self) -> Statistics:
+        if self._sample is None:
+            raise ValueError(f"{self.name}: expected calibration tokens, got none")
+        return Statistics(self.name, self._sample, self.n_tokens, self._mean, self._scatter / self.n_tokens)
+
+    def _add_sample(self, z: Tensor) -> None:
+        # Every token draws a key; those with the smallest keys stay: a uniform sample without replacement.
+        keys = torch.cat([self._keys, torch.rand(len(z), generator=self._generator, dtype=torch.float64)])
+        pool = z.detach() if self._sample is None else torch.cat([self._sample, z.detach()])
+        kept = keys.argsort()[: self.sample_size]
+        self._keys, self._sample = keys[kept], pool[kept.to(pool.device)]
+
+    def _add_moments(self, z: Tensor) -> None:
+        # Chan, Golub, LeVeque 1983: centred on the batch first, so that large means cost no precision.
+        values = z.detach().float()
+        mean = values.mean(0, dtype=torch.float64)
+        centred = values - mean.float()
+        self._scatter.addmm_(centred.t(), centred)
+        shift = mean - self._mean
+        total = self.n_tokens + len(z)
+        between = shift * (self.n_tokens * len(z) / total) ** 0.5
+        self._scatter.addr_(between.float(), between.float())
+        self._mean += shift * (len(z) / total)
+        self.n_tokens = total
+
+
+def capture(
+    model: PreTrainedModel, ffns: list[FFN], batches: Iterable[Tensor], *, sample_size: int, seed: int = 0
+) -> list[Statistics]:
+    """Run the model over batches of tokens `[B, L]` and gather the statistics of every FFN.
+
+    Args:
+        sample_size: M, tokens kept per FFN: `sample_size x N` values in the model's dtype.
+        seed: of the sample.
+
+    Raises:
+        ValueError: activations that are NaN or infinite (named by layer), or no tokens at all.
+    """
+    recorders = [
+        Recorder(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device) for ffn in ffns
+    ]
+    body = model.base_model  # without the language-model head, whose output nobody reads here
+    with recording(ffns, recorders), torch.inference_mode(), evaluation_mode(model):
+        for batch in batches:
+            body(input_ids=batch.to(model.device))
+    return [recorder.finish() for recorder in recorders]
+
+
+@contextmanager
+def recording(ffns: list[FFN], recorders: list[Recorder]) -> Iterator[None]:
+    """Pass the input of each FFN's output projection to its recorder; the hooks go, also after an error."""
+
+    def hook_for(recorder: Recorder):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            recorder.add(args[0].flatten(0, -2))
+
+        return hook
+
+    handles = []
+    try:
+        for ffn, recorder in zip(ffns, recorders, strict=True):
+            handles.append(ffn.output.register_forward_pre_hook(hook_for(recorder)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout, and back to the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,67 @@
+"""How good and how fast a model is, before and after."""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.capture import evaluation_mode
+
+
+class Perplexity(NamedTuple):
+    """Of a causal language model over windows of text.
+
+    Attributes:
+        nll: `[n]` float64, mean negative log-likelihood of each window's tokens given those before, nats.
+        tokens_per_second: of the evaluation itself.
+    """
+
+    nll: Tensor
+    tokens_per_second: float
+
+    @property
+    def value(self) -> float:
+        return math.exp(float(self.nll.mean()))
+
+
+def perplexity(model: PreTrainedModel, batches: Iterable[Tensor]) -> Perplexity:
+    """Perplexity over batches of windows `[B, L]`; every window starts without context."""
+    losses: list[Tensor] = []
+    tokens, start = 0, time.perf_counter()
+    with torch.inference_mode(), evaluation_mode(model):
+        for batch in batches:
+            ids = batch.to(model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [B, L - 1, vocabulary]
+            losses += [
+                F.cross_entropy(window.float(), target).cpu()
+                for window, target in zip(logits, ids[:, 1:], strict=True)
+            ]
+            tokens += batch.numel()
+    seconds = time.perf_counter() - start  # the copies to the CPU have waited for the device
+    if not losses:
+        raise ValueError("expected windows to evaluate on, got none")
+    return Perplexity(torch.stack(losses).double(), tokens / seconds)
+
+
+def hidden_states(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensor:
+    """Last hidden states of an encoder, `[tokens, d]` float32 on the CPU."""
+    with torch.inference_mode(), evaluation_mode(model):
+        states = [model.base_model(input_ids=b.to(model.device)).last_hidden_state for b in batches]
+    return torch.cat([s.flatten(0, 1).float().cpu() for s in states])
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, max_new_tokens: int = 32
+) -> str:
+    """The model's greedy continuation of `prompt`."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    with torch.inference_mode(), evaluation_mode(model):
+        ids = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
+    return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

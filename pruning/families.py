@@ -1,0 +1,121 @@
+"""Where a model's feed-forward networks (FFNs) are: all that is known of architectures lives here.
+
+A neuron of an FFN is one channel of the input of its output projection: `act(gate) * up` in a gated FFN,
+the activation's output otherwise. Dropping it removes a row of each input projection and a column of the
+output projection.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a block of some family of models names the parts of its FFN.
+
+    Attributes:
+        inputs: paths, from the block, of the projections whose rows are neurons.
+        output: path of the projection whose columns are neurons.
+        bias_switch: name of the config entry that makes the class store the biases of a block that has none.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    bias_switch: str | None = None
+
+
+LAYOUTS = (
+    Layout(("gate_proj", "up_proj"), "down_proj", "mlp_bias"),  # Llama, Mistral, Qwen2, Qwen3, SmolLM
+    Layout(("intermediate.dense",), "output.dense"),  # BERT
+)
+WIDTH = "intermediate_size"
+"""The config entry that says how many neurons each FFN has."""
+
+
+@dataclass(frozen=True)
+class FFN:
+    """One FFN of a model.
+
+    Attributes:
+        name: of the block within the model.
+        inputs: projections `[N, d]`.
+        output: projection `[d, N]`.
+        can_store_bias: whether a model with a bias in `output` loads back as its stock class.
+    """
+
+    name: str
+    block: nn.Module
+    inputs: tuple[nn.Linear, ...]
+    output: nn.Linear
+    can_store_bias: bool
+
+    @property
+    def width(self) -> int:
+        return self.output.in_features
+
+
+def find_ffns(model: PreTrainedModel) -> list[FFN]:
+    """The FFNs of `model`, in the order of its layers.
+
+    Raises:
+        ValueError: no FFN of a known layout, a layer whose width is not the one that the config gives, or
+            weights that are quantized or not in memory.
+    """
+    config = text_config(model)
+    found = [
+        ffn
+        for name, block in model.named_modules()
+        for layout in LAYOUTS
+        if (ffn := _match(name, block, layout, config))
+    ]
+    if not found:
+        linears = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+        expected = " or ".join(" + ".join((*layout.inputs, layout.output)) for layout in LAYOUTS)
+        raise ValueError(
+            f"{type(model).__name__}: expected blocks with {expected} as torch.nn.Linear, found "
+            f"{'linear layers named ' + ', '.join(sorted(linears)) if linears else 'no linear layer'}"
+        )
+    width = getattr(config, WIDTH, None)
+    for ffn in found:
+        if ffn.width != width:
+            raise ValueError(
+                f"{ffn.name}: expected {WIDTH}={width} neurons as the config says, found {ffn.width}"
+            )
+        for linear in (*ffn.inputs, ffn.output):
+            if not linear.weight.is_floating_point() or linear.weight.is_meta:
+                raise ValueError(
+                    f"{ffn.name}: expected floating-point weights in memory, found {linear.weight.dtype} on "
+                    f"{linear.weight.device}; load the model de-quantized and without offloading"
+                )
+    return found
+
+
+def text_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The part of the config that describes the language model."""
+    return model.config.get_text_config()
+
+
+def bias_switch(ffn: FFN) -> str | None:
+    """The config entry to set when `ffn` gets biases that it did not have."""
+    return next(
+        (layout.bias_switch for layout in LAYOUTS if _submodule(ffn.block, layout.output) is ffn.output), None
+    )
+
+
+def _match(name: str, block: nn.Module, layout: Layout, config: PretrainedConfig) -> FFN | None:
+    inputs = tuple(_submodule(block, path) for path in layout.inputs)
+    output = _submodule(block, layout.output)
+    linears = tuple(m for m in inputs if isinstance(m, nn.Linear))
+    if len(linears) < len(inputs) or not isinstance(output, nn.Linear):
+        return None
+    switchable = layout.bias_switch is not None and hasattr(config, layout.bias_switch)
+    return FFN(name, block, linears, output, can_store_bias=output.bias is not None or switchable)
+
+
+def _submodule(block: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return block.get_submodule(path)
+    except AttributeError:
+        return None

@@ -1,0 +1,119 @@
+"""What was done to a model and why, for machines (the manifest) and for people (the table)."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import mikernels
+
+MANIFEST = "mi_prune.json"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pruned FFN.
+
+    Attributes:
+        name: of the block within the model.
+        kept: `[kept]` indices of the neurons that stay, ascending; their order in the pruned model.
+        dropped: `[dropped]` indices of the others, ascending. The fields below are theirs, in this order.
+        partner: the kept neuron with which each shares most information.
+        mi: that mutual information, nats.
+        linear_r2: share of the variance that a linear map of all kept neurons predicts.
+        saliency: what the criterion weighs, or FLAP's fluctuation where it weighs nothing.
+        median_mi: over all pairs of the dense layer, nats.
+    """
+
+    name: str
+    kept: Tensor
+    dropped: Tensor
+    partner: Tensor
+    mi: Tensor
+    linear_r2: Tensor
+    saliency: Tensor
+    median_mi: float
+
+    def as_json(self) -> dict[str, Any]:
+        columns = {
+            "neuron": self.dropped.tolist(),
+            "partner": self.partner.tolist(),
+            "mi_nats": _rounded(self.mi),
+            "linear_r2": _rounded(self.linear_r2),
+            "saliency": _rounded(self.saliency),
+        }
+        return {
+            "name": self.name,
+            "median_mi_nats": round(self.median_mi, 6),
+            "kept": self.kept.tolist(),
+            "dropped": columns,
+        }
+
+
+@dataclass
+class Report:
+    """Everything about one pruning run.
+
+    Attributes:
+        settings: the arguments of `prune`.
+        calibration_tokens: tokens that the statistics come from.
+        layers: in the order of the model.
+        seconds: of each stage.
+        notes: further entries for the manifest, such as an evaluation.
+    """
+
+    settings: dict[str, Any]
+    calibration_tokens: int
+    layers: list[Layer]
+    seconds: dict[str, float]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def width_before(self) -> int:
+        return len(self.layers[0].kept) + len(self.layers[0].dropped)
+
+    @property
+    def width_after(self) -> int:
+        return len(self.layers[0].kept)
+
+    def manifest(self) -> str:
+        """The report as JSON; per layer, the columns under `dropped` belong together entry by entry."""
+        document = {
+            "settings": self.settings,
+            "calibration_tokens": self.calibration_tokens,
+            "neurons_per_layer": {"before": self.width_before, "after": self.width_after},
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            "versions": versions(),
+            **self.notes,
+            "layers": [layer.as_json() for layer in self.layers],
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+
+def versions() -> dict[str, str]:
+    return {
+        "mikernels": mikernels.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in (header, tuple("-" * w for w in widths), *rows)
+    ]
+    return "\n".join(lines)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]

@@ -1,0 +1,62 @@
+"""Taking neurons out of a model, so that its config describes what is left."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.families import FFN, WIDTH, bias_switch, text_config
+from pruning.repair import Projection
+
+
+def prune_ffn(ffn: FFN, keep: Tensor, projection: Projection) -> None:
+    """Keep the neurons `keep` of one FFN, in place, with `projection` as its output projection."""
+    for linear in ffn.inputs:
+        _replace(
+            linear, linear.weight.detach()[keep], None if linear.bias is None else linear.bias.detach()[keep]
+        )
+    _replace(ffn.output, projection.weight, projection.bias)
+
+
+def update_config(model: PreTrainedModel, ffns: list[FFN]) -> None:
+    """Write the new width, and the switch for biases that were added, into the config.
+
+    A class that switches all biases of its FFN together gets zeros where there were none.
+    """
+    config = text_config(model)
+    width = ffns[0].width
+    setattr(config, WIDTH, width)
+    switch = bias_switch(ffns[0])
+    added = ffns[0].output.bias is not None and ffns[0].inputs[0].bias is None
+    if added and switch is not None:
+        setattr(config, switch, True)
+    for ffn in ffns:
+        if hasattr(ffn.block, WIDTH):
+            setattr(ffn.block, WIDTH, width)
+        if added:
+            for linear in ffn.inputs:
+                _replace(linear, linear.weight.detach(), linear.weight.new_zeros(width))
+
+
+def _replace(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    old = linear.weight
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight.to(old).contiguous(), requires_grad=old.requires_grad)
+    new_bias = None if bias is None else nn.Parameter(bias.to(old), requires_grad=old.requires_grad)
+    linear.register_parameter("bias", new_bias)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters, shared ones once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def keep_from_order(order: Tensor, n_neurons: int, n_drop: int) -> Tensor:
+    """The indices that stay, ascending, when the first `n_drop` of `order` go."""
+    stays = torch.ones(n_neurons, dtype=torch.bool)
+    stays[order[:n_drop].cpu()] = False
+    return stays.nonzero().flatten()

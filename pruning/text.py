@@ -1,0 +1,71 @@
+"""Text to windows of tokens."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+def builtin_text() -> tuple[str, str]:
+    """Two disjoint halves of the language reference that ships inside CPython: to calibrate, to evaluate.
+
+    About 230,000 characters each; the exact text depends on the version of Python.
+    """
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[key] for key in sorted(topics))
+    middle = text.index("\n\n", len(text) // 2)
+    return text[:middle], text[middle:]
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no such file.
+        ValueError: not UTF-8, or nothing but white space.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#x} at {error.start}"
+        ) from error
+    if not text.strip():
+        raise ValueError(f"{path}: expected text, found an empty file")
+    return text
+
+
+def token_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    length: int,
+    *,
+    limit: int | None = None,
+    whole: bool = False,
+) -> Tensor:
+    """Consecutive windows of the text, `[n, length]` int64; a rest shorter than a window is left out.
+
+    Args:
+        limit: at most so many windows, the first ones.
+        whole: each window is a sequence of its own, between the tokenizer's special tokens (for encoders);
+            otherwise the text is one sequence, cut.
+
+    Raises:
+        ValueError: the text does not fill one window, or a length that leaves no room for text.
+    """
+    extra = tokenizer.num_special_tokens_to_add() if whole else 0
+    if length < 2 + extra:
+        raise ValueError(f"length: expected windows of at least {2 + extra} tokens, got {length}")
+    if whole:
+        cut = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)
+        pieces = cut["input_ids"]
+    else:
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+    windows = [piece for piece in pieces if len(piece) == length]
+    if not windows:
+        raise ValueError(f"expected text of at least {length} tokens, got {len(pieces[0]) if pieces else 0}")
+    return torch.tensor(windows[:limit], dtype=torch.int64)

@@ -1,0 +1,32 @@
+import math
+
+import torch
+from conftest import outputs, tiny_model
+
+from pruning.evaluate import generate, hidden_states, perplexity
+
+
+def test_perplexity_is_that_of_the_models_own_loss(llama, windows):
+    with torch.inference_mode():
+        losses = [llama(input_ids=w[None], labels=w[None]).loss for w in windows]
+    result = perplexity(llama, windows.split(5))
+    torch.testing.assert_close(result.nll.float(), torch.stack(losses), rtol=1e-4, atol=1e-5)
+    assert math.isclose(result.value, math.exp(torch.stack(losses).mean()), rel_tol=1e-4)
+
+
+def test_uniform_predictions_have_the_perplexity_of_the_vocabulary(windows):
+    model = tiny_model("Llama", tie_word_embeddings=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert math.isclose(perplexity(model, windows.split(8)).value, 260, rel_tol=1e-5)
+
+
+def test_hidden_states_of_all_tokens(windows):
+    model = tiny_model("Bert")
+    states = hidden_states(model, windows.split(5))
+    torch.testing.assert_close(states, outputs(model, windows).flatten(0, 1))
+
+
+def test_generation_is_repeatable_text(llama, tokenizer):
+    sentence = generate(llama, tokenizer, "Once", max_new_tokens=5)
+    assert isinstance(sentence, str)
+    assert sentence == generate(llama, tokenizer, "Once", max_new_tokens=5)

@@ -1,0 +1,43 @@
+import pytest
+import transformers
+from conftest import FAMILIES, tiny_model
+
+from pruning.families import find_ffns
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_has_one_ffn_in_model_order(family):
+    ffns = find_ffns(tiny_model(family))
+    assert [ffn.width for ffn in ffns] == [40, 40, 40]
+    assert [
+        int(ffn.name.rsplit(".", 1)[0].rsplit(".", 1)[-1] if family != "Bert" else ffn.name.rsplit(".", 1)[1])
+        for ffn in ffns
+    ] == [0, 1, 2]
+    assert all(len(ffn.inputs) == (1 if family == "Bert" else 2) for ffn in ffns)
+
+
+def test_who_can_store_a_bias():
+    stores = {family: find_ffns(tiny_model(family))[0].can_store_bias for family in FAMILIES}
+    assert stores == {"Llama": True, "Mistral": False, "Qwen2": False, "Qwen3": False, "Bert": True}
+
+
+def test_unknown_architecture_is_named_with_what_was_found():
+    config = transformers.OPTConfig(
+        vocab_size=32,
+        hidden_size=8,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        word_embed_proj_dim=8,
+    )
+    with pytest.raises(
+        ValueError, match=r"OPTForCausalLM: expected blocks with gate_proj .* found .*fc1, fc2"
+    ):
+        find_ffns(transformers.OPTForCausalLM(config))
+
+
+def test_width_that_the_config_does_not_tell_is_refused():
+    model = tiny_model("Llama")
+    model.config.intermediate_size = 41
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected intermediate_size=41 .* found 40"):
+        find_ffns(model)

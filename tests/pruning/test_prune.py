@@ -1,0 +1,147 @@
+import copy
+import json
+from typing import get_args
+
+import pytest
+import torch
+from conftest import FAMILIES, outputs, tiny_model
+
+import mikernels
+from pruning import Settings, prune
+from pruning.families import find_ffns
+from pruning.pipeline import Criterion, rounded_width
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 60
+
+
+@pytest.mark.parametrize("criterion", get_args(Criterion))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_criterion_prunes_every_family(family, criterion, windows):
+    model = tiny_model(family)
+    report = prune(model, None, calibration=windows, ratio=0.25, criterion=criterion, multiple_of=2)
+    assert [ffn.width for ffn in find_ffns(model)] == [30, 30, 30]
+    assert torch.isfinite(outputs(model, windows)).all()
+    for layer in report.layers:
+        assert sorted(layer.kept.tolist() + layer.dropped.tolist()) == list(range(40))
+
+
+def test_repair_brings_the_model_closer_to_the_dense_one(model, windows):
+    dense = outputs(model, windows)
+    distance = {}
+    for repair in ("none", "lstsq"):
+        pruned = copy.deepcopy(model)
+        prune(pruned, None, calibration=windows, ratio=0.25, repair=repair, multiple_of=2)
+        distance[repair] = (outputs(pruned, windows) - dense).square().mean()
+    assert distance["lstsq"] < distance["none"]
+
+
+def test_free_copies_are_dropped_at_no_cost(windows):
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        for ffn in find_ffns(model):  # the second half of the neurons copies the first
+            for linear in ffn.inputs:
+                linear.weight[20:] = linear.weight[:20]
+    dense = outputs(model, windows)
+    prune(model, None, calibration=windows, ratio=0.5, multiple_of=2)
+    assert (outputs(model, windows) - dense).abs().max() < 0.02 * dense.abs().max()
+
+
+def test_same_seed_gives_the_same_model_bit_for_bit(windows):
+    models = [tiny_model("Llama") for _ in range(2)]
+    for model in models:
+        prune(model, None, calibration=windows, ratio=0.25, criterion="random-pairs", multiple_of=2, seed=3)
+    for one, other in zip(*(m.state_dict().values() for m in models), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_report_gives_the_reason_for_each_dropped_neuron(llama, windows):
+    dense = copy.deepcopy(llama)
+    report = prune(llama, None, calibration=windows, ratio=0.25, multiple_of=2)
+    captured = []
+    handle = find_ffns(dense)[0].output.register_forward_pre_hook(
+        lambda _m, a: captured.append(a[0].flatten(0, 1))
+    )
+    outputs(dense, windows)
+    handle.remove()
+    mi = mikernels.mutual_information(captured[0])
+    layer = report.layers[0]
+    for i, neuron in enumerate(layer.dropped.tolist()):
+        assert int(layer.partner[i]) in layer.kept.tolist()
+        # The order of the samples differs from the sample that was measured, and so do 8-bit roundings.
+        assert abs(layer.mi[i] - mi[neuron, layer.kept].max()) < 2e-3
+        assert 0 <= layer.linear_r2[i] <= 1
+
+
+def test_manifest_is_json_with_one_entry_per_dropped_neuron(llama, windows):
+    report = prune(llama, None, calibration=windows, ratio=0.25, multiple_of=2, seed=5)
+    manifest = json.loads(report.manifest())
+    assert manifest["settings"]["seed"] == 5
+    assert manifest["neurons_per_layer"] == {"before": 40, "after": 30}
+    assert manifest["calibration_tokens"] == windows.numel()
+    for entry in manifest["layers"]:
+        assert len(entry["kept"]) == 30
+        assert {len(column) for column in entry["dropped"].values()} == {10}
+
+
+def test_calibration_comes_as_text_file_or_tokens(tmp_path, tokenizer):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    common = {"ratio": 0.25, "multiple_of": 2, "sequence_length": 32, "calibration_tokens": 1024}
+    kept = []
+    for calibration in (TEXT, path, torch.tensor(tokenizer(TEXT)["input_ids"][:1024]).view(-1, 32)):
+        report = prune(tiny_model("Llama"), tokenizer, calibration=calibration, **common)
+        assert report.calibration_tokens == 1024
+        kept.append([layer.kept.tolist() for layer in report.layers])
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_without_calibration_the_text_inside_python_is_used(tokenizer):
+    report = prune(
+        tiny_model("Bert"), tokenizer, ratio=0.25, multiple_of=2, sequence_length=32, calibration_tokens=2048
+    )
+    assert report.calibration_tokens == 2048
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 0.0}, "ratio: expected a number between 0 and 1"),
+        ({"ratio": 1.0}, "ratio: expected a number between 0 and 1"),
+        ({"ratio": float("nan")}, "ratio: expected a number between 0 and 1"),
+        ({"ratio": 0.01, "multiple_of": 32}, "rounded to a multiple of 32"),
+        ({"ratio": 0.99, "multiple_of": 32}, "rounded to a multiple of 32, keeps 0"),
+        ({"criterion": "best"}, "criterion: expected one of pairwise-mi"),
+        ({"repair": "hope"}, "repair: expected one of none, bias, lstsq, got 'hope'"),
+        ({"threshold": 0.1}, "threshold: expected only with criterion='random-pairs'"),
+        ({"criterion": "random-pairs", "threshold": 50.0}, "above 50 nats there are pairs for 0"),
+        ({"sample_size": 4}, r"layers\.0\.mlp: .* at least 8 samples"),
+        ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
+        ({"calibration": torch.randn(4, 4)}, "expected windows of token ids"),
+        ({"calibration": "some text"}, "tokenizer: expected one for calibration text, got None"),
+    ],
+)
+def test_bad_settings_are_refused_and_leave_the_model_as_it_was(llama, windows, options, message):
+    before = copy.deepcopy(llama.state_dict())
+    with pytest.raises(ValueError, match=message):
+        prune(llama, None, **({"calibration": windows, "ratio": 0.25, "multiple_of": 2} | options))
+    assert llama.config.intermediate_size == 40
+    for name, value in llama.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_bias_repair_is_refused_where_the_class_cannot_store_it(windows):
+    with pytest.raises(ValueError, match="Qwen2ForCausalLM cannot store a bias"):
+        prune(tiny_model("Qwen2"), None, calibration=windows, ratio=0.25, repair="bias", multiple_of=2)
+
+
+def test_text_shorter_than_a_window_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="expected text of at least 512 tokens, got 5"):
+        prune(tiny_model("Llama"), tokenizer, calibration="hello", multiple_of=2)
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "multiple", "expected"),
+    [(1536, 0.2, 32, 1216), (11008, 0.2, 128, 8832), (100, 0.5, 1, 50), (64, 0.4, 32, 32)],
+)
+def test_width_is_rounded_to_the_nearest_multiple(width, ratio, multiple, expected):
+    assert rounded_width(width, Settings(ratio=ratio, multiple_of=multiple)) == expected

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning.capture import Statistics
+from pruning.repair import complement, explained_variance, repair_projection
+
+
+def make(seed=0, n=12, tokens=400, d=5):
+    torch.manual_seed(seed)
+    z = torch.randn(tokens, n) @ torch.randn(n, n) + torch.randn(n)
+    return z, torch.randn(d, n), statistics_of(z)
+
+
+def statistics_of(z):
+    return Statistics("layer", z, len(z), z.double().mean(0), z.T.cov(correction=0))
+
+
+def error(z, weight, keep, projection):
+    bias = 0 if projection.bias is None else projection.bias
+    output = z.double() @ weight.double().T
+    return (output - (z[:, keep].double() @ projection.weight.T + bias)).square().mean()
+
+
+@given(seed=st.integers(0, 1000), dropped=st.integers(1, 11))
+@settings(deadline=None, max_examples=30)
+@pytest.mark.parametrize("intercept", [True, False])
+def test_least_squares_is_never_worse_than_no_repair_on_its_own_data(intercept, seed, dropped):
+    z, weight, statistics = make(seed)
+    keep = torch.randperm(12)[dropped:].sort().values
+    cut = repair_projection(weight, None, keep, statistics, "none", intercept=intercept)
+    repaired = repair_projection(weight, None, keep, statistics, "lstsq", intercept=intercept)
+    assert (repaired.bias is not None) == intercept
+    # Both are compared by what least squares minimises: the error of each dropped neuron, summed.
+    drop = complement(keep, 12)
+    identity = torch.eye(12)[drop]
+    assert error(
+        z, identity, keep, repair_projection(identity, None, keep, statistics, "lstsq", intercept=intercept)
+    ) <= (
+        error(
+            z,
+            identity,
+            keep,
+            repair_projection(identity, None, keep, statistics, "none", intercept=intercept),
+        )
+        * (1 + 1e-6)
+    )
+    assert torch.isfinite(cut.weight).all()
+
+
+def test_linearly_dependent_neurons_are_made_up_for():
+    torch.manual_seed(0)
+    z = torch.randn(500, 8)
+    z[:, 6] = z[:, 0] - 2 * z[:, 1]
+    z[:, 7] = 0.5 * z[:, 2]
+    weight, keep, statistics = torch.randn(4, 8), torch.arange(6), statistics_of(z)
+    cut = error(z, weight, keep, repair_projection(weight, None, keep, statistics, "none", intercept=False))
+    repaired = error(
+        z, weight, keep, repair_projection(weight, None, keep, statistics, "lstsq", intercept=False)
+    )
+    assert repaired < 1e-3 * cut
+    torch.testing.assert_close(
+        explained_variance(statistics, keep, torch.tensor([6, 7])), torch.ones(2).double(), rtol=0, atol=1e-3
+    )
+
+
+def test_independent_neurons_are_explained_by_nothing():
+    torch.manual_seed(0)
+    statistics = statistics_of(torch.randn(20_000, 6))
+    assert explained_variance(statistics, torch.arange(5), torch.tensor([5])).item() < 0.01
+
+
+def test_bias_repair_restores_the_mean_output():
+    z, weight, statistics = make()
+    keep, old = torch.arange(7), torch.randn(5)
+    projection = repair_projection(weight, old, keep, statistics, "bias", intercept=True)
+    expected = (z @ weight.T + old).double().mean(0)
+    actual = z[:, keep].double().mean(0) @ projection.weight.T + projection.bias
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_bias_repair_without_a_place_for_it_is_an_error():
+    _, weight, statistics = make()
+    with pytest.raises(ValueError, match="expected a projection that can store a bias"):
+        repair_projection(weight, None, torch.arange(7), statistics, "bias", intercept=False)
+
+
+@pytest.mark.parametrize("repair", ["none", "bias", "lstsq"])
+def test_keeping_all_changes_nothing(repair):
+    _, weight, statistics = make()
+    bias = torch.randn(5)
+    projection = repair_projection(weight, bias, torch.arange(12), statistics, repair, intercept=True)
+    assert torch.equal(projection.weight.float(), weight)
+    assert torch.equal(projection.bias.float(), bias)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_constant_silent_and_too_few_samples_give_finite_weights(intercept):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 10)
+    for z in (
+        torch.zeros(50, 10),
+        torch.ones(50, 10),
+        torch.randn(3, 10),
+        1e4 * torch.ones(50, 10) + torch.randn(50, 10),
+    ):
+        projection = repair_projection(
+            weight, None, torch.arange(6), statistics_of(z), "lstsq", intercept=intercept
+        )
+        assert torch.isfinite(projection.weight).all()
+
+
+def test_complement_is_what_is_left():
+    assert complement(torch.tensor([0, 3]), 5).tolist() == [1, 2, 4]

@@ -1,0 +1,79 @@
+import copy
+
+import pytest
+import torch
+from conftest import outputs, tiny_model
+
+from pruning import prune
+from pruning.families import find_ffns
+from pruning.repair import Projection
+from pruning.surgery import count_parameters, keep_from_order, prune_ffn, update_config, weight_bytes
+
+
+def cut(model, keeps):
+    ffns = find_ffns(model)
+    for ffn, keep in zip(ffns, keeps, strict=True):
+        weight, bias = ffn.output.weight.detach()[:, keep], ffn.output.bias
+        prune_ffn(ffn, keep, Projection(weight.double(), None if bias is None else bias.detach().double()))
+    update_config(model, ffns)
+
+
+def test_keeping_all_neurons_is_the_identity_bit_for_bit(model, windows):
+    dense = outputs(model, windows)
+    cut(model, [torch.arange(40)] * 3)
+    assert torch.equal(outputs(model, windows), dense)
+
+
+def test_pruned_model_is_the_dense_one_with_those_neurons_masked_to_zero(model, windows):
+    masked = copy.deepcopy(model)
+    report = prune(model, None, calibration=windows, ratio=0.3, repair="none", multiple_of=1)
+    for ffn, layer in zip(find_ffns(masked), report.layers, strict=True):
+        mask = torch.zeros(40)
+        mask[layer.kept] = 1
+        ffn.output.register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,))
+    torch.testing.assert_close(outputs(model, windows), outputs(masked, windows), rtol=1e-5, atol=1e-5)
+
+
+def test_each_layer_keeps_neurons_of_its_own(model):
+    dense = copy.deepcopy(model)
+    keeps = [torch.arange(0, 20), torch.arange(20, 40), torch.arange(0, 40, 2)]
+    cut(model, keeps)
+    for before, after, keep in zip(find_ffns(dense), find_ffns(model), keeps, strict=True):
+        assert after.width == after.output.in_features == 20
+        assert torch.equal(after.output.weight, before.output.weight[:, keep])
+        for old, new in zip(before.inputs, after.inputs, strict=True):
+            assert new.out_features == 20
+            assert torch.equal(new.weight, old.weight[keep])
+            assert old.bias is None or torch.equal(new.bias, old.bias[keep])
+
+
+@pytest.mark.parametrize("repair", ["none", "lstsq"])
+def test_config_and_parameter_count_describe_what_is_left(model, windows, repair):
+    before, matrices = count_parameters(model), len(find_ffns(model)[0].inputs) + 1
+    biases = sum(linear.bias is not None for linear in find_ffns(model)[0].inputs)
+    prune(model, None, calibration=windows, ratio=0.25, repair=repair, multiple_of=2)
+    assert model.config.intermediate_size == 30
+    assert before - count_parameters(model) == 3 * 10 * (16 * matrices + biases)
+    assert weight_bytes(model) == 4 * count_parameters(model)
+
+
+def test_bias_is_stored_in_the_class_that_has_a_switch_for_it(llama, windows):
+    prune(llama, None, calibration=windows, ratio=0.25, repair="bias", multiple_of=2)
+    assert llama.config.mlp_bias
+    for ffn in find_ffns(llama):
+        assert ffn.output.bias.abs().sum() > 0
+        assert all(torch.equal(linear.bias, torch.zeros(30)) for linear in ffn.inputs)
+    fresh = type(llama)(llama.config)
+    fresh.load_state_dict(llama.state_dict())
+    assert torch.equal(outputs(fresh.eval(), windows), outputs(llama, windows))
+
+
+def test_dtype_and_requires_grad_survive(windows):
+    model = tiny_model("Llama").to(torch.bfloat16).requires_grad_(False)
+    prune(model, None, calibration=windows, ratio=0.25, multiple_of=2)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_keep_is_what_the_head_of_the_order_leaves():
+    assert keep_from_order(torch.tensor([3, 1, 0, 2]), 4, 2).tolist() == [0, 2]

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from pruning.text import builtin_text, read_text, token_windows
+
+
+def test_builtin_halves_are_long_and_disjoint():
+    calibration, evaluation = builtin_text()
+    assert min(len(calibration), len(evaluation)) > 100_000
+    assert calibration[-2000:] not in evaluation
+    assert evaluation[:2000] not in calibration
+
+
+def test_windows_are_consecutive_pieces_of_the_text(tokenizer):
+    text = "abcdefghij" * 10
+    windows = token_windows(tokenizer, text, 16)
+    assert windows.shape == (6, 16)
+    assert torch.equal(windows.flatten(), torch.tensor(tokenizer(text)["input_ids"][:96]))
+    assert torch.equal(token_windows(tokenizer, text, 16, limit=2), windows[:2])
+
+
+def test_windows_for_encoders_stand_between_special_tokens(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    try:
+        windows = token_windows(tokenizer, "abcdefghij" * 10, 16, whole=True)
+    finally:
+        tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    assert windows.shape == (7, 16)
+    assert (windows[:, 0] == 1).all()
+    assert (windows[:, -1] == 2).all()
+
+
+def test_missing_empty_and_binary_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_text(tmp_path / "nowhere.txt")
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=r"empty\.txt: expected text, found an empty file"):
+        read_text(tmp_path / "empty.txt")
+    (tmp_path / "binary").write_bytes(b"abc\xff\xfe")
+    with pytest.raises(ValueError, match="expected UTF-8 text, found byte 0xff at 3"):
+        read_text(tmp_path / "binary")
+
+
+def test_text_that_is_too_short_says_so(tokenizer):
+    with pytest.raises(ValueError, match="expected text of at least 16 tokens, got 3"):
+        token_windows(tokenizer, "abc", 16)
+    with pytest.raises(ValueError, match="expected windows of at least 2 tokens, got 1"):
+        token_windows(tokenizer, "abc", 1)
