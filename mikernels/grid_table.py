@@ -27,7 +27,7 @@ def integer_table(n_samples: int, problem: Problem) -> tuple[Tensor, int]:
     row_sum = math.floor(INT8_MAX / float(shares.max()))
     running = (shares * row_sum).cumsum(1)
     running[:, -1] = row_sum
-    offset = (torch.arange(n_samples, dtype=torch.float64) * GOLDEN).frac()[:, None]
+    offset = (0.5 + torch.arange(n_samples, dtype=torch.float64) * GOLDEN).frac()[:, None]
     stops = torch.floor(running + offset)
     table = torch.diff(stops, dim=1, prepend=torch.zeros_like(offset))
     return table.clamp_(max=INT8_MAX).to(torch.int8), row_sum

@@ -8,6 +8,9 @@ Transform = Literal["rank", "standardize"]
 Impl = Literal["auto", "torch", "reference"]
 Precision = Literal["auto", "int8", "fp32", "fp64"]
 
+MIN_BANDWIDTH = 1e-6
+"""Below the distance of neighbouring ranks at any M that fits a memory; its square is safe in float32."""
+
 DEFAULT_MEMORY_BUDGET = 2**30
 """Workspace in bytes beyond the inputs and the result."""
 
@@ -59,7 +62,7 @@ def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_sa
 
     Raises:
         ValueError: an unknown estimator or bandwidth rule, a bandwidth that is not a positive number, or
-            fewer than 2 or more than 256 nodes.
+            a number of nodes that is not from 2 to 256.
     """
     choose("estimator", estimator, Estimator)
     if isinstance(nodes, bool) or not isinstance(nodes, int) or not 2 <= nodes <= 256:
@@ -70,10 +73,10 @@ def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_sa
             h = max(h, GRID_BANDWIDTH_FLOOR * node_spacing(nodes))
     elif bandwidth == "silverman":
         h = silverman(n_samples)
-    elif isinstance(bandwidth, str) or not 0 < bandwidth < float("inf"):
+    elif isinstance(bandwidth, str) or not MIN_BANDWIDTH <= bandwidth <= 1 / MIN_BANDWIDTH:
         raise ValueError(
-            "bandwidth: expected None, 'silverman' or a positive number of standard deviations, "
-            f"got {bandwidth!r}"
+            f"bandwidth: expected None, 'silverman' or a positive number of standard deviations from "
+            f"{MIN_BANDWIDTH:g} to {1 / MIN_BANDWIDTH:g}, got {bandwidth!r}"
         )
     else:
         h = float(bandwidth)

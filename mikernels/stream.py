@@ -43,13 +43,13 @@ class GridStream:
         n_samples, n_variables = samples.shape
         if n_variables < 2:
             raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
+        problem = make_problem("grid", nodes, bandwidth, n_samples)
         needed = 8 * (n_variables * nodes) ** 2
         if needed > memory_budget:
             raise ValueError(
                 f"memory_budget: expected at least {needed} bytes for the counts of {n_variables} variables "
                 f"at {nodes} nodes, got {memory_budget}"
             )
-        problem = make_problem("grid", nodes, bandwidth, n_samples)
         table, self._row_sum = integer_table(n_samples, problem)
         self._table = table.to(samples.device)  # [R, G]
         self._sorted = samples.t().contiguous().sort(dim=1).values  # [N, R]

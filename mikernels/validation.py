@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 MIN_SAMPLES = 8
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_samples(
@@ -17,8 +18,10 @@ def as_samples(
     """
     if not isinstance(value, Tensor):
         value = _from_numpy(value, name)
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a real floating-point dtype, got {value.dtype}")
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: expected a real floating-point dtype, got {value.dtype} (accepted: {', '.join(map(str, DTYPES))})"
+        )
     if value.ndim != 2:
         raise ValueError(
             f"{name}: expected shape [samples, variables], got {value.ndim} dimensions: {list(value.shape)}"

@@ -15,11 +15,11 @@ import mikernels
 from mikernels.problem import Estimator
 from pruning import select
 from pruning.capture import Statistics, capture
-from pruning.families import FFN, find_ffns
+from pruning.families import FFN, find_ffns, text_config
 from pruning.progress import track
 from pruning.repair import Repair, complement, explained_variance, repair_projection
 from pruning.report import Layer, Report
-from pruning.surgery import keep_from_order, prune_ffn, update_config
+from pruning.surgery import prune_ffn, update_config
 from pruning.text import builtin_text, read_text, token_windows
 
 Criterion = Literal["pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
@@ -102,12 +102,15 @@ def prune(
     settings = Settings(**options) if settings is None else settings  # type: ignore[arg-type]  # checked there
     ffns = find_ffns(model)
     n_keep = rounded_width(ffns[0].width, settings)
-    intercept = (all(ffn.can_store_bias for ffn in ffns) and settings.repair == "bias") or ffns[
-        0
-    ].output.bias is not None
-    if settings.repair == "bias" and not intercept:
+    if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
         raise ValueError(f"repair: {type(model).__name__} cannot store a bias, expected 'lstsq' or 'none'")
+    intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     windows = _calibration_windows(model, tokenizer, calibration, settings)
+    longest = getattr(text_config(model), "max_position_embeddings", windows.shape[1])
+    if windows.shape[1] > longest:
+        raise ValueError(
+            f"sequence_length: expected at most the {longest} tokens that the model reads, got {windows.shape[1]}"
+        )
 
     seconds: dict[str, float] = {}
     with _clock(seconds, "capture"):
@@ -166,7 +169,7 @@ def _plan(ffn: FFN, statistics: Statistics, n_keep: int, settings: Settings) -> 
         order = select.redundancy_saliency(mi, saliency)
     else:
         order = select.ascending(saliency)
-    kept = keep_from_order(order, ffn.width, n_drop).to(mi.device)
+    kept = complement(order[:n_drop].to(mi.device), ffn.width)
     dropped = complement(kept, ffn.width)
     best = mi[dropped][:, kept].max(1)
     return Layer(

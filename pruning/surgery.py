@@ -1,6 +1,5 @@
 """Taking neurons out of a model, so that its config describes what is left."""
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -53,10 +52,3 @@ def count_parameters(model: nn.Module) -> int:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the parameters, shared ones once."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def keep_from_order(order: Tensor, n_neurons: int, n_drop: int) -> Tensor:
-    """The indices that stay, ascending, when the first `n_drop` of `order` go."""
-    stays = torch.ones(n_neurons, dtype=torch.bool)
-    stays[order[:n_drop].cpu()] = False
-    return stays.nonzero().flatten()

@@ -46,10 +46,10 @@ def token_windows(
     limit: int | None = None,
     whole: bool = False,
 ) -> Tensor:
-    """Consecutive windows of the text, `[n, length]` int64; a rest shorter than a window is left out.
+    """Windows of the text, `[n, length]` int64, that do not overlap; a rest shorter than a window is left out.
 
     Args:
-        limit: at most so many windows, the first ones.
+        limit: at most so many windows, spread evenly over the text: its beginning alone is less typical.
         whole: each window is a sequence of its own, between the tokenizer's special tokens (for encoders);
             otherwise the text is one sequence, cut.
 
@@ -66,6 +66,7 @@ def token_windows(
         ids = tokenizer(text, verbose=False)["input_ids"]
         pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
     windows = [piece for piece in pieces if len(piece) == length]
+    count = len(windows) if limit is None else min(limit, len(windows))
     if not windows:
         raise ValueError(f"expected text of at least {length} tokens, got {len(pieces[0]) if pieces else 0}")
-    return torch.tensor(windows[:limit], dtype=torch.int64)
+    return torch.tensor([windows[i * len(windows) // count] for i in range(count)], dtype=torch.int64)

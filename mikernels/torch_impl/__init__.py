@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from mikernels.pairs import Block
@@ -55,11 +56,15 @@ def mi_blocks(
             if y is None and right_columns.start < left_columns.start:
                 continue
             same = y is None and right_columns == left_columns
+            right = None  # the last one goes before the next one comes: two panels fit the budget
             right = left if same else method.panel(others, right_columns)
             n_rows = left_columns.stop - left_columns.start
             n_cols = right_columns.stop - right_columns.start
             for rows, cols in tiles(n_rows, n_cols, method.tile, upper=same):
-                mi = method.compute(left, rows, right, cols)
+                with torch.autocast(
+                    x.data.device.type, enabled=False
+                ):  # a caller's would halve the precision
+                    mi = method.compute(left, rows, right, cols)
                 row, col = left_columns.start + rows.start, right_columns.start + cols.start
                 mi.masked_fill_(x.constant[row : row + mi.shape[0], None], 0.0)
                 mi.masked_fill_(others.constant[col : col + mi.shape[1]], 0.0)

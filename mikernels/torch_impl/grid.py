@@ -73,7 +73,7 @@ def joint_to_mi(joint: Tensor, total: float, p_entropy: Tensor, q_entropy: Tenso
 
 def _joint_entropy(joint: Tensor, total: float, g: int) -> Tensor:
     # u = J G^2 is about 1, so that the logs are small and their rounding errors with them.
-    u = joint * (g * g / total)
+    u = joint.to(torch.float32).mul_(g * g / total)
     log = u.clamp(min=1e-30).log_()
     tables = log.mul_(u).view(joint.shape[0] // g, g, joint.shape[1] // g, g)
     return 2 * math.log(g) - tables.sum(3).sum(1) / g**2

@@ -14,12 +14,13 @@ def integer_gram(a: Tensor, b: Tensor) -> Tensor:
         return sum(
             (integer_gram(c, d).double() for c, d in chunks), start=torch.zeros((), dtype=torch.float64)
         )
-    if has_fast_int8(a.device):
+    if has_fast_int8(a.device) and min(a.shape[1], b.shape[1]) > 1:  # of one column torch 2.13 makes zeros
         return torch._int_mm(a.t(), b)
     # float32 is exact up to 2^24 > 127^2 x 1024.
     out = torch.zeros(a.shape[1], b.shape[1], dtype=torch.int32, device=a.device)
-    for c, d in zip(a.split(1024), b.split(1024), strict=True):
-        out += (c.t().float() @ d.float()).int()
+    with torch.autocast(a.device.type, enabled=False):
+        for c, d in zip(a.split(1024), b.split(1024), strict=True):
+            out += (c.t().float() @ d.float()).int()
     return out
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, and a tokenizer that needs no download."""
+"""Fixtures: tiny random models, windows of random tokens, and a tokenizer that needs no download."""
 
 import pytest
 import torch
@@ -6,37 +6,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 260
-CAUSAL = ("Llama", "Mistral", "Qwen2", "Qwen3")
-FAMILIES = (*CAUSAL, "Bert")
-
-
-def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> transformers.PreTrainedModel:
-    common = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": width,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-        "hidden_act": "gelu" if family == "Bert" else "silu",
-    }
-    if family != "Bert":
-        common |= {
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }
-    torch.manual_seed(seed)
-    configuration = getattr(transformers, f"{family}Config")(**(common | config))
-    name = "BertModel" if family == "Bert" else f"{family}ForCausalLM"
-    model = getattr(transformers, name)(configuration).eval()
-    with torch.no_grad():  # larger than the usual initialisation, so that the FFNs matter
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+from tiny import FAMILIES, VOCABULARY, tiny_model
 
 
 @pytest.fixture(params=FAMILIES)
@@ -66,8 +36,3 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-
-
-@torch.inference_mode()
-def outputs(model: transformers.PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids)[0]

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from conftest import tiny_model
 
 from pruning.capture import Recorder, capture
 from pruning.families import find_ffns
+
+from tiny import tiny_model
 
 CPU = torch.device("cpu")
 

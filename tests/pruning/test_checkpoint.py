@@ -8,12 +8,13 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import outputs, tiny_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from pruning import checkpoint, prune
 from pruning.checkpoint import load_model, reload_difference, save_pruned
 from pruning.report import MANIFEST
+
+from tiny import outputs, tiny_model
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ KILLED_WHILE_SAVING = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 from pruning import checkpoint, prune
 model = tiny_model("Llama")
 report = prune(model, None, calibration=torch.randint(3, 200, (8, 16)), ratio=0.25, multiple_of=2)

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tiny_model
 from transformers import AutoModelForCausalLM
+
+from tiny import tiny_model
 
 SHORT = ("--sequence-length=32", "--calibration-tokens=2048", "--evaluation-tokens=512", "--multiple-of=2")
 
@@ -76,7 +77,7 @@ def test_own_text_is_used_and_named(folders, tmp_path):
     [
         (("--ratio=2",), "ratio: expected a number between 0 and 1"),
         (("--calibration=/nowhere.txt",), "/nowhere.txt"),
-        (("--ratio=0.01", "--multiple-of=32"), "rounded to a multiple of 32"),
+        (("--ratio=0.01", "--multiple-of=8"), "rounded to a multiple of 8, keeps 40"),
         (("--sequence-length=1000000",), "expected text of at least 1000000 tokens"),
     ],
 )

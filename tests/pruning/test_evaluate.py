@@ -1,9 +1,10 @@
 import math
 
 import torch
-from conftest import outputs, tiny_model
 
 from pruning.evaluate import generate, hidden_states, perplexity
+
+from tiny import outputs, tiny_model
 
 
 def test_perplexity_is_that_of_the_models_own_loss(llama, windows):

@@ -1,12 +1,13 @@
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import select
 from pruning.capture import Statistics
 from pruning.families import find_ffns
+
+from tiny import tiny_model
 
 
 def symmetric(n, seed):

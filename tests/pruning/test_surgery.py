@@ -2,12 +2,13 @@ import copy
 
 import pytest
 import torch
-from conftest import outputs, tiny_model
 
 from pruning import prune
 from pruning.families import find_ffns
 from pruning.repair import Projection
-from pruning.surgery import count_parameters, keep_from_order, prune_ffn, update_config, weight_bytes
+from pruning.surgery import count_parameters, prune_ffn, update_config, weight_bytes
+
+from tiny import outputs, tiny_model
 
 
 def cut(model, keeps):
@@ -73,7 +74,3 @@ def test_dtype_and_requires_grad_survive(windows):
     prune(model, None, calibration=windows, ratio=0.25, multiple_of=2)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_keep_is_what_the_head_of_the_order_leaves():
-    assert keep_from_order(torch.tensor([3, 1, 0, 2]), 4, 2).tolist() == [0, 2]

@@ -16,7 +16,13 @@ def test_windows_are_consecutive_pieces_of_the_text(tokenizer):
     windows = token_windows(tokenizer, text, 16)
     assert windows.shape == (6, 16)
     assert torch.equal(windows.flatten(), torch.tensor(tokenizer(text)["input_ids"][:96]))
-    assert torch.equal(token_windows(tokenizer, text, 16, limit=2), windows[:2])
+
+
+def test_a_limit_takes_windows_from_all_of_the_text(tokenizer):
+    text = "abcdefghij" * 10
+    windows = token_windows(tokenizer, text, 16)
+    assert torch.equal(token_windows(tokenizer, text, 16, limit=2), windows[[0, 3]])
+    assert torch.equal(token_windows(tokenizer, text, 16, limit=9), windows)
 
 
 def test_windows_for_encoders_stand_between_special_tokens(tokenizer):

@@ -1,0 +1,175 @@
+"""Every refusal, with a message that says what was expected and what came."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from mikernels import mutual_information, pairs_above, top_pairs
+
+from samples import correlated, gaussian, options, over_methods, smallest_budget
+
+NAN, INF = float("nan"), float("inf")
+
+
+def with_values(*values):
+    """`[20, 5]` with `values` in rows from the first on, in columns from 2 on."""
+    x = gaussian(20, 5)
+    for place, value in enumerate(values):
+        x[place, 2 + place] = value
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ((NAN,), "1 NaN and 0 infinite in 1 of 5 columns (the first is column 2)"),
+        ((INF,), "0 NaN and 1 infinite in 1 of 5 columns (the first is column 2)"),
+        ((-INF, INF), "0 NaN and 2 infinite in 2 of 5 columns (the first is column 2)"),
+        ((NAN, INF), "1 NaN and 1 infinite in 2 of 5 columns (the first is column 2)"),
+    ],
+)
+def test_values_that_are_not_finite(values, counts, dtype):
+    with pytest.raises(ValueError, match=re.escape(f"x: expected finite values, got {counts}")):
+        mutual_information(with_values(*values).to(dtype))
+
+
+def test_values_of_y_that_are_not_finite():
+    with pytest.raises(ValueError, match="y: expected finite values, got 1 NaN"):
+        mutual_information(gaussian(20, 2), with_values(NAN))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_values_whose_sum_overflows_are_accepted(dtype):
+    largest = torch.finfo(dtype).max
+    x = (gaussian(20, 3).double().sigmoid() * largest).to(dtype).clamp(min=largest / 2)
+    assert torch.isinf(x.sum())
+    assert mutual_information(x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (gaussian(7, 3), None, "x: expected at least 8 samples (rows), got 7"),
+        (gaussian(0, 3), None, "x: expected at least 8 samples (rows), got 0"),
+        (gaussian(20, 1), None, "x: expected at least 2 variables (columns) to pair, got shape [20, 1]"),
+        (gaussian(20, 0), None, "x: expected at least one variable (column), got shape [20, 0]"),
+        (gaussian(20, 2), gaussian(20, 0), "y: expected at least one variable (column), got shape [20, 0]"),
+        (gaussian(20, 2), gaussian(19, 2), "y: expected as many samples as x, 20, got 19"),
+        (gaussian(20, 2), gaussian(7, 2), "y: expected at least 8 samples (rows), got 7"),
+        (gaussian(20, 2)[0], None, "x: expected shape [samples, variables], got 1 dimensions: [2]"),
+        (gaussian(20, 2)[None], None, "x: expected shape [samples, variables], got 3 dimensions: [1, 20, 2]"),
+        (np.array(1.0), None, "x: expected shape [samples, variables], got 0 dimensions: []"),
+    ],
+)
+def test_shapes(x, y, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mutual_information(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
+def test_torch_types_that_are_not_real_numbers(dtype):
+    with pytest.raises(TypeError, match=f"x: expected a real floating-point dtype, got {dtype}"):
+        mutual_information(torch.ones(20, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "complex64", "object", "longdouble", "<U3"])
+def test_numpy_types_that_are_not_supported(dtype):
+    x = np.ones((20, 2), dtype=dtype)
+    with pytest.raises(TypeError, match=f"x: expected a float16, float32 or float64 array, got {x.dtype}"):
+        mutual_information(x)
+
+
+def test_8_bit_floats_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"x: expected .* got torch.float8_e4m3fn"):
+        mutual_information(gaussian(20, 2).to(torch.float8_e4m3fn))
+
+
+@pytest.mark.parametrize("value", [[[1.0, 2.0]] * 20, None, 3.0, "x"])
+def test_what_is_no_array(value):
+    with pytest.raises(TypeError, match="x: expected a torch tensor or a numpy array, got"):
+        mutual_information(value)
+    with pytest.raises(TypeError, match="y: expected a torch tensor or a numpy array, got list"):
+        mutual_information(gaussian(20, 2), [[1.0, 2.0]] * 20)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"estimator": "knn"}, "estimator: expected one of 'grid', 'kde', 'renyi2', got 'knn'"),
+        ({"transform": "none"}, "transform: expected one of 'rank', 'standardize', got 'none'"),
+        ({"impl": "numpy"}, "impl: expected one of 'auto', 'torch', 'reference'"),
+        ({"precision": "fp16"}, "precision: expected one of 'auto', 'int8', 'fp32', 'fp64', got 'fp16'"),
+        ({"precision": "fp64"}, "'grid' with transform='rank' and impl='auto' expects one of 'int8', 'fp32'"),
+        (
+            {"precision": "int8", "transform": "standardize"},
+            "transform='standardize' .* expects one of 'fp32'",
+        ),
+        (
+            {"precision": "int8", "estimator": "kde"},
+            "precision: 'kde' with .* expects one of 'fp32', got 'int8'",
+        ),
+        ({"precision": "int8", "estimator": "renyi2"}, "precision: 'renyi2' with .* expects one of 'fp32'"),
+        ({"precision": "fp32", "impl": "reference"}, "impl='reference' expects one of 'fp64', got 'fp32'"),
+        ({"nodes": 1}, "nodes: expected an integer from 2 to 256, got 1"),
+        ({"nodes": 257}, "nodes: expected an integer from 2 to 256, got 257"),
+        ({"nodes": 16.0}, "nodes: expected an integer from 2 to 256, got 16.0"),
+        ({"nodes": True}, "nodes: expected an integer from 2 to 256, got True"),
+        ({"bandwidth": 0}, "bandwidth: expected None, 'silverman' or a positive number .* got 0"),
+        ({"bandwidth": -0.5}, "bandwidth: .* got -0.5"),
+        ({"bandwidth": NAN}, "bandwidth: .* got nan"),
+        ({"bandwidth": INF}, "bandwidth: .* got inf"),
+        ({"bandwidth": "scott"}, "bandwidth: .* got 'scott'"),
+    ],
+)
+def test_options(option, message):
+    x = gaussian(20, 2)
+    calls = [
+        lambda: mutual_information(x, **option),
+        lambda: top_pairs(x, 1, **option),
+        lambda: pairs_above(x, 0.0, **option),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("bandwidth", [1e-30, 1e-200])
+@over_methods()
+def test_tiny_bandwidth_is_refused_or_gives_numbers(method, bandwidth):
+    try:
+        mi = mutual_information(gaussian(20, 3), bandwidth=bandwidth, **options(method))
+    except ValueError as error:
+        assert "bandwidth: expected" in str(error)  # noqa: PT017
+    else:
+        assert mi.isfinite().all()
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_number_of_pairs(k):
+    with pytest.raises(ValueError, match=f"k: expected at least 1, got {k}"):
+        top_pairs(gaussian(20, 2), k)
+
+
+def test_threshold_that_is_no_number():
+    with pytest.raises(ValueError, match="threshold: expected a number of nats, got NaN"):
+        pairs_above(gaussian(20, 2), NAN)
+
+
+@pytest.mark.parametrize("function", [top_pairs, pairs_above])
+def test_unknown_keyword(function):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'node'"):
+        function(gaussian(20, 2), 1, node=16)
+
+
+@pytest.mark.parametrize("with_y", [False, True])
+@over_methods()
+def test_memory_budget_that_the_error_names_is_the_smallest_that_works(method, with_y):
+    x, y = correlated(20, 9).split([4, 5], dim=1)
+    y = y if with_y else None
+    needed = smallest_budget(x, y, **options(method))
+    assert mutual_information(x, y, memory_budget=needed, **options(method)).isfinite().all()
+    with pytest.raises(ValueError, match=f"at least {needed} bytes for this input, got {needed - 1}"):
+        mutual_information(x, y, memory_budget=needed - 1, **options(method))

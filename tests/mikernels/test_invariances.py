@@ -1,0 +1,205 @@
+"""What must not change the result, or not beyond rounding."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mikernels import mutual_information
+from mikernels import transforms as transforms_module
+from mikernels.torch_impl.kde import Kde
+from mikernels.torch_impl.renyi2 import Renyi2
+
+from samples import correlated, gaussian, options, over_methods, smallest_budget
+
+ROUNDING = {"rtol": 0, "atol": 5e-6}
+
+few_examples = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+@over_methods()
+@given(shape=st.tuples(st.integers(8, 40), st.integers(2, 9)), seed=st.integers(0, 2**16))
+@few_examples
+def test_matrix_is_symmetric_to_the_bit_and_highest_on_the_diagonal(method, shape, seed):
+    mi = mutual_information(gaussian(*shape, seed=seed), **options(method))
+    assert mi.shape == (shape[1], shape[1])
+    assert mi.dtype == torch.float32
+    assert torch.equal(mi, mi.T)
+    if method[1] == "rank":
+        assert (mi <= mi.diag() + 1e-5).all()
+
+
+@over_methods()
+def test_symmetric_to_the_bit_over_several_tiles(method, monkeypatch):
+    monkeypatch.setattr(Kde, "tile", 16)
+    monkeypatch.setattr(Renyi2, "tile", 16)
+    nodes = {"nodes": 64} if method[0] == "grid" else {}
+    mi = mutual_information(correlated(37, 70), **nodes, **options(method))
+    assert torch.equal(mi, mi.T)
+
+
+@over_methods()
+@given(order=st.permutations(range(7)))
+@few_examples
+def test_permuted_variables_permute_the_matrix(method, order):
+    x = correlated(50, 7)
+    mi = mutual_information(x, **options(method))
+    permuted = mutual_information(x[:, order], **options(method))
+    torch.testing.assert_close(permuted, mi[order][:, order], **ROUNDING)
+
+
+@over_methods()
+@given(order=st.permutations(range(40)))
+@few_examples
+def test_jointly_permuted_samples_change_nothing(method, order):
+    x = correlated(40, 5)
+    mi, permuted = (mutual_information(data, **options(method)) for data in (x, x[order]))
+    if method[2] == "int8":
+        assert torch.equal(permuted, mi)
+    else:
+        torch.testing.assert_close(permuted, mi, **ROUNDING)
+
+
+@over_methods("rank")
+@given(steps=st.lists(st.lists(st.floats(1e-3, 1e3), min_size=20, max_size=20), min_size=4, max_size=4))
+@few_examples
+def test_increasing_maps_of_each_variable_change_nothing_under_ranks(method, steps):
+    ranks = correlated(20, 4).argsort(dim=0).argsort(dim=0)
+    mapped = torch.tensor(steps, dtype=torch.float64).cumsum(dim=1).T.gather(0, ranks)
+    by_rank, by_map = (mutual_information(data, **options(method)) for data in (ranks.double(), mapped))
+    assert torch.equal(by_map, by_rank)
+
+
+@over_methods("rank")
+@pytest.mark.parametrize("function", [torch.exp, torch.sinh, torch.sigmoid, lambda v: 1e30 * v - 7e29])
+def test_common_monotone_functions_change_nothing_under_ranks(method, function):
+    x = correlated(100, 6).double()
+    mi, mapped = (mutual_information(data, **options(method)) for data in (x, function(x)))
+    assert torch.equal(mapped, mi)
+
+
+@over_methods("standardize")
+@given(
+    scale=st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4),
+    shift=st.lists(st.floats(-10, 10), min_size=4, max_size=4),
+)
+@few_examples
+def test_location_and_scale_change_nothing_under_standardize(method, scale, shift):
+    x = correlated(60, 4).double()
+    moved = torch.tensor(scale) * (x + torch.tensor(shift))
+    mi, of_moved = (mutual_information(data, **options(method)) for data in (x, moved))
+    torch.testing.assert_close(of_moved, mi, **ROUNDING)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e307])
+@pytest.mark.parametrize("estimator", ["grid", "kde", "renyi2"])
+def test_no_scale_of_float64_is_too_small_or_large_to_standardize(estimator, scale):
+    x = correlated(60, 3).double()
+    mi, scaled = (
+        mutual_information(data, transform="standardize", estimator=estimator) for data in (x, scale * x)
+    )
+    torch.testing.assert_close(scaled, mi, **ROUNDING)
+
+
+@over_methods()
+def test_sign_of_a_variable_matters_no_more_than_the_rounding_of_shares(method):
+    x = correlated(257, 6)
+    mi, mirrored = (mutual_information(data, **options(method)) for data in (x, -x))
+    atol = 1e-3 if method[2] == "int8" else ROUNDING["atol"]
+    torch.testing.assert_close(mirrored, mi, rtol=0, atol=atol)
+
+
+@over_methods()
+def test_memory_budget_changes_nothing(method, monkeypatch):
+    monkeypatch.setattr(Kde, "tile", 16)
+    monkeypatch.setattr(Renyi2, "tile", 16)
+    keywords = options(method) | ({"nodes": 64} if method[0] == "grid" else {})
+    x, y = correlated(37, 90).split([53, 37], dim=1)
+    for data in [(x, None), (x, y)]:
+        roomy = mutual_information(*data, **keywords)
+        tight = mutual_information(*data, memory_budget=smallest_budget(*data, **keywords), **keywords)
+        if method[2] == "int8":
+            assert torch.equal(tight, roomy)
+        else:
+            torch.testing.assert_close(tight, roomy, **ROUNDING)
+
+
+@pytest.mark.parametrize("transform", ["rank", "standardize"])
+def test_columns_transformed_a_few_at_a_time_change_nothing(transform, monkeypatch):
+    x = correlated(40, 9).relu()
+    at_once = mutual_information(x, transform=transform)
+    monkeypatch.setattr(transforms_module, "CHUNK_BYTES", 2 * 8 * 40)
+    assert torch.equal(mutual_information(x, transform=transform), at_once)
+
+
+@over_methods()
+def test_two_inputs_are_a_block_of_the_matrix_of_both(method):
+    both = correlated(100, 12)
+    x, y = both.split([5, 7], dim=1)
+    block = mutual_information(both, **options(method))[:5, 5:]
+    torch.testing.assert_close(mutual_information(x, y, **options(method)), block, **ROUNDING)
+    torch.testing.assert_close(mutual_information(y, x, **options(method)), block.T, **ROUNDING)
+
+
+@over_methods()
+def test_same_call_gives_the_same_bits(method):
+    x = correlated(64, 6).relu()
+    assert torch.equal(mutual_information(x, **options(method)), mutual_information(x, **options(method)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@over_methods()
+def test_floating_point_types_hold_the_same_values(method, dtype):
+    x = correlated(50, 4).bfloat16().clamp(min=2**-14)  # exact in all of them
+    mi = mutual_information(x.to(dtype), **options(method))
+    torch.testing.assert_close(mi, mutual_information(x.double(), **options(method)), **ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_numpy_types(dtype):
+    x = correlated(50, 4).numpy().astype(dtype)
+    mi = mutual_information(x)
+    assert torch.equal(mi, mutual_information(torch.from_numpy(x.astype("f8"))))
+
+
+def read_only(x):
+    x.flags.writeable = False
+    return x
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        read_only,
+        np.asfortranarray,
+        lambda x: np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1],
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    ],
+    ids=["read-only", "Fortran", "negative strides", "strided"],
+)
+def test_numpy_memory_layouts(laid_out):
+    x = correlated(50, 4).numpy()
+    values = x.copy()
+    expected = mutual_information(values)
+    assert torch.equal(mutual_information(laid_out(x)), expected)
+    assert np.array_equal(x, values)
+
+
+@over_methods()
+def test_torch_memory_layouts_and_gradients(method):
+    x = correlated(50, 4)
+    expected = mutual_information(x, **options(method))
+    for same in (x.T.contiguous().T, x.repeat_interleave(2, dim=0)[::2], x.clone().requires_grad_()):
+        mi = mutual_information(same, **options(method))
+        assert torch.equal(mi, expected)
+        assert not mi.requires_grad
+
+
+def test_inputs_are_left_as_they_were():
+    x, y = correlated(50, 8).relu().split(4, dim=1)
+    copies = x.clone(), y.clone()
+    for transform in ("rank", "standardize"):
+        mutual_information(x, y, transform=transform)
+    assert torch.equal(x, copies[0])
+    assert torch.equal(y, copies[1])

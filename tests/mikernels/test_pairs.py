@@ -1,0 +1,125 @@
+"""`top_pairs` and `pairs_above` against the sorted entries of the matrix, to the bit."""
+
+import pytest
+import torch
+
+from mikernels import mutual_information, pairs_above, top_pairs
+from mikernels.torch_impl import integer
+from mikernels.torch_impl.kde import Kde
+from mikernels.torch_impl.renyi2 import Renyi2
+
+from samples import correlated, gaussian, options, over_methods, smallest_budget
+
+with_and_without_y = pytest.mark.parametrize("n_left", [None, 20], ids=["x", "x and y"])
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """16 variables in a tile of the kernel methods; `grid` has 32 at 64 nodes."""
+    monkeypatch.setattr(Kde, "tile", 16)
+    monkeypatch.setattr(Renyi2, "tile", 16)
+
+
+def several_tiles(method):
+    return options(method) | ({"nodes": 64} if method[0] == "grid" else {})
+
+
+def inputs(n_left):
+    both = correlated(40, 70)
+    return (both, None) if n_left is None else both.split([n_left, 70 - n_left], dim=1)
+
+
+def by_hand(x, y, **keywords):
+    """Every pair as `(nats, first, second)`, the best first and equal values by index."""
+    mi = mutual_information(x, y, **keywords).tolist()
+    pairs = [(v, i, j) for i, row in enumerate(mi) for j, v in enumerate(row) if y is not None or i < j]
+    return sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
+
+
+def listed(pairs):
+    assert pairs.first.dtype == pairs.second.dtype == torch.int64
+    assert pairs.mi.dtype == torch.float32
+    return list(zip(pairs.mi.tolist(), pairs.first.tolist(), pairs.second.tolist(), strict=True))
+
+
+@over_methods()
+@with_and_without_y
+@pytest.mark.parametrize("k", [1, 37, 10_000])
+def test_top_pairs_are_the_highest_entries_of_the_matrix(method, n_left, k, small_tiles):
+    x, y = inputs(n_left)
+    keywords = several_tiles(method)
+    assert listed(top_pairs(x, k, y, **keywords)) == by_hand(x, y, **keywords)[:k]
+
+
+@over_methods()
+@with_and_without_y
+def test_pairs_above_are_the_entries_beyond_the_threshold(method, n_left, small_tiles):
+    x, y = inputs(n_left)
+    keywords = several_tiles(method)
+    expected = by_hand(x, y, **keywords)
+    threshold = expected[50][0]
+    above = [pair for pair in expected if pair[0] > threshold]
+    assert len(above) == 50
+    assert listed(pairs_above(x, threshold, y, **keywords)) == above
+
+
+@over_methods()
+@with_and_without_y
+def test_smallest_memory_budget_finds_the_same_pairs(method, n_left, small_tiles):
+    x, y = inputs(n_left)
+    keywords = several_tiles(method)
+    keywords["memory_budget"] = smallest_budget(x, y, **keywords)
+    expected = by_hand(x, y, **keywords)
+    assert listed(top_pairs(x, 37, y, **keywords)) == expected[:37]
+    assert listed(pairs_above(x, float("-inf"), y, **keywords)) == expected
+
+
+def test_equal_values_come_in_order_of_their_indices(small_tiles):
+    x = gaussian(40, 3)[:, [0, 1, 2, 0, 1, 2] * 12]
+    keywords = {"nodes": 64}
+    expected = by_hand(x, None, **keywords)
+    n_tied = sum(pair[0] == expected[0][0] for pair in expected)
+    for k in (5, n_tied - 1, n_tied + 1):
+        assert listed(top_pairs(x, k, **keywords)) == expected[:k]
+
+
+@pytest.mark.parametrize("estimator", ["grid", "kde", "renyi2"])
+def test_reference_implementation_lists_pairs_too(estimator):
+    x, y = inputs(20)
+    keywords = {"estimator": estimator, "impl": "reference"}
+    expected = by_hand(x, y, **keywords)
+    assert listed(top_pairs(x, 9, y, **keywords)) == expected[:9]
+    assert listed(pairs_above(x, expected[9][0], y, **keywords)) == expected[:9]
+
+
+@with_and_without_y
+def test_threshold_above_everything_finds_nothing(n_left):
+    x, y = inputs(n_left)
+    assert listed(pairs_above(x, 100.0, y)) == []
+
+
+def test_pairs_of_constant_neurons_have_zero():
+    x = gaussian(40, 3)
+    x[:, :2] = 1.0
+    assert listed(top_pairs(x, 3)) == [(0, 0, 1), (0, 0, 2), (0, 1, 2)]
+    assert listed(pairs_above(x, 0.0)) == []
+
+
+def test_values_are_float32_beyond_the_rows_of_one_int32_sum(monkeypatch):
+    monkeypatch.setattr(integer, "MAX_ROWS", 32)
+    x = correlated(100, 6)
+    expected = by_hand(x, None)
+    assert listed(top_pairs(x, 3)) == expected[:3]
+    assert listed(pairs_above(x, expected[3][0])) == expected[:3]
+
+
+@over_methods()
+def test_values_are_float32_whatever_the_default_dtype(method, monkeypatch):
+    x = correlated(40, 4)
+    expected = by_hand(x, None, **options(method))
+    torch.set_default_dtype(torch.float64)
+    try:
+        pairs = top_pairs(x, 6, **options(method))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert listed(pairs) == expected
