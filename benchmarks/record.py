@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 import torch
+import transformers
 
 import mikernels
 
@@ -27,6 +28,7 @@ def row(benchmark: str, command: str, case: dict[str, Any], result: dict[str, An
         "versions": {
             "mikernels": mikernels.__version__,
             "torch": torch.__version__,
+            "transformers": transformers.__version__,
             "numpy": numpy.__version__,
             "python": platform.python_version(),
         },

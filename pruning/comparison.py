@@ -48,11 +48,13 @@ def measure(
 
 
 def summary(dense: Measured, pruned: Measured) -> dict[str, float]:
-    """The quality of both, for the manifest."""
+    """Quality and speed of both, for the manifest."""
     if dense.perplexity is not None and pruned.perplexity is not None:
         return {
             "perplexity_dense": dense.perplexity.value,
             "perplexity_pruned": pruned.perplexity.value,
+            "tokens_per_second_dense": dense.perplexity.tokens_per_second,
+            "tokens_per_second_pruned": pruned.perplexity.tokens_per_second,
             "log_ratio_standard_error": _standard_error(pruned.perplexity.nll - dense.perplexity.nll),
         }
     if dense.hidden is not None and pruned.hidden is not None:
