@@ -112,7 +112,7 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
         )
         for row in (header, tuple("-" * w for w in widths), *rows)
     ]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -168,6 +168,7 @@ def read_only(x):
     return x
 
 
+@pytest.mark.filterwarnings("error")  # as torch has for read-only arrays
 @pytest.mark.parametrize(
     "laid_out",
     [

@@ -14,33 +14,31 @@ ALLOWANCE = 16 * MIB
 
 MEASURE = """
 import resource, torch
-from mikernels import mutual_information, top_pairs
+from mikernels import GridStream, mutual_information, top_pairs
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+def call(x):
+    return {call}
+
 x = {make_input}
-mutual_information(x[:64, :16].clone(), {options})  # loads what is loaded once
+call(x[:64, :16].clone())  # loads what is loaded once
 before = peak()
-result = {call}(x, {arguments} memory_budget={budget}, {options})
-print(peak() - before - {result_bytes})
+result = call(x)
+print(peak() - before)
 """
 
 
-def extra_bytes(n_samples, n_variables, options, budget, *, call="mutual_information", ties=False):
-    """Peak memory of a call beyond its input and result, in bytes."""
-    script = MEASURE.format(
-        make_input=f"torch.randn({n_samples}, {n_variables})" + ".relu_()" * ties,
-        call=call,
-        arguments="100," if call == "top_pairs" else "",
-        options=options,
-        budget=budget,
-        result_bytes=0 if call == "top_pairs" else 4 * n_variables**2,
-    )
-    # Without a fixed threshold glibc keeps freed blocks of up to 32 MiB, a few at random.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
+def peak_bytes(make_input, call):
+    """How much the peak memory of a process grows with a call."""
+    # Without a fixed threshold glibc keeps freed blocks of up to 32 MiB, more or fewer of them.
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE.format(make_input=make_input, call=call)],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(MIB)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(done.stdout)
 
@@ -50,6 +48,7 @@ def extra_bytes(n_samples, n_variables, options, budget, *, call="mutual_informa
     [
         # The joint tables of all pairs would take 2.3 GB, those of a row of tiles 200 MB.
         (1024, 1500, "", 96 * MIB),
+        (8192, 512, "", 136 * MIB),
         (1024, 600, "precision='fp32'", 128 * MIB),
         (1024, 600, "transform='standardize'", 128 * MIB),
         (64, 1100, "estimator='kde'", 24 * MIB),
@@ -57,14 +56,25 @@ def extra_bytes(n_samples, n_variables, options, budget, *, call="mutual_informa
     ],
 )
 def test_matrix_stays_within_its_budget(n_samples, n_variables, options, budget):
-    assert extra_bytes(n_samples, n_variables, options, budget) < budget + ALLOWANCE
+    used = peak_bytes(
+        f"torch.randn({n_samples}, {n_variables}, dtype=torch.float64)",
+        f"mutual_information(x, memory_budget={budget}, {options})",
+    )
+    assert used < budget + 4 * n_variables**2 + ALLOWANCE
 
 
 def test_best_pairs_need_no_matrix():
     budget = 96 * MIB  # the matrix would take 324 MB
-    assert extra_bytes(16, 9000, "nodes=2", budget, call="top_pairs") < budget + ALLOWANCE
+    used = peak_bytes("torch.randn(16, 9000)", f"top_pairs(x, 100, nodes=2, memory_budget={budget})")
+    assert used < budget + ALLOWANCE
 
 
 def test_ranking_of_ties_stays_within_the_budget():
     budget = 224 * MIB
-    assert extra_bytes(16_384, 512, "", budget, ties=True) < budget + ALLOWANCE
+    used = peak_bytes("torch.randn(16384, 512).relu_()", f"top_pairs(x, 100, memory_budget={budget})")
+    assert used < budget + ALLOWANCE
+
+
+def test_stream_takes_a_part_of_a_batch_at_a_time():
+    # The shares of the whole batch would take 256 MiB, those of 4096 samples and the counts take 111.
+    assert peak_bytes("torch.randn(131_072, 128)", "GridStream(x[:512]).update(x)") < 128 * MIB
