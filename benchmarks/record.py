@@ -23,7 +23,7 @@ def row(benchmark: str, command: str, case: dict[str, Any], result: dict[str, An
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+changes" if _git("status", "--porcelain") else ""),
+        + ("+changes" if _git("status", "--porcelain", "--", ":/", ":!results") else ""),
         "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {
             "mikernels": mikernels.__version__,
