@@ -83,8 +83,9 @@ def mutual_information(
     Returns:
         `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with
         everything. The diagonal is the estimate for a variable with itself: its upper limit, not an entropy.
-        Values are biased by the smoothing, in the same order for all pairs: above 0 for independent
-        variables (`grid`: 0.003 at M = 4096; `kde`: 0.02) and below the truth for strong dependence.
+        Values are biased by the smoothing: above 0 for independent variables (`grid`: 0.003 at M = 4096;
+        `kde`: 0.02) and below the truth for strong dependence, most of all for rapidly varying functions. Under
+        the rank transform equal values carry no information, so that mostly-zero neurons share little.
 
     Raises:
         TypeError: an input that is not an array of a real floating-point dtype.

@@ -77,8 +77,8 @@ def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> No
     """Raise unless a checkpoint of `needed_bytes` can be written to `out`.
 
     Raises:
-        FileExistsError: `out` is a file, or a folder that is not empty, without `force`; or with `force` a
-            folder that holds no model, which nobody meant to delete.
+        FileExistsError: `out` is a file or a mount point, or a folder that is not empty, without `force`; or
+            with `force` a folder that holds no earlier result, which nobody meant to delete.
         OSError: too little disk space.
     """
     if out.exists() and not out.is_dir():
@@ -88,11 +88,15 @@ def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> No
             raise FileExistsError(
                 f"{out}: expected a new or empty folder, found files in it (--force replaces them)"
             )
-        if not (out / "config.json").is_file():
+        if not (out / MANIFEST).is_file():
             raise FileExistsError(
-                f"{out}: expected a model to replace (config.json), found a folder of other files"
+                f"{out}: expected an earlier result to replace ({MANIFEST}), found a folder of other files"
             )
-    parent = next(p for p in out.absolute().parents if p.is_dir())
+    if out.is_mount():
+        raise FileExistsError(
+            f"{out}: expected a folder that can be renamed, found a mount point; name one in it"
+        )
+    parent = next(p for p in out.resolve().parents if p.is_dir())
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise OSError(
@@ -110,13 +114,14 @@ def save_pruned(
 ) -> None:
     """Write the pruned model, its tokenizer and the manifest to the folder `out`.
 
-    They are written to a hidden folder beside it that takes its name when complete: after an error, a full
-    disk or a kill, `out` is as it was before.
+    They are written to a hidden folder beside it that takes its name when complete: after an error or a full
+    disk, `out` is as it was before. A kill leaves that hidden folder behind, and between the two renames of a
+    replacement the old result under the hidden name `.NAME.*.old`.
 
     Raises:
         FileExistsError, OSError: as `check_output`, or what writing itself raised.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     check_output(out, needed_bytes=weight_bytes(model), force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
@@ -125,8 +130,9 @@ def save_pruned(
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
         (staging / MANIFEST).write_text(report.manifest(), encoding="utf-8")
-        for file in staging.iterdir():
-            _sync(file)
+        for file in staging.rglob("*"):
+            if file.is_file():
+                _sync(file)
         staging.chmod(0o777 & ~_umask())
         _move_into_place(staging, out)
     except BaseException:
@@ -135,7 +141,8 @@ def save_pruned(
 
 
 def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -> float:
-    """Largest difference between the outputs of `model` and of what plain transformers loads from `folder`.
+    """Largest difference between the outputs of `model` and of what plain transformers loads from `folder`,
+    relative to the largest output; NaN where either has one.
 
     The checkpoint is loaded in a fresh process that knows nothing of this package.
 
@@ -145,7 +152,7 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
     Raises:
         RuntimeError: the fresh process could not load the checkpoint.
     """
-    kind = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
+    kind = "AutoModelForCausalLM" if model.can_generate() else type(model).__name__
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch, "ids.safetensors"), Path(scratch, "output.safetensors")
         save_file({"ids": ids.cpu()}, source)
@@ -167,7 +174,7 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
         reloaded = load_file(target)["output"]
     with torch.inference_mode():
         output = model(input_ids=ids.to(model.device))[0].cpu()
-    return float((output.float() - reloaded.float()).abs().max())
+    return float((output.float() - reloaded.float()).abs().max() / output.float().abs().max())
 
 
 RELOAD = """
@@ -198,7 +205,9 @@ def _model_class(config: transformers.PretrainedConfig) -> Any:
     for name in config.architectures or ():
         if hasattr(transformers, name):
             return getattr(transformers, name)
-    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModel
+    remote = getattr(config, "auto_map", {})
+    causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in remote
+    return AutoModelForCausalLM if causal else AutoModel
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -214,15 +223,16 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _move_into_place(staging: Path, out: Path) -> None:
-    if not out.exists():
-        staging.rename(out)
+    if not out.exists() or not any(out.iterdir()):
+        staging.rename(out)  # onto an empty folder too, in one step
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    out.rename(old)  # onto an empty folder, in one step
     try:
+        out.rename(old)
         staging.rename(out)
     except BaseException:
-        old.rename(out)
+        if not out.exists():
+            old.rename(out)
         raise
     shutil.rmtree(old)
 

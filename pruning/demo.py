@@ -32,7 +32,7 @@ if __name__ == "__main__":
                 "--out=build/smollm2-pruned",
                 "--force",
                 "--ratio=0.2",
-                "--evaluate",
+                "--evaluate=builtin",
                 "--verify",
                 "--prompt=The most important thing about a good programming language is",
                 *sys.argv[1:],

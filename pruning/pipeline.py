@@ -1,9 +1,10 @@
 """The whole of pruning in one call: capture, measure, select, repair, operate."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mikernels
-from mikernels.problem import Estimator
+from mikernels.problem import Estimator, make_problem
+from mikernels.validation import MIN_SAMPLES
 from pruning import select
 from pruning.capture import Statistics, capture
 from pruning.families import FFN, find_ffns, text_config
@@ -21,6 +23,9 @@ from pruning.repair import Repair, complement, explained_variance, repair_projec
 from pruning.report import Layer, Report
 from pruning.surgery import prune_ffn, update_config
 from pruning.text import builtin_text, read_text, token_windows
+
+TOKENS_PER_NEURON = 4
+"""Calibration tokens for each kept neuron below which least squares is warned about."""
 
 Criterion = Literal["pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 
@@ -53,6 +58,9 @@ class Settings:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
+        make_problem(self.estimator, self.nodes, None, self.sample_size)
+        if self.sample_size < MIN_SAMPLES:
+            raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
         if self.threshold is not None and self.criterion != "random-pairs":
             raise ValueError(
                 f"threshold: expected only with criterion='random-pairs', got it with {self.criterion!r}"
@@ -75,7 +83,7 @@ def prune(
         tokenizer: of the model; may be None where `calibration` is a tensor.
         calibration: a text (str), the path of a UTF-8 text file (Path), or windows of tokens `[n, L]`. By
             default half of the language reference that ships inside CPython.
-        settings: or the same by keyword:
+        settings, options: as a whole, or one by one by keyword, which has the last word:
             ratio: share of the neurons to drop, in every layer alike.
             criterion: `"pairwise-mi"` drops what has both low fluctuation and a kept partner that shares
                 its information; `"random-pairs"` is the paper's; `"flap"`, `"wanda"`, `"magnitude"` and
@@ -91,6 +99,9 @@ def prune(
             seed: of the sample of tokens and of what is random in a criterion.
         progress: show a bar with the time left for each stage.
 
+    Memory beyond the model: for each layer N^2 x 4 bytes of moments and `sample_size` x N activations, on the
+    device of its weights, until all layers are pruned.
+
     Returns:
         What was dropped and why. The model's config describes what is left, so that
         `model.save_pretrained` gives a checkpoint that stock transformers loads.
@@ -99,19 +110,17 @@ def prune(
         ValueError: settings out of range, no known FFN, too little text, a ratio that the rounding makes
             unreachable, NaN or infinite activations. The model is then as it was.
     """
-    settings = Settings(**options) if settings is None else settings  # type: ignore[arg-type]  # checked there
-    ffns = find_ffns(model)
+    settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
+    ffns, windows = prepare(model, tokenizer, calibration, settings)
     n_keep = rounded_width(ffns[0].width, settings)
-    if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
-        raise ValueError(f"repair: {type(model).__name__} cannot store a bias, expected 'lstsq' or 'none'")
     intercept = settings.repair == "bias" or ffns[0].output.bias is not None
-    windows = _calibration_windows(model, tokenizer, calibration, settings)
-    longest = getattr(text_config(model), "max_position_embeddings", windows.shape[1])
-    if windows.shape[1] > longest:
-        raise ValueError(
-            f"sequence_length: expected at most the {longest} tokens that the model reads, got {windows.shape[1]}"
-        )
 
+    if settings.repair == "lstsq" and windows.numel() < TOKENS_PER_NEURON * n_keep:
+        warnings.warn(
+            f"calibration: {windows.numel()} tokens for {n_keep} kept neurons a layer; least squares wants "
+            f"{TOKENS_PER_NEURON} for each or more, with fewer it fits their noise",
+            stacklevel=2,
+        )
     seconds: dict[str, float] = {}
     with _clock(seconds, "capture"):
         batches = track(windows.split(settings.batch_size), "capture", show=progress)
@@ -122,13 +131,40 @@ def prune(
             layers.append(_plan(ffn, gathered, n_keep, settings))
     with _clock(seconds, "repair"):
         plans = list(zip(ffns, statistics, layers, strict=True))
-        for ffn, gathered, layer in track(plans, "repair", show=progress):
-            projection = repair_projection(
+        projections = [
+            repair_projection(
                 ffn.output.weight, ffn.output.bias, layer.kept, gathered, settings.repair, intercept=intercept
-            )
+            ).to(ffn.output.weight.dtype)
+            for ffn, gathered, layer in track(plans, "repair", show=progress)
+        ]
+        for ffn, layer, projection in zip(ffns, layers, projections, strict=True):
             prune_ffn(ffn, layer.kept, projection)
         update_config(model, ffns)
     return Report(asdict(settings), windows.numel(), layers, seconds)
+
+
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    calibration: str | Path | Tensor | None,
+    settings: Settings,
+) -> tuple[list[FFN], Tensor]:
+    """The FFNs and the windows of calibration tokens, after all that can be checked without running the model.
+
+    Raises:
+        ValueError: as `prune`.
+    """
+    ffns = find_ffns(model)
+    rounded_width(ffns[0].width, settings)
+    if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
+        raise ValueError(f"repair: {type(model).__name__} cannot store a bias, expected 'lstsq' or 'none'")
+    windows = _calibration_windows(model, tokenizer, calibration, settings)
+    longest = getattr(text_config(model), "max_position_embeddings", windows.shape[1])
+    if windows.shape[1] > longest:
+        raise ValueError(
+            f"sequence_length: expected at most the {longest} tokens that the model reads, got {windows.shape[1]}"
+        )
+    return ffns, windows
 
 
 def rounded_width(width: int, settings: Settings) -> int:
@@ -208,6 +244,10 @@ def _calibration_windows(
         raise ValueError("tokenizer: expected one for calibration text, got None")
     if calibration is None:
         calibration = builtin_text()[0]
+    if isinstance(calibration, str) and len(calibration) < 256 and Path(calibration).is_file():
+        raise ValueError(
+            f"calibration: expected text, got the name of a file; pass Path({calibration!r}) to read it"
+        )
     text = read_text(calibration) if isinstance(calibration, Path) else calibration
     limit = max(1, settings.calibration_tokens // settings.sequence_length)
     return token_windows(

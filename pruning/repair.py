@@ -10,7 +10,8 @@ from pruning.capture import Statistics
 Repair = Literal["none", "bias", "lstsq"]
 
 RIDGE = 0.01
-"""Of the mean variance, added to each kept neuron's own; between 0.001 and 0.1 it makes no difference."""
+"""Share of each kept neuron's own second moment that is added to it, so that the scale of no neuron, however
+massive, matters to the others."""
 
 
 class Projection(NamedTuple):
@@ -18,6 +19,9 @@ class Projection(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> "Projection":
+        return Projection(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
 def repair_projection(
@@ -66,22 +70,27 @@ def predict(moments: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
     Args:
         moments: `[N, N]` float64, second moments or covariances.
     """
-    system = moments[keep][:, keep]
-    scale = system.diagonal().mean()
-    if not scale > 0:
-        return moments.new_zeros(len(drop), len(keep))  # silent neurons predict nothing
-    system.diagonal().add_(RIDGE * scale)
-    return torch.cholesky_solve(moments[keep][:, drop], torch.linalg.cholesky(system)).t()
+    scale = moments.diagonal()[keep].sqrt()
+    scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons predict nothing
+    system = moments[keep][:, keep] / torch.outer(scale, scale)
+    system.diagonal().add_(RIDGE)
+    cross = moments[keep][:, drop] / scale[:, None]
+    return (torch.cholesky_solve(cross, torch.linalg.cholesky(system)) / scale[:, None]).t()
 
 
 def explained_variance(statistics: Statistics, keep: Tensor, drop: Tensor) -> Tensor:
-    """Linear R^2 of each dropped neuron on the kept ones over the calibration tokens, `[dropped]` in [0, 1]."""
+    """Linear R^2 of each dropped neuron on the kept ones, `[dropped]` in [0, 1].
+
+    Over the calibration tokens, adjusted for the number of kept neurons: independent neurons have about 0,
+    also where there are few tokens.
+    """
     covariance = statistics.covariance.double()
     b = predict(covariance, keep, drop)
     cross = (b * covariance[drop][:, keep]).sum(1)
     fit = (b @ covariance[keep][:, keep] * b).sum(1)
-    variance = covariance.diagonal()[drop]
-    return ((2 * cross - fit) / variance.clamp_min(1e-300)).clamp(0.0, 1.0)
+    unexplained = 1 - (2 * cross - fit) / covariance.diagonal()[drop].clamp_min(1e-300)
+    spare = max(statistics.n_tokens - len(keep) - 1, 1)
+    return (1 - unexplained * (statistics.n_tokens - 1) / spare).clamp(0.0, 1.0)
 
 
 def complement(indices: Tensor, length: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What was done to a model and why, for machines (the manifest) and for people (the table)."""
 
 import json
+import math
 import platform
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,7 +92,7 @@ class Report:
             **self.notes,
             "layers": [layer.as_json() for layer in self.layers],
         }
-        return json.dumps(document, indent=1) + "\n"
+        return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
 
 
 def versions() -> dict[str, str]:
@@ -113,6 +114,15 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
         for row in (header, tuple("-" * w for w in widths), *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for every NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rounded(values: Tensor) -> list[float]:

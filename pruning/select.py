@@ -48,13 +48,15 @@ def random_pairs(mi: Tensor, n_drop: int, *, threshold: float, seed: int) -> Ten
         alive = alive[torch.randperm(len(alive), generator=generator)]
         half = len(alive) // 2
         redundant = mi[alive[:half], alive[half : 2 * half]] > threshold
-        if not redundant.any() and not _any_pair_above(mi, alive, threshold):
+        goes = redundant.nonzero().flatten()[: n_drop - count]
+        # The pairs are in random order, and so are the members of each: the first of the two is a random one.
+        if len(goes) == 0:  # few pairs are left above the threshold: look for them
+            goes = (mi[alive][:, alive] > threshold).triu_(1).any(1).nonzero().flatten()[:1]
+        if len(goes) == 0:
             raise ValueError(
                 f"threshold: expected one that lets {n_drop} of {len(mi)} neurons go; above {threshold:.4g} "
                 f"nats there are pairs for {count}"
             )
-        goes = redundant.nonzero().flatten()[: n_drop - count]
-        # The pairs are in random order, and so are the members of each: the first of the two is a random one.
         dropped.append(alive[goes])
         count += len(goes)
         stays = torch.ones(len(alive), dtype=torch.bool)
@@ -118,8 +120,3 @@ def fluctuation(ffn: FFN, statistics: Statistics) -> Tensor:
     arXiv 2312.11983.
     """
     return ffn.output.weight.detach().double().square().sum(0) * statistics.covariance.diagonal().double()
-
-
-def _any_pair_above(mi: Tensor, alive: Tensor, threshold: float) -> bool:
-    among = mi[alive][:, alive].fill_diagonal_(float("-inf"))
-    return bool((among > threshold).any())

@@ -16,12 +16,12 @@ class Method(Protocol):
     """An estimator cut into pieces: panels are kept while they are of use, tiles are made one at a time."""
 
     tile: int
-    """Variables along one side of a tile."""
+    """Variables along one side of a tile where memory allows it."""
 
     def panel_bytes(self, n_samples: int) -> int:
         """Memory that one variable takes in a panel."""
 
-    def tile_bytes(self, n_samples: int) -> int:
+    def tile_bytes(self, tile: int, n_samples: int) -> int:
         """Memory that one tile needs while it is made."""
 
     def panel(self, variables: Variables, columns: slice) -> Any:
@@ -37,19 +37,25 @@ def mi_blocks(
     """Blocks of the matrix of `x` with `y`, or of its upper triangle where `y` is None.
 
     Raises:
-        ValueError: `memory_budget` (bytes) does not hold two panels of one tile each.
+        ValueError: `memory_budget` (bytes) does not hold the smallest tile.
     """
     method = _method(problem, precision)
+    others = x if y is None else y
     n_samples = x.n_samples
     used = sum(v.data.nbytes for v in (x, y) if v is not None)
-    free = memory_budget - used - method.tile_bytes(n_samples)
-    panel_size = free // (2 * method.panel_bytes(n_samples)) // method.tile * method.tile
-    if panel_size < 1:
-        needed = used + method.tile_bytes(n_samples) + 2 * method.tile * method.panel_bytes(n_samples)
+
+    def needed(tile: int) -> int:
+        return used + method.tile_bytes(tile, n_samples) + 2 * tile * method.panel_bytes(n_samples)
+
+    tile = min(method.tile, max(len(x), len(others)))
+    while tile > 1 and needed(tile) > memory_budget:
+        tile //= 2
+    if needed(tile) > memory_budget:
         raise ValueError(
-            f"memory_budget: expected at least {needed} bytes for this input, got {memory_budget}"
+            f"memory_budget: expected at least {needed(tile)} bytes for this input, got {memory_budget}"
         )
-    others = x if y is None else y
+    free = memory_budget - used - method.tile_bytes(tile, n_samples)
+    panel_size = free // (2 * method.panel_bytes(n_samples)) // tile * tile
     for left_columns in cut(len(x), panel_size):
         left = method.panel(x, left_columns)
         for right_columns in cut(len(others), panel_size):
@@ -60,7 +66,7 @@ def mi_blocks(
             right = left if same else method.panel(others, right_columns)
             n_rows = left_columns.stop - left_columns.start
             n_cols = right_columns.stop - right_columns.start
-            for rows, cols in tiles(n_rows, n_cols, method.tile, upper=same):
+            for rows, cols in tiles(n_rows, n_cols, tile, upper=same):
                 with torch.autocast(
                     x.data.device.type, enabled=False
                 ):  # a caller's would halve the precision

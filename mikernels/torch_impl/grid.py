@@ -41,8 +41,8 @@ class Grid:
         shares = 1 if self.integers else 12  # the float path makes temporaries beside its result
         return n_samples * (self.problem.nodes * shares + 8)  # and ranks or scores, transposed
 
-    def tile_bytes(self, n_samples: int) -> int:
-        return 16 * (self.tile * self.problem.nodes) ** 2
+    def tile_bytes(self, tile: int, n_samples: int) -> int:
+        return 16 * (tile * self.problem.nodes) ** 2
 
     def panel(self, variables: Variables, columns: slice) -> Panel:
         if self.integers:
@@ -76,4 +76,6 @@ def _joint_entropy(joint: Tensor, total: float, g: int) -> Tensor:
     u = joint.to(torch.float32).mul_(g * g / total)
     log = u.clamp(min=1e-30).log_()
     tables = log.mul_(u).view(joint.shape[0] // g, g, joint.shape[1] // g, g)
-    return 2 * math.log(g) - tables.sum(3).sum(1) / g**2
+    # torch adds in an order that depends on the shape; in float64 that is lost in the rounding to float32.
+    sums = tables.sum(3, dtype=torch.float64).sum(1).float()
+    return 2 * math.log(g) - sums / g**2

@@ -32,8 +32,8 @@ class Kde:
     def panel_bytes(self, n_samples: int) -> int:
         return 8 * n_samples
 
-    def tile_bytes(self, n_samples: int) -> int:
-        return 8 * SAMPLES_PER_LOG * self.tile * (2 * n_samples + self.tile)
+    def tile_bytes(self, tile: int, n_samples: int) -> int:
+        return 8 * SAMPLES_PER_LOG * tile * (2 * n_samples + tile)
 
     def panel(self, variables: Variables, columns: slice) -> Panel:
         scores = variables.scores(columns) / self.problem.bandwidth

@@ -31,8 +31,8 @@ class Renyi2:
     def panel_bytes(self, n_samples: int) -> int:
         return 8 * n_samples
 
-    def tile_bytes(self, n_samples: int) -> int:
-        return 12 * self.tile * (2 * max(PAIRS_PER_PRODUCT, n_samples) + self.tile)
+    def tile_bytes(self, tile: int, n_samples: int) -> int:
+        return 12 * tile * (2 * max(PAIRS_PER_PRODUCT, n_samples) + tile)
 
     def panel(self, variables: Variables, columns: slice) -> Panel:
         scores = variables.scores(columns) * (math.sqrt(2) / self.problem.bandwidth)

@@ -148,6 +148,26 @@ def test_same_call_gives_the_same_bits(method):
     assert torch.equal(mutual_information(x, **options(method)), mutual_information(x, **options(method)))
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@over_methods()
+def test_number_of_threads_changes_nothing(method, threads):
+    x = correlated(300, 70).relu()
+    threads(1)
+    by_one = mutual_information(x, **options(method))
+    threads(2)
+    by_two = mutual_information(x, **options(method))
+    if method[2] == "int8":
+        assert torch.equal(by_two, by_one)
+    else:
+        torch.testing.assert_close(by_two, by_one, **ROUNDING)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @over_methods()
 def test_floating_point_types_hold_the_same_values(method, dtype):

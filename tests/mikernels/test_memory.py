@@ -33,9 +33,10 @@ print(peak() - before)
 def peak_bytes(make_input, call):
     """How much the peak memory of a process grows with a call."""
     # Without a fixed threshold glibc keeps freed blocks of up to 32 MiB, more or fewer of them.
+    settings = {"MALLOC_MMAP_THRESHOLD_": str(MIB), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", MEASURE.format(make_input=make_input, call=call)],
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(MIB)},
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         check=True,

@@ -108,7 +108,7 @@ def test_kill_half_way_leaves_no_output_folder(tmp_path):
 
 def test_output_folder_with_files_is_refused_without_force(llama, report, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("{}")
+    (tmp_path / "out" / MANIFEST).write_text("{}")
     with pytest.raises(FileExistsError, match="expected a new or empty folder"):
         save_pruned(llama, None, report, tmp_path / "out")
     save_pruned(llama, None, report, tmp_path / "out", force=True)
@@ -116,8 +116,9 @@ def test_output_folder_with_files_is_refused_without_force(llama, report, tmp_pa
 
 
 def test_force_does_not_delete_a_folder_that_is_no_model(llama, report, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="expected a model to replace"):
+    with pytest.raises(FileExistsError, match="expected an earlier result to replace"):
         save_pruned(llama, None, report, tmp_path, force=True)
     assert (tmp_path / "thesis.tex").exists()
 
