@@ -123,6 +123,19 @@ def test_force_does_not_delete_a_folder_that_is_no_model(llama, report, tmp_path
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_tokenizer_with_templates_in_a_subfolder_is_saved(llama, report, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"})
+    save_pruned(llama, tokenizer, report, tmp_path / "out")
+    assert list((tmp_path / "out").rglob("tool_use*"))
+
+
+def test_link_to_an_empty_folder_is_followed(llama, report, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    save_pruned(llama, None, report, tmp_path / "link")
+    assert (tmp_path / "real" / MANIFEST).exists()
+
+
 def test_file_in_place_of_the_output_folder_is_refused(llama, report, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(FileExistsError, match="expected a folder to write to, found a file"):

@@ -137,6 +137,25 @@ def test_bad_settings_are_refused_and_leave_the_model_as_it_was(llama, windows, 
         assert torch.equal(value, before[name])
 
 
+def test_keywords_have_the_last_word_over_settings(llama, windows):
+    report = prune(llama, None, calibration=windows, settings=Settings(ratio=0.25, multiple_of=2), ratio=0.5)
+    assert (report.width_after, report.settings["multiple_of"]) == (20, 2)
+    with pytest.raises(TypeError, match="rate"):
+        prune(llama, None, calibration=windows, settings=Settings(), rate=0.5)
+
+
+def test_few_calibration_tokens_for_least_squares_are_warned_about(llama, windows):
+    with pytest.warns(UserWarning, match="96 tokens for 30 kept neurons"):
+        prune(llama, None, calibration=windows[:6], ratio=0.25, multiple_of=2)
+
+
+def test_name_of_a_file_passed_as_text_is_noticed(llama, tokenizer, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    with pytest.raises(ValueError, match="expected text, got the name of a file"):
+        prune(llama, tokenizer, calibration=str(path), multiple_of=2)
+
+
 def test_bias_repair_is_refused_where_the_class_cannot_store_it(windows):
     with pytest.raises(ValueError, match="Qwen2ForCausalLM cannot store a bias"):
         prune(tiny_model("Qwen2"), None, calibration=windows, ratio=0.25, repair="bias", multiple_of=2)

@@ -53,6 +53,24 @@ def test_linearly_dependent_neurons_are_made_up_for():
     )
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_a_massive_neuron_does_not_switch_the_repair_of_the_others_off(intercept):
+    torch.manual_seed(0)
+    z = torch.randn(2000, 12)
+    z[:, 0] *= 1000
+    z[:, 11] = z[:, 1]
+    neuron, keep = torch.eye(12)[11:], torch.arange(11)
+    projection = repair_projection(neuron, None, keep, statistics_of(z), "lstsq", intercept=intercept)
+    assert abs(projection.weight[0, 1] - 1) < 0.02
+    assert explained_variance(statistics_of(z), keep, torch.tensor([11])).item() > 0.99
+
+
+def test_explained_variance_is_not_the_fit_of_noise_by_many_neurons():
+    torch.manual_seed(0)
+    statistics = statistics_of(torch.randn(300, 160))
+    assert explained_variance(statistics, torch.arange(150), torch.arange(150, 160)).mean() < 0.15
+
+
 def test_independent_neurons_are_explained_by_nothing():
     torch.manual_seed(0)
     statistics = statistics_of(torch.randn(20_000, 6))
