@@ -47,13 +47,13 @@ def peak_bytes(make_input, call):
 @pytest.mark.parametrize(
     ("n_samples", "n_variables", "options", "budget"),
     [
-        # The joint tables of all pairs would take 2.3 GB, those of a row of tiles 200 MB.
-        (1024, 1500, "", 96 * MIB),
-        (8192, 512, "", 136 * MIB),
-        (1024, 600, "precision='fp32'", 128 * MIB),
-        (1024, 600, "transform='standardize'", 128 * MIB),
-        (64, 1100, "estimator='kde'", 24 * MIB),
-        (64, 1100, "estimator='renyi2'", 104 * MIB),
+        # The joint tables of all pairs would take 1 GB, those of a row of tiles 130 MB.
+        (1024, 1000, "", 32 * MIB),
+        (8192, 512, "", 48 * MIB),
+        (1024, 600, "precision='fp32'", 32 * MIB),
+        (1024, 600, "transform='standardize'", 32 * MIB),
+        (64, 1100, "estimator='kde'", 16 * MIB),
+        (64, 1100, "estimator='renyi2'", 32 * MIB),
     ],
 )
 def test_matrix_stays_within_its_budget(n_samples, n_variables, options, budget):
@@ -65,17 +65,17 @@ def test_matrix_stays_within_its_budget(n_samples, n_variables, options, budget)
 
 
 def test_best_pairs_need_no_matrix():
-    budget = 96 * MIB  # the matrix would take 324 MB
-    used = peak_bytes("torch.randn(16, 9000)", f"top_pairs(x, 100, nodes=2, memory_budget={budget})")
+    budget = 32 * MIB  # the matrix would take 100 MB
+    used = peak_bytes("torch.randn(16, 5000)", f"top_pairs(x, 100, nodes=2, memory_budget={budget})")
     assert used < budget + ALLOWANCE
 
 
 def test_ranking_of_ties_stays_within_the_budget():
-    budget = 224 * MIB
+    budget = 112 * MIB
     used = peak_bytes("torch.randn(16384, 512).relu_()", f"top_pairs(x, 100, memory_budget={budget})")
     assert used < budget + ALLOWANCE
 
 
 def test_stream_takes_a_part_of_a_batch_at_a_time():
-    # The shares of the whole batch would take 256 MiB, those of 4096 samples and the counts take 111.
-    assert peak_bytes("torch.randn(131_072, 128)", "GridStream(x[:512]).update(x)") < 128 * MIB
+    # The shares of the whole batch would take 128 MiB; those of 4096 samples, and the counts, take 44.
+    assert peak_bytes("torch.randn(131_072, 64)", "GridStream(x[:512]).update(x)") < 80 * MIB
