@@ -1,24 +1,14 @@
 """The public functions: documented, validated, then handed to the implementation asked for."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, Union, Unpack
+from typing import TYPE_CHECKING, TypedDict, Union, Unpack
 
 import torch
 from torch import Tensor
 
-from mikernels import reference
-from mikernels.pairs import Block, Pairs, best_pairs, fill_matrix, pairs_over
-from mikernels.problem import (
-    DEFAULT_MEMORY_BUDGET,
-    Estimator,
-    Impl,
-    Precision,
-    Problem,
-    Transform,
-    choose,
-    make_problem,
-)
-from mikernels.transforms import Variables, transform_samples
+from mikernels import ops  # noqa: F401  registers torch.ops.mikernels
+from mikernels.pairs import Pairs
+from mikernels.problem import Estimator, Impl, Precision, Transform, choose, make_problem
+from mikernels.task import Settings
 from mikernels.validation import as_samples
 
 if TYPE_CHECKING:
@@ -37,8 +27,9 @@ class Options(TypedDict, total=False):
     impl: Impl
     precision: Precision
     device: torch.device | str | None
-    memory_budget: int
+    memory_budget: int | None
     seed: int
+    autotune: bool
 
 
 def mutual_information(
@@ -52,8 +43,9 @@ def mutual_information(
     impl: Impl = "auto",
     precision: Precision = "auto",
     device: torch.device | str | None = None,
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget: int | None = None,
     seed: int = 0,
+    autotune: bool = False,
 ) -> Tensor:
     """Mutual information of every pair of variables, by kernel density estimation, in nats.
 
@@ -72,13 +64,18 @@ def mutual_information(
             the values, at mean 0 and standard deviation 1.
         bandwidth: of the Gaussian kernel, in standard deviations. None is Silverman's `M^(-1/6)`, for
             `grid` not below 0.75 of the distance between nodes; `"silverman"` has no such floor.
-        impl: `"torch"` is tiled matrix products, `"reference"` the equations in float64 (memory grows as
-            N M^2: for small inputs), `"auto"` the fastest that runs on the device.
-        precision: `"int8"` (`grid` with ranks: exact sums of 8-bit shares), `"fp32"`, or `"fp64"` (only and
-            always the reference); `"auto"` takes the fastest.
+        impl: `"triton"` is GPU kernels, `"torch"` tiled matrix products on any device, `"reference"` the
+            equations in float64 (memory grows as N M^2: for small inputs); `"auto"` is Triton on a GPU and
+            torch elsewhere.
+        precision: of the operands. `"int8"` (`grid` with ranks: exact sums of 8-bit shares) and `"fp32"`; with
+            Triton also `"fp16"` and, where the chip has it, `"fp8"`; `"fp64"` only and always in the
+            reference. `"auto"` takes int8 where it can, then fp16 with Triton and fp32 with torch.
         device: where to compute; by default where `x` is.
-        memory_budget: bytes of workspace beyond inputs and result.
+        memory_budget: bytes of workspace beyond inputs and result; by default 1 GiB, or on a GPU half of what
+            is free. The result does not depend on it.
         seed: for the order of equal values under the rank transform.
+        autotune: let Triton time a few tile sizes on the first call of a kind and keep the best (cached on
+            disk). Without it they are fixed by chip, and results are the same bits from run to run.
 
     Returns:
         `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with
@@ -96,7 +93,7 @@ def mutual_information(
         Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030; the estimators as said in
         `mikernels.reference`.
     """
-    task = _prepare(
+    xs, ys, settings = _prepare(
         x,
         y,
         estimator=estimator,
@@ -108,10 +105,9 @@ def mutual_information(
         device=device,
         memory_budget=memory_budget,
         seed=seed,
+        autotune=autotune,
     )
-    n_rows, n_cols = len(task.x), len(task.x if task.y is None else task.y)
-    out = torch.empty(n_rows, n_cols, dtype=torch.float32, device=task.x.data.device)
-    return fill_matrix(task.blocks(), out, symmetric=task.y is None)
+    return torch.ops.mikernels.mutual_information(xs, ys, *settings)
 
 
 def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
@@ -129,8 +125,8 @@ def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Op
     """
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
-    task = _prepare(x, y, **options)
-    return best_pairs(task.blocks(), k, symmetric=task.y is None)
+    xs, ys, settings = _prepare(x, y, **options)
+    return Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *settings, k))
 
 
 def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
@@ -140,25 +136,8 @@ def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **option
     """
     if not threshold == threshold:
         raise ValueError("threshold: expected a number of nats, got NaN")
-    task = _prepare(x, y, **options)
-    return pairs_over(task.blocks(), threshold, symmetric=task.y is None)
-
-
-class _Task(NamedTuple):
-    x: Variables
-    y: Variables | None
-    problem: Problem
-    precision: Precision
-    memory_budget: int
-
-    def blocks(self) -> Iterator[Block]:
-        if self.precision == "fp64":
-            yield _reference_block(self.x, self.x if self.y is None else self.y, self.problem)
-            return
-        # Imported here so that a caller of another implementation never loads this one.
-        from mikernels.torch_impl import mi_blocks
-
-        yield from mi_blocks(self.x, self.y, self.problem, self.precision, self.memory_budget)
+    xs, ys, settings = _prepare(x, y, **options)
+    return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *settings, threshold))
 
 
 def _prepare(
@@ -172,49 +151,30 @@ def _prepare(
     impl: Impl = "auto",
     precision: Precision = "auto",
     device: torch.device | str | None = None,
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget: int | None = None,
     seed: int = 0,
-) -> _Task:
+    autotune: bool = False,
+) -> tuple[Tensor, Tensor | None, Settings]:
+    """Everything that can be said without looking at the samples' values."""
     choose("transform", transform, Transform)
+    choose("impl", impl, Impl)
+    choose("precision", precision, Precision)
     xs = as_samples(x, "x", device)
     if y is None and xs.shape[1] < 2:
         raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
     problem = make_problem(estimator, nodes, bandwidth, xs.shape[0])
-    used_precision = _resolve_precision(impl, precision, problem, transform)
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
         raise ValueError(f"y: expected as many samples as x, {xs.shape[0]}, got {ys.shape[0]}")
-    return _Task(
-        transform_samples(xs, transform, seed=seed),
-        # Another seed: ties of x and y that were ordered alike would look like shared information.
-        None if ys is None else transform_samples(ys, transform, seed=seed + 1),
-        problem,
-        used_precision,
+    settings = Settings(
+        problem.estimator,
+        problem.nodes,
+        problem.bandwidth,
+        transform,
+        impl,
+        precision,
         memory_budget,
+        seed % 2**32,
+        autotune,
     )
-
-
-def _resolve_precision(impl: Impl, precision: Precision, problem: Problem, transform: Transform) -> Precision:
-    choose("impl", impl, Impl)
-    choose("precision", precision, Precision)
-    if impl == "reference":
-        possible: tuple[Precision, ...] = ("fp64",)
-    elif problem.estimator == "grid" and transform == "rank":
-        possible = ("int8", "fp32")
-    else:
-        possible = ("fp32",)
-    if precision == "auto":
-        return possible[0]
-    if precision not in possible:
-        raise ValueError(
-            f"precision: {problem.estimator!r} with transform={transform!r} and impl={impl!r} expects one of "
-            f"{', '.join(map(repr, possible))}, got {precision!r}"
-        )
-    return precision
-
-
-def _reference_block(x: Variables, y: Variables, problem: Problem) -> Block:
-    mi = reference.mutual_information(x.scores(dtype=torch.float64), y.scores(dtype=torch.float64), problem)
-    mi[x.constant] = 0.0
-    mi[:, y.constant] = 0.0
-    return Block(0, 0, mi.float())
+    return xs, ys, settings

@@ -46,25 +46,33 @@ def fill_matrix(blocks: Iterable[Block], out: Tensor, *, symmetric: bool) -> Ten
 
 def best_pairs(blocks: Iterable[Block], k: int, *, symmetric: bool) -> Pairs:
     """The k pairs of highest mutual information, at most a block more than k in memory."""
-    best: list[Pairs] = []
+    best: Pairs | None = None
     for block in blocks:
-        found = _pairs_of(block, float("-inf"), symmetric)
-        if len(found.mi) > k:
-            floor = found.mi.topk(k).values[-1]  # ties with the k-th stay in until the sort
-            found = Pairs(*(t[found.mi >= floor] for t in found))
-        best = [Pairs(*(t[:k] for t in _sorted([*best, found])))]
-    return best[0]
+        wanted = _wanted(block, symmetric)
+        values = block.mi.masked_fill(~wanted, float("-inf")).flatten()
+        floor = values.topk(min(k, len(values))).values[-1]
+        if best is not None and len(best.mi) == k:  # of later pairs only those count that are no worse
+            floor = torch.maximum(floor, best.mi[-1])
+        # Ties with the k-th stay in until the sort.
+        found = _pairs_of(block, wanted & (block.mi >= floor))
+        best = Pairs(*(t[:k] for t in _sorted([found] if best is None else [best, found])))
+    if best is None:
+        raise ValueError("blocks: expected at least one, got none")
+    return best
 
 
 def pairs_over(blocks: Iterable[Block], threshold: float, *, symmetric: bool) -> Pairs:
     """All pairs whose mutual information exceeds `threshold`."""
-    return _sorted([_pairs_of(block, threshold, symmetric) for block in blocks])
+    return _sorted([_pairs_of(block, _wanted(block, symmetric) & (block.mi > threshold)) for block in blocks])
 
 
-def _pairs_of(block: Block, threshold: float, symmetric: bool) -> Pairs:
-    mask = block.mi > threshold
-    if symmetric and block.row == block.col:
-        mask.triu_(1)
+def _wanted(block: Block, symmetric: bool) -> Tensor:
+    """Which entries of a block stand for a pair: all, or those above the diagonal on it; `[n, k]` bool."""
+    wanted = torch.ones_like(block.mi, dtype=torch.bool)
+    return wanted.triu_(1) if symmetric and block.row == block.col else wanted
+
+
+def _pairs_of(block: Block, mask: Tensor) -> Pairs:
     first, second = mask.nonzero(as_tuple=True)
     return Pairs(first + block.row, second + block.col, block.mi[first, second])
 

@@ -5,14 +5,11 @@ from typing import Literal, get_args
 
 Estimator = Literal["grid", "kde", "renyi2"]
 Transform = Literal["rank", "standardize"]
-Impl = Literal["auto", "torch", "reference"]
-Precision = Literal["auto", "int8", "fp32", "fp64"]
+Impl = Literal["auto", "triton", "torch", "reference"]
+Precision = Literal["auto", "int8", "fp8", "fp16", "fp32", "fp64"]
 
 MIN_BANDWIDTH = 1e-6
 """Below the distance of neighbouring ranks at any M that fits a memory; its square is safe in float32."""
-
-DEFAULT_MEMORY_BUDGET = 2**30
-"""Workspace in bytes beyond the inputs and the result."""
 
 NODE_SPAN = 2.4
 """The nodes of `grid` cover [-2.4, 2.4]: 98.4 % of a standard normal; values beyond count at the ends."""

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from mikernels.api import Samples
 from mikernels.grid_table import entropy, integer_table
-from mikernels.problem import DEFAULT_MEMORY_BUDGET, make_problem
+from mikernels.problem import make_problem
+from mikernels.tiles import CPU_MEMORY_BUDGET
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram
 from mikernels.transforms import hash32
-from mikernels.validation import as_samples
+from mikernels.validation import as_samples, check_finite
 
 
 class GridStream:
@@ -36,10 +37,11 @@ class GridStream:
         nodes: int = 16,
         bandwidth: float | str | None = None,
         device: torch.device | str | None = None,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        memory_budget: int = CPU_MEMORY_BUDGET,
         seed: int = 0,
     ) -> None:
         samples = as_samples(reference, "reference", device)
+        check_finite(samples, "reference")
         n_samples, n_variables = samples.shape
         if n_variables < 2:
             raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
@@ -71,6 +73,7 @@ class GridStream:
         """
         n_variables = len(self._sorted)
         samples = as_samples(batch, "batch", self._sorted.device, min_samples=1)
+        check_finite(samples, "batch")
         if samples.shape[1] != n_variables:
             raise ValueError(f"batch: expected {n_variables} variables (columns), got {samples.shape[1]}")
         samples = samples.to(self._sorted.dtype)

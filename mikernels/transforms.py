@@ -91,19 +91,36 @@ def column_chunks(n_variables: int, n_samples: int) -> Iterator[slice]:
 
 
 def _ranks(values: Tensor, first_column: int, seed: int) -> Tensor:
-    """Rank of each value in its row of `values [n, M]`, 0..M-1, equal values at random: int32 `[n, M]`."""
-    ordered, order = values.sort(dim=1)
-    tied = ordered[:, 1:] == ordered[:, :-1]  # [n, M-1]
-    if tied.any():
-        run = torch.zeros_like(order)  # number of the run of equal values
-        torch.cumsum(~tied, dim=1, out=run[:, 1:])
-        column = torch.arange(len(values), device=values.device)[:, None] + first_column
-        key = hash32(order, column, seed)
-        key |= run.bitwise_left_shift_(32)
-        order = order.gather(1, key.argsort(dim=1))
+    """Rank of each value in its row of `values [n, M]`, 0..M-1, equal values at random: int32 `[n, M]`.
+
+    One stable sort of integer keys, the value above and random bits below, so that nothing depends on
+    whether there are ties, nor on how a device sorts. Keys of 16-bit values take 32 bits: half the time.
+    """
+    index = torch.arange(values.shape[1], device=values.device)
+    column = torch.arange(len(values), device=values.device)[:, None] + first_column
+    value, random = _ordered_bits(values), hash32(index, column, seed)
+    if value.dtype == torch.int16:
+        value, random, bits = value.int(), (random >> 16).int(), 16
+    else:
+        value, bits = value.long(), 32
+    key = (value << bits) | random
+    order = key.sort(dim=1, stable=True).indices
     ranks = torch.empty_like(order, dtype=torch.int32)
     places = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
     return ranks.scatter_(1, order, places.expand_as(ranks))
+
+
+def _ordered_bits(values: Tensor) -> Tensor:
+    """Integers in the order of `values [n, M]`, equal where the values are: int16 of 16-bit values, or int32."""
+    if values.dtype == torch.float64:  # the number of the run of equal values: 64 bits leave none for ties
+        ordered, order = values.sort(dim=1)
+        run = torch.zeros_like(order, dtype=torch.int32)
+        torch.cumsum(ordered[:, 1:] != ordered[:, :-1], dim=1, out=run[:, 1:])
+        return torch.empty_like(run).scatter_(1, order, run)
+    # IEEE numbers are sign and magnitude: flipping the magnitude of the negative ones puts them in order.
+    bits = (values + 0.0).view(torch.int16 if values.dtype.itemsize == 2 else torch.int32)  # -0.0 becomes 0.0
+    info = torch.iinfo(bits.dtype)
+    return bits ^ ((bits >> (info.bits - 1)) & info.max)
 
 
 def hash32(index: Tensor, column: Tensor, seed: int) -> Tensor:

@@ -10,11 +10,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def as_samples(
     value: object, name: str, device: torch.device | str | None, *, min_samples: int = MIN_SAMPLES
 ) -> Tensor:
-    """`value` (torch tensor or numpy array `[M, N]`) as a finite tensor on `device`.
+    """`value` (torch tensor or numpy array `[M, N]`) as a tensor on `device`; its numbers are not looked at.
 
     Raises:
         TypeError: not an array, or not of a real floating-point dtype.
-        ValueError: not two-dimensional, too few samples, no column, or NaN or infinite values.
+        ValueError: not two-dimensional, too few samples, or no column.
     """
     if not isinstance(value, Tensor):
         value = _from_numpy(value, name)
@@ -30,9 +30,7 @@ def as_samples(
         raise ValueError(f"{name}: expected at least {min_samples} samples (rows), got {value.shape[0]}")
     if value.shape[1] < 1:
         raise ValueError(f"{name}: expected at least one variable (column), got shape {list(value.shape)}")
-    value = value.detach().to(device)
-    check_finite(value, name)
-    return value
+    return value.detach().to(device)
 
 
 def check_finite(value: Tensor, name: str) -> None:

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels.grid_table import entropy, integer_table
+from mikernels.grid_table import entropy, share_table
 from mikernels.problem import Problem
 from mikernels.reference import node_shares
+from mikernels.tiles import cut
 from mikernels.torch_impl.integer import integer_gram
-from mikernels.torch_impl.tiles import cut
 from mikernels.transforms import Variables
 
 STRIP_ROWS = 256
@@ -46,16 +46,14 @@ class Grid:
 
     def panel(self, variables: Variables, columns: slice) -> Panel:
         if self.integers:
-            table, total = integer_table(variables.n_samples, self.problem)
-            table = table.to(variables.data.device)  # [M, G]
+            table = share_table(variables.n_samples, self.problem, "int8", variables.data.device)
             rank = variables.data[columns].t().reshape(-1)  # [M * n]
-            features = table.index_select(0, rank).view(variables.n_samples, -1)
-            margin = table.sum(0, dtype=torch.int64)[None].expand(columns.stop - columns.start, -1)
-            return Panel(features, entropy(margin), float(total) ** 2)
+            features = table.shares.index_select(0, rank).view(variables.n_samples, -1)
+            return Panel(features, table.entropy.expand(columns.stop - columns.start), table.total)
         shares = node_shares(variables.scores(columns).t(), self.problem)  # [M, n, G]
         return Panel(shares.flatten(1), entropy(shares.sum(0, dtype=torch.float64)), 1.0)
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice) -> Tensor:
+    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
         g = self.problem.nodes
         a = left.features[:, rows.start * g : rows.stop * g]
         b = right.features[:, cols.start * g : cols.stop * g]

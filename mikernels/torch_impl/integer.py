@@ -3,17 +3,9 @@
 import torch
 from torch import Tensor
 
-MAX_ROWS = 131_072
-"""127^2 x 131,072 < 2^31: no int32 sum of the table's products overflows up to here."""
-
 
 def integer_gram(a: Tensor, b: Tensor) -> Tensor:
-    """`a^T b` of `a [M, n]` and `b [M, k]` (int8): exact, int32, or float64 beyond 131,072 rows."""
-    if a.shape[0] > MAX_ROWS:
-        chunks = zip(a.split(MAX_ROWS), b.split(MAX_ROWS), strict=True)
-        return sum(
-            (integer_gram(c, d).double() for c, d in chunks), start=torch.zeros((), dtype=torch.float64)
-        )
+    """`a^T b` of `a [M, n]` and `b [M, k]` (int8): exact, int32, which the caller sees not to overflow."""
     if has_fast_int8(a.device) and min(a.shape[1], b.shape[1]) > 1:  # of one column torch 2.13 makes zeros
         return torch._int_mm(a.t(), b)
     # float32 is exact up to 2^24 > 127^2 x 1024.

@@ -42,7 +42,7 @@ class Kde:
         log_margin = torch.stack([_log_margin(column) for column in distinct])
         return Panel(scores, log_margin.expand(len(scores)))
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice) -> Tensor:
+    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
         x, y = left.scores[rows], right.scores[cols]
         n_samples = x.shape[1]
         total = x.new_zeros(len(x), len(y))

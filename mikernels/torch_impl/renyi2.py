@@ -40,7 +40,7 @@ class Renyi2:
         sums = [features.sum(1, dtype=torch.float64) for features in _squared_kernels(distinct)]
         return Panel(scores, _log_potential(sum(sums), scores.shape[1]).expand(len(scores)))
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice) -> Tensor:
+    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
         x, y = left.scores[rows], right.scores[cols]
         joint = x.new_zeros(len(x), len(y), dtype=torch.float64)
         for a, b in zip(_squared_kernels(x), _squared_kernels(y), strict=True):

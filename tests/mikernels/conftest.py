@@ -1,5 +1,32 @@
-"""One thread: the inputs are small, and threads that wait for each other stall where the cores are shared."""
+"""Where the kernels run, and fixtures that several files use."""
 
+import os
+
+import pytest
 import torch
 
+# Before anything imports triton: without a GPU its interpreter runs the kernels on the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# One thread: the inputs are small, and threads that wait for each other stall where the cores are shared.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """16 variables in a tile, so that small inputs have several, a ragged one among them."""
+    from mikernels import torch_impl, triton_impl
+
+    for implementation in (torch_impl, triton_impl):
+        for estimator in (implementation.kde.Kde, implementation.renyi2.Renyi2):
+            monkeypatch.setattr(estimator, "tile", 16)
+    monkeypatch.setattr(triton_impl.grid.Grid, "tile", 16)
+    grid = torch_impl.grid.Grid
+
+    def with_small_tile(self, *args, **keywords):
+        initialise(self, *args, **keywords)
+        self.tile = 16
+
+    initialise = grid.__init__
+    monkeypatch.setattr(grid, "__init__", with_small_tile)

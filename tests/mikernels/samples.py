@@ -1,23 +1,44 @@
 """Test data, and the smallest memory budget that a call works in."""
 
 import re
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from mikernels import mutual_information
+import mikernels
+from mikernels import Pairs
+
+
+class Method(NamedTuple):
+    impl: str
+    estimator: str
+    transform: str
+    precision: str
+
 
 METHODS = [
-    ("grid", "rank", "int8"),
-    ("grid", "rank", "fp32"),
-    ("grid", "standardize", "fp32"),
-    ("kde", "rank", "fp32"),
-    ("kde", "standardize", "fp32"),
-    ("renyi2", "rank", "fp32"),
-    ("renyi2", "standardize", "fp32"),
+    Method("torch", "grid", "rank", "int8"),
+    Method("torch", "grid", "rank", "fp32"),
+    Method("torch", "grid", "standardize", "fp32"),
+    Method("torch", "kde", "rank", "fp32"),
+    Method("torch", "kde", "standardize", "fp32"),
+    Method("torch", "renyi2", "rank", "fp32"),
+    Method("torch", "renyi2", "standardize", "fp32"),
+    Method("triton", "grid", "rank", "int8"),
+    Method("triton", "grid", "rank", "fp16"),
+    Method("triton", "grid", "rank", "fp8"),
+    Method("triton", "grid", "standardize", "fp32"),
+    Method("triton", "kde", "rank", "fp16"),
+    Method("triton", "kde", "standardize", "fp32"),
+    Method("triton", "renyi2", "rank", "fp32"),
+    Method("triton", "renyi2", "standardize", "fp16"),
 ]
-"""Every estimator, transform and precision of the torch implementation."""
+"""Every estimator and transform of both implementations, and every precision but fp8 of kernels: Triton's
+interpreter does not round to fp8 as GPUs do."""
+
+GPU = torch.cuda.is_available()
 
 
 def over_methods(*names: str) -> pytest.MarkDecorator:
@@ -26,8 +47,26 @@ def over_methods(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("method", chosen, ids="-".join)
 
 
-def options(method: tuple[str, str, str]) -> dict:
-    return dict(zip(("estimator", "transform", "precision"), method, strict=True))
+def options(method: Method) -> dict:
+    """Keywords of a call; kernels run on a GPU where there is one, elsewhere in Triton's interpreter."""
+    return method._asdict() | ({"device": "cuda"} if GPU and method.impl == "triton" else {})
+
+
+def rounding(method: Method) -> dict:
+    """What may differ in nats when sums are taken in another order; the operands are the same."""
+    return {"rtol": 0, "atol": {"fp16": 5e-5, "fp8": 2e-4}.get(method.precision, 5e-6)}
+
+
+def mutual_information(*args, **keywords) -> Tensor:
+    return mikernels.mutual_information(*args, **keywords).cpu()
+
+
+def top_pairs(*args, **keywords) -> Pairs:
+    return Pairs(*(t.cpu() for t in mikernels.top_pairs(*args, **keywords)))
+
+
+def pairs_above(*args, **keywords) -> Pairs:
+    return Pairs(*(t.cpu() for t in mikernels.pairs_above(*args, **keywords)))
 
 
 def gaussian(n_samples: int, n_variables: int, seed: int = 0) -> Tensor:

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from mikernels import mutual_information, pairs_above, top_pairs
-
-from samples import correlated, gaussian, options, over_methods, smallest_budget
+from samples import (
+    correlated,
+    gaussian,
+    mutual_information,
+    options,
+    over_methods,
+    pairs_above,
+    smallest_budget,
+    top_pairs,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -100,9 +107,13 @@ def test_what_is_no_array(value):
     [
         ({"estimator": "knn"}, "estimator: expected one of 'grid', 'kde', 'renyi2', got 'knn'"),
         ({"transform": "none"}, "transform: expected one of 'rank', 'standardize', got 'none'"),
-        ({"impl": "numpy"}, "impl: expected one of 'auto', 'torch', 'reference'"),
-        ({"precision": "fp16"}, "precision: expected one of 'auto', 'int8', 'fp32', 'fp64', got 'fp16'"),
-        ({"precision": "fp64"}, "'grid' with transform='rank' and impl='auto' expects one of 'int8', 'fp32'"),
+        ({"impl": "numpy"}, "impl: expected one of 'auto', 'triton', 'torch', 'reference'"),
+        ({"precision": "fp4"}, "precision: expected one of 'auto', 'int8', 'fp8', 'fp16', .*, got 'fp4'"),
+        (
+            {"precision": "fp16"},
+            "precision: .* impl='torch' on cpu expects one of 'int8', 'fp32', got 'fp16'",
+        ),
+        ({"precision": "fp64"}, "'grid' with transform='rank' and impl='torch' on cpu expects one of 'int8'"),
         (
             {"precision": "int8", "transform": "standardize"},
             "transform='standardize' .* expects one of 'fp32'",
@@ -112,7 +123,10 @@ def test_what_is_no_array(value):
             "precision: 'kde' with .* expects one of 'fp32', got 'int8'",
         ),
         ({"precision": "int8", "estimator": "renyi2"}, "precision: 'renyi2' with .* expects one of 'fp32'"),
-        ({"precision": "fp32", "impl": "reference"}, "impl='reference' expects one of 'fp64', got 'fp32'"),
+        (
+            {"precision": "fp32", "impl": "reference"},
+            "impl='reference' on cpu expects one of 'fp64', got 'fp32'",
+        ),
         ({"nodes": 1}, "nodes: expected an integer from 2 to 256, got 1"),
         ({"nodes": 257}, "nodes: expected an integer from 2 to 256, got 257"),
         ({"nodes": 16.0}, "nodes: expected an integer from 2 to 256, got 16.0"),

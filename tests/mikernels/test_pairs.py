@@ -3,30 +3,23 @@
 import pytest
 import torch
 
-from mikernels import mutual_information, pairs_above, top_pairs
-from mikernels.torch_impl import integer
-from mikernels.torch_impl.kde import Kde
-from mikernels.torch_impl.renyi2 import Renyi2
-
-from samples import correlated, gaussian, options, over_methods, smallest_budget
+from samples import (
+    correlated,
+    gaussian,
+    mutual_information,
+    options,
+    over_methods,
+    pairs_above,
+    smallest_budget,
+    top_pairs,
+)
 
 with_and_without_y = pytest.mark.parametrize("n_left", [None, 20], ids=["x", "x and y"])
 
 
-@pytest.fixture
-def small_tiles(monkeypatch):
-    """16 variables in a tile of the kernel methods; `grid` has 32 at 64 nodes."""
-    monkeypatch.setattr(Kde, "tile", 16)
-    monkeypatch.setattr(Renyi2, "tile", 16)
-
-
-def several_tiles(method):
-    return options(method) | ({"nodes": 64} if method[0] == "grid" else {})
-
-
 def inputs(n_left):
-    both = correlated(40, 70)
-    return (both, None) if n_left is None else both.split([n_left, 70 - n_left], dim=1)
+    both = correlated(20, 40)
+    return (both, None) if n_left is None else both.split([n_left, 40 - n_left], dim=1)
 
 
 def by_hand(x, y, **keywords):
@@ -47,7 +40,7 @@ def listed(pairs):
 @pytest.mark.parametrize("k", [1, 37, 10_000])
 def test_top_pairs_are_the_highest_entries_of_the_matrix(method, n_left, k, small_tiles):
     x, y = inputs(n_left)
-    keywords = several_tiles(method)
+    keywords = options(method)
     assert listed(top_pairs(x, k, y, **keywords)) == by_hand(x, y, **keywords)[:k]
 
 
@@ -55,7 +48,7 @@ def test_top_pairs_are_the_highest_entries_of_the_matrix(method, n_left, k, smal
 @with_and_without_y
 def test_pairs_above_are_the_entries_beyond_the_threshold(method, n_left, small_tiles):
     x, y = inputs(n_left)
-    keywords = several_tiles(method)
+    keywords = options(method)
     expected = by_hand(x, y, **keywords)
     threshold = expected[50][0]
     above = [pair for pair in expected if pair[0] > threshold]
@@ -67,7 +60,7 @@ def test_pairs_above_are_the_entries_beyond_the_threshold(method, n_left, small_
 @with_and_without_y
 def test_smallest_memory_budget_finds_the_same_pairs(method, n_left, small_tiles):
     x, y = inputs(n_left)
-    keywords = several_tiles(method)
+    keywords = options(method)
     keywords["memory_budget"] = smallest_budget(x, y, **keywords)
     expected = by_hand(x, y, **keywords)
     assert listed(top_pairs(x, 37, y, **keywords)) == expected[:37]
@@ -103,14 +96,6 @@ def test_pairs_of_constant_neurons_have_zero():
     x[:, :2] = 1.0
     assert listed(top_pairs(x, 3)) == [(0, 0, 1), (0, 0, 2), (0, 1, 2)]
     assert listed(pairs_above(x, 0.0)) == []
-
-
-def test_values_are_float32_beyond_the_rows_of_one_int32_sum(monkeypatch):
-    monkeypatch.setattr(integer, "MAX_ROWS", 32)
-    x = correlated(100, 6)
-    expected = by_hand(x, None)
-    assert listed(top_pairs(x, 3)) == expected[:3]
-    assert listed(pairs_above(x, expected[3][0])) == expected[:3]
 
 
 @over_methods()

@@ -1,13 +1,9 @@
-"""The tiled products against the float64 definitions, in nats."""
+"""Both implementations against the float64 definitions, in nats."""
 
 import pytest
 import torch
 
-from mikernels import mutual_information
-from mikernels.torch_impl.kde import Kde
-from mikernels.torch_impl.renyi2 import Renyi2
-
-from samples import correlated, gaussian, options, over_methods
+from samples import correlated, gaussian, mutual_information, options, over_methods
 
 
 def student_t(x):
@@ -35,29 +31,40 @@ KINDS = {
 
 
 def budget(precision, n_samples):
-    """Error in nats: of float32 rounding, or of shares rounded to 8 bits (measured: 0.3 to 0.9 of this)."""
-    return 1e-5 if precision == "fp32" else 0.02 / n_samples**0.5
+    """Error in nats: of float32 or float16 rounding, or of shares in 8 bits (measured: 0.3 to 0.9 of this)."""
+    by_rounding = {"fp32": 0.0, "fp16": 6e-4, "int8": 0.02, "fp8": 0.04}[precision] / n_samples**0.5
+    return max(by_rounding, 1e-4 if precision == "fp16" else 1e-5)
 
 
-def assert_close_to_reference(x, y=None, *, precision, **keywords):
-    mi = mutual_information(x, y, precision=precision, **keywords)
+def assert_close_to_reference(x, y=None, *, precision, impl="auto", device=None, **keywords):
+    mi = mutual_information(x, y, precision=precision, impl=impl, device=device, **keywords)
     expected = mutual_information(x, y, impl="reference", **keywords)
     torch.testing.assert_close(mi, expected, rtol=0, atol=budget(precision, len(x)))
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 2), (8, 130), (9, 3), (9, 130), (37, 5), (37, 130), (257, 2), (257, 5)]
-)
+@pytest.mark.parametrize("shape", [(8, 2), (8, 70), (9, 3), (37, 5), (37, 70), (131, 2)])
 @over_methods()
 def test_odd_shapes(method, shape):
     assert_close_to_reference(correlated(*shape), **options(method))
 
 
+@pytest.mark.parametrize("shape", [(9, 130), (257, 5), (257, 130)])
+@over_methods("torch")
+def test_larger_shapes(method, shape):
+    assert_close_to_reference(correlated(*shape), **options(method))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n_samples", [9, 257])
+@pytest.mark.parametrize("n_samples", [9, 37])
 @over_methods()
 def test_kinds_of_data(method, n_samples, kind):
     assert_close_to_reference(KINDS[kind](correlated(n_samples, 5)), **options(method))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@over_methods("torch")
+def test_kinds_of_larger_data(method, kind):
+    assert_close_to_reference(KINDS[kind](correlated(257, 5)), **options(method))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +74,7 @@ def test_variables_of_two_inputs(method, kind):
     assert_close_to_reference(x, y, **options(method))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 130), (130, 1), (5, 130)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 70), (70, 1), (5, 70)])
 @over_methods()
 def test_odd_shapes_of_two_inputs(method, shape):
     x, y = correlated(37, sum(shape)).split(shape, dim=1)
@@ -75,7 +82,7 @@ def test_odd_shapes_of_two_inputs(method, shape):
 
 
 @pytest.mark.parametrize("nodes", [2, 7, 16, 33, 256])
-@pytest.mark.parametrize("n_samples", [8, 37, 257])
+@pytest.mark.parametrize("n_samples", [8, 37])
 @over_methods("grid")
 def test_numbers_of_nodes(method, n_samples, nodes):
     assert_close_to_reference(correlated(n_samples, 6), nodes=nodes, **options(method))
@@ -84,18 +91,15 @@ def test_numbers_of_nodes(method, n_samples, nodes):
 @pytest.mark.parametrize("bandwidth", ["silverman", 0.05, 3.0])
 @over_methods()
 def test_bandwidths(method, bandwidth):
-    assert_close_to_reference(correlated(257, 6), bandwidth=bandwidth, **options(method))
+    n_samples = 257 if method.estimator == "grid" else 37  # of too few, 8 bits are not enough at 0.05
+    assert_close_to_reference(correlated(n_samples, 6), bandwidth=bandwidth, **options(method))
 
 
 @over_methods()
-def test_ragged_tiles(method, monkeypatch):
-    monkeypatch.setattr(Kde, "tile", 16)
-    monkeypatch.setattr(Renyi2, "tile", 16)
-    x, y = correlated(37, 90).split([53, 37], dim=1)
-    # Tiles of `grid` hold 2048 nodes: 32 variables at 64.
-    nodes = {"nodes": 64} if method[0] == "grid" else {}
-    assert_close_to_reference(x, **nodes, **options(method))
-    assert_close_to_reference(x, y, **nodes, **options(method))
+def test_ragged_tiles(method, small_tiles):
+    x, y = correlated(20, 50).split([29, 21], dim=1)
+    assert_close_to_reference(x, **options(method))
+    assert_close_to_reference(x, y, **options(method))
 
 
 @pytest.mark.parametrize("n_samples", [257, 1024, 4096])
@@ -118,7 +122,7 @@ def test_int8_keeps_the_order_of_pairs():
 @over_methods()
 def test_autocast_does_not_lower_the_precision(method):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_close_to_reference(correlated(257, 6), **options(method))
+        assert_close_to_reference(correlated(37, 6), **options(method))
 
 
 def test_auto_is_the_int8_grid_for_ranks_and_fp32_otherwise():

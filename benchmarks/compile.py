@@ -1,0 +1,198 @@
+"""What the compiler makes of every kernel and configuration, for chips that need not be there.
+
+    python -m benchmarks.compile [--chips sm_90 ...] [--no-record]
+
+Registers, spills, shared memory and tensor-core instructions, read from the cubin (`cuobjdump`, which Triton's
+wheel brings) or from AMD's assembly. A spill, a missing tensor-core instruction or too much shared memory ends
+with exit status 1. Rows go to `results/compile.jsonl`.
+"""
+
+import argparse
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.record import RESULTS, append, row
+from mikernels.problem import Precision
+from mikernels.triton_impl.configs import CHIPS, Config, configs, constants, has_descriptors
+from mikernels.triton_impl.grid import grid_kernel
+from mikernels.triton_impl.kde import kde_kernel
+from mikernels.triton_impl.renyi2 import renyi2_kernel
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+"""Bytes of shared memory that one block may use."""
+
+MODERN = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
+"""Triton 3.6 does not use Blackwell's own instruction for int8."""
+
+INSTRUCTION = {
+    ("sm_80", "int8"): "IMMA",
+    ("sm_80", "fp16"): "HMMA",
+    ("sm_80", "fp32"): "HMMA",
+    ("sm_90", "int8"): "IGMMA",
+    ("sm_90", "fp16"): "HGMMA",
+    ("sm_90", "fp8"): "QGMMA",
+    ("sm_90", "fp32"): "HGMMA",
+    ("sm_100", "int8"): "UTCIMMA" if MODERN else "IMMA",
+    ("sm_100", "fp16"): "UTCHMMA",
+    ("sm_100", "fp8"): "UTCQMMA",
+    ("sm_100", "fp32"): "UTCHMMA",
+    ("gfx942", "int8"): "v_mfma_i32",
+    ("gfx942", "fp16"): "v_mfma_f32",
+    ("gfx942", "fp32"): "v_mfma_f32",
+}
+
+ELEMENT: dict[Precision, str] = {"int8": "i8", "fp8": "fp8e4nv", "fp16": "fp16", "fp32": "fp32"}
+
+KERNELS = {kernel.__name__: kernel for kernel in (grid_kernel, kde_kernel, renyi2_kernel)}
+
+
+class Case(NamedTuple):
+    kernel: str
+    chip: str
+    precision: Precision
+    config: Config
+    block_nodes: int
+    """S of `grid`; 0 elsewhere."""
+
+
+def cases(chips: list[str]) -> list[Case]:
+    """Every configuration that is shipped; `grid` with 16 nodes, and the default with 64 too."""
+    found = []
+    for chip, kernel, precision in itertools.product(chips, KERNELS, ELEMENT):
+        if precision not in CHIPS[chip] or (precision == "int8" and kernel != "grid_kernel"):
+            continue
+        for rank, config in enumerate(configs(kernel, chip, precision)):
+            nodes = (0,) if kernel != "grid_kernel" else (16, 64) if rank == 0 else (16,)
+            found += [Case(kernel, chip, precision, config, n) for n in nodes]
+    return found
+
+
+def compile_case(case: Case) -> Any:
+    """The compiled kernel, as `Launcher.run_tiles` would have it compiled on the chip."""
+    kernel = KERNELS[case.kernel]
+    blocks = constants(case.config, case.chip, case.precision)
+    values: dict[str, Any] = blocks | {"UPPER": True}
+    if case.block_nodes:
+        values |= {"S": case.block_nodes, "W": case.block_nodes, "INTEGERS": case.precision == "int8"}
+    element = ELEMENT[case.precision]
+    m, n, k = blocks["BM"], blocks["BN"], blocks["BK"]
+    described = {"a": (element, m, k), "b": (element, n, k), "out": ("fp32", m, n // 2)}
+    signature, divisible = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in values:
+            signature[name] = "constexpr"
+        elif name in described and has_descriptors(case.chip):
+            signature[name] = "tensordesc<{}[{}, {}]>".format(*described[name])
+        elif name in described or name == "p_out":
+            signature[name] = "*" + described.get(name, ("fp32",))[0]
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        if signature[name].startswith("*") or name in ("n_inner", "stride", "stride_out"):
+            divisible[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=values, attrs=divisible)
+    options = {"num_warps": case.config.warps, "num_stages": case.config.stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=TARGETS[case.chip], options=options)
+
+
+def inspect(compiled: Any, case: Case) -> dict[str, Any]:
+    """Registers, spills, shared memory and matrix instructions of a compiled kernel."""
+    found: dict[str, Any] = {"shared_bytes": compiled.metadata.shared}
+    if case.chip.startswith("gfx"):
+        assembly = compiled.asm["amdgcn"]
+        for name in ("vgpr_count", "agpr_count", "vgpr_spill_count"):
+            match = re.search(rf"\.{name}:\s*(\d+)", assembly)
+            found[name] = int(match[1]) if match else None
+        registers, spills = found.pop("vgpr_count"), found.pop("vgpr_spill_count")
+        instructions = re.findall(r"\b(v_mfma_[a-z0-9]+)_", assembly)
+        loads = len(re.findall(r"\bbuffer_load|\bglobal_load", assembly))
+    else:
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage, assembly = (
+                subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+                for flag in ("-res-usage", "-sass")
+            )
+        match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        if match is None:
+            raise RuntimeError(f"cuobjdump: expected registers and stack, got {usage!r}")
+        registers = int(match[1])
+        spills = int(match[2]) + len(re.findall(r"\b(?:LDL|STL)\b", assembly))
+        instructions = re.findall(r"\b([HIQ]GMMA|UTC[A-Z]MMA|[HIQ]MMA)\b", assembly)
+        loads = len(re.findall(r"\b(?:UTMALDG|LDGSTS)\b", assembly))
+    counts = {name: instructions.count(name) for name in sorted(set(instructions))}
+    return found | {
+        "registers": registers,
+        "spills": spills,
+        "matrix_instructions": counts,
+        "asynchronous_loads": loads,
+    }
+
+
+def faults(found: dict[str, Any], case: Case) -> list[str]:
+    """What keeps a kernel from the speed of the chip."""
+    expected = INSTRUCTION[case.chip, case.precision]
+    problems = []
+    if found["spills"]:
+        problems.append(f"{found['spills']} spills")
+    if not any(name.startswith(expected) for name in found["matrix_instructions"]):
+        problems.append(f"no {expected}")
+    if found["shared_bytes"] > SHARED_LIMIT[case.chip]:
+        problems.append(f"more than {SHARED_LIMIT[case.chip]} bytes of shared memory")
+    if not found["asynchronous_loads"]:
+        problems.append("no asynchronous loads")
+    return problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--chips", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--no-record", action="store_true", help="only print")
+    args = parser.parse_args()
+    command = "python -m benchmarks.compile --chips " + " ".join(args.chips)
+    rows, failed = [], 0
+    print(f"triton {triton.__version__}")
+    print(
+        f"{'chip':8}{'kernel':15}{'dtype':6}{'S':>4} {'M x N x K bytes':16}{'warps':>6}{'stages':>7}", end=""
+    )
+    print(f"{'registers':>10}{'spills':>7}{'shared':>8}  matrix instructions")
+    for case in cases(args.chips):
+        found = inspect(compile_case(case), case)
+        problems = faults(found, case)
+        failed += bool(problems)
+        c = case.config
+        print(
+            f"{case.chip:8}{case.kernel:15}{case.precision:6}{case.block_nodes:>4} "
+            f"{f'{c.block_m} x {c.block_n} x {c.bytes_k}':16}{c.warps:>6}{c.stages:>7}"
+            f"{found['registers']:>10}{found['spills']:>7}{found['shared_bytes']:>8}  "
+            f"{found['matrix_instructions']} {'; '.join(problems)}",
+            flush=True,
+        )
+        described = case._asdict() | {"config": case.config._asdict()}
+        rows.append(row("compile", command, described, found | {"faults": problems}))
+    if not args.no_record:
+        append(rows, RESULTS / "compile.jsonl")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

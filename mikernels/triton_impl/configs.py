@@ -1,0 +1,63 @@
+"""Tile sizes by kernel, chip and precision: few, chosen by what the compiler makes of them."""
+
+from typing import Any, NamedTuple
+
+from mikernels.problem import Precision
+
+CHIPS: dict[str, tuple[Precision, ...]] = {
+    "sm_80": ("int8", "fp16", "fp32"),
+    "sm_90": ("int8", "fp16", "fp8", "fp32"),
+    "sm_100": ("int8", "fp16", "fp8", "fp32"),
+    "gfx942": ("int8", "fp16", "fp32"),
+    "interpreter": ("int8", "fp16", "fp8", "fp32"),
+}
+"""Families of GPUs, and the precisions of their tensor cores, the one to prefer first."""
+
+ITEMSIZE = {"int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}
+
+
+class Config(NamedTuple):
+    """Tile of one program and how it is scheduled; K in bytes, so that it holds for every precision."""
+
+    block_m: int
+    block_n: int
+    bytes_k: int
+    warps: int
+    stages: int
+
+
+def configs(kernel: str, chip: str, precision: Precision) -> list[Config]:
+    """What autotuning chooses from; the first is used without it."""
+    two_accumulators = kernel == "kde_kernel"
+    if chip == "interpreter":
+        size = 128 if kernel == "grid_kernel" else 64
+        return [Config(size, size, 128 * ITEMSIZE[precision], 4, 1)]
+    if chip == "gfx942":
+        return [Config(128, 128, 128, 8, 2), Config(128, 128, 64, 4, 2)]
+    if chip == "sm_80":
+        if precision == "fp32":
+            return [Config(128, 64, 64, 8, 3)]
+        return [Config(128, 128, 64, 8, 4), Config(128, 128, 64, 8, 3)]
+    if precision == "fp32":
+        return [Config(128, 128, 128, 8, 3)]
+    # On Hopper the float32 sums of fp8 products are a second accumulator.
+    if two_accumulators or (precision == "fp8" and chip == "sm_90"):
+        return [Config(128, 128, 128, 8, 4), Config(128, 128, 128, 8, 5)]
+    return [Config(128, 256, 128, 8, 3), Config(128, 256, 128, 8, 4), Config(256, 128, 128, 8, 3)]
+
+
+def has_descriptors(chip: str) -> bool:
+    """Whether blocks of a tensor are copied, and added to it, by the chip's own engine."""
+    return chip in ("sm_90", "sm_100")
+
+
+def constants(config: Config, chip: str, precision: Precision) -> dict[str, Any]:
+    """The constants that every kernel of tiles takes."""
+    return {
+        "BM": config.block_m,
+        "BN": config.block_n,
+        "BK": config.bytes_k // ITEMSIZE[precision],
+        "GROUP": 8,
+        "TF32": precision == "fp32" and chip != "gfx942",
+        "FP32_EVERY": 128 if precision == "fp8" and chip == "sm_90" else None,
+    }

@@ -1,0 +1,167 @@
+"""`kde` on a GPU: M matrix products, the logarithm of each taken in registers.
+
+Operands are `a_n[i, j] = k(x_n[i] - x_n[j]) sqrt(M) / sum_j k(x_n[i] - x_n[j])`, so that the margins need no
+terms of their own: `I = 1/M sum_i log sum_j a_ij b_ij`. A few samples i at a time are made in memory,
+`[n, i, j]`, and one program makes one tile of pairs: it runs over (i, j), takes a logarithm each time that j
+ends, and adds to what earlier samples have left.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mikernels.problem import Problem
+from mikernels.transforms import Variables
+from mikernels.triton_impl.gram import add_to, multiply_add, tile_of
+from mikernels.triton_impl.launch import Launcher, padded
+
+SAMPLES = 16
+"""Samples i whose operands are in memory at once: enough that a launch is long, and always as many, so that
+the order of the sums depends on nothing."""
+
+
+@triton.jit
+def kde_kernel(
+    a,  # [n, samples * stride] operands of the rows
+    b,  # [k, samples * stride] operands of the columns
+    out,  # [n, stride_out] float32, sum of log2 over the samples so far
+    n_rows,
+    n_cols,
+    stride_out,
+    n_inner,  # samples * stride
+    stride,  # j, padded with zeros to a multiple of BK
+    UPPER: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    TF32: tl.constexpr,
+    FP32_EVERY: tl.constexpr,
+):
+    i_m, i_n = tile_of(tl.program_id(0), tl.cdiv(n_rows, BM), tl.cdiv(n_cols, BN), GROUP)
+    if UPPER and (i_n + 1) * BN <= i_m * BM:
+        return
+    b_logs = tl.zeros([BM, BN], dtype=tl.float32)
+    b_sum = tl.zeros([BM, BN], dtype=tl.float32)
+    # One loop over (i, j): the tensor cores go on while the last logarithms are taken.
+    for o_k in range(0, n_inner, BK):
+        b_sum = multiply_add(
+            a, b, b_sum, i_m * BM, i_n * BN, o_k, n_rows, n_cols, n_inner, BK, TF32, FP32_EVERY
+        )
+        if (o_k + BK) % stride == 0:
+            b_logs += tl.log2(b_sum)
+            b_sum = tl.zeros([BM, BN], dtype=tl.float32)
+    add_to(out, b_logs, i_m * BM, i_n * BN, n_rows, n_cols, stride_out)
+
+
+@triton.jit
+def kernel_rows_kernel(
+    p_score,  # [n, M] float32, scaled so that k = 2^-(difference^2)
+    p_operand,  # [n, samples, stride]
+    p_sum,  # [n, samples] float32, of the operand over j, as it was rounded
+    n_samples,
+    i_first,
+    n_rows,  # samples
+    stride,
+    scale,  # what a row would sum to without rounding
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+):
+    i_n = tl.program_id(0).to(tl.int64)
+    p_score += i_n * n_samples
+    o_i = tl.arange(0, BI)
+    m_i = o_i < n_rows
+    b_own = tl.load(p_score + i_first + o_i, m_i, 0.0)
+    b_sums = tl.zeros([BI, BJ], dtype=tl.float32)
+    for o_first in range(0, n_samples, BJ):
+        o_j = o_first + tl.arange(0, BJ)
+        b_other = tl.load(p_score + o_j, o_j < n_samples, float("inf"))
+        b_difference = b_other[None, :] - b_own[:, None]
+        b_sums += tl.exp2(-b_difference * b_difference)
+    b_weight = scale / tl.sum(b_sums, 1)
+    b_sums = tl.zeros([BI, BJ], dtype=tl.float32)
+    for o_first in range(0, stride, BJ):
+        o_j = o_first + tl.arange(0, BJ)
+        b_other = tl.load(p_score + o_j, o_j < n_samples, float("inf"))
+        b_difference = b_other[None, :] - b_own[:, None]
+        b_kernel = b_weight[:, None] * tl.exp2(-b_difference * b_difference)
+        b_kernel = b_kernel.to(p_operand.dtype.element_ty)
+        b_sums += b_kernel.to(tl.float32)
+        p_block = p_operand + (i_n * n_rows + o_i[:, None]) * stride + o_j[None, :]
+        tl.store(p_block, b_kernel, m_i[:, None] & (o_j[None, :] < stride))
+    tl.store(p_sum + i_n * n_rows + o_i, tl.sum(b_sums, 1), m_i)
+
+
+class Kde:
+    tile = 8192
+
+    def __init__(self, problem: Problem, launcher: Launcher) -> None:
+        self.problem = problem
+        self.launcher = launcher
+
+    def panel_bytes(self, n_samples: int) -> int:
+        return 8 * n_samples
+
+    def tile_bytes(self, tile: int, n_samples: int) -> int:
+        operand = SAMPLES * (padded(n_samples) * self.launcher.dtype.itemsize + 4)
+        return 2 * tile * operand + 8 * tile**2
+
+    def panel(self, variables: Variables, columns: slice) -> Tensor:
+        """Scores `[n, M]` float32, scaled so that the kernel is a power of 2."""
+        return variables.scores(columns) * (math.sqrt(0.5 * math.log2(math.e)) / self.problem.bandwidth)
+
+    def compute(self, left: Tensor, rows: slice, right: Tensor, cols: slice, *, upper: bool) -> Tensor:
+        x, y = left[rows], right[cols]
+        n_samples = x.shape[1]
+        total = x.new_zeros(len(x), -(-len(y) // 4) * 4)  # rows of a descriptor begin at 16 bytes
+        # log2 of the sums of the operands' rows; 0 but for rounding, which is the same for all of a row
+        margin_x, margin_y = x.new_zeros(len(x)), y.new_zeros(len(y))
+        for first in range(0, n_samples, SAMPLES):
+            samples = min(SAMPLES, n_samples - first)
+            a = self._operand(x, first, samples, margin_x)
+            b = a if upper else self._operand(y, first, samples, margin_y)
+            self.launcher.run_tiles(
+                kde_kernel,
+                a,
+                b,
+                total,
+                len(x),
+                len(y),
+                total.shape[1],
+                a.shape[1],
+                a.shape[1] // samples,
+                adds=True,
+                UPPER=upper,
+            )
+        mean_log2 = total[:, : len(y)].sub_(margin_x[:, None]).sub_(margin_x if upper else margin_y)
+        mean_log2.mul_(math.log(2) / n_samples)
+        return mean_log2.sub_(2 * math.log(self._scale(n_samples) / math.sqrt(n_samples)))
+
+    def _operand(self, scores: Tensor, first: int, samples: int, margin: Tensor) -> Tensor:
+        """`[n, samples * stride]`; adds to `margin [n]` what rounding did to the sums of the rows."""
+        stride, scale = padded(scores.shape[1]), self._scale(scores.shape[1])
+        operand = scores.new_empty(len(scores), samples * stride, dtype=self.launcher.dtype)
+        sums = scores.new_empty(len(scores), samples)
+        self.launcher.run(
+            kernel_rows_kernel,
+            (len(scores),),
+            scores,
+            operand,
+            sums,
+            scores.shape[1],
+            first,
+            samples,
+            stride,
+            scale,
+            BI=SAMPLES,
+            BJ=256,
+        )
+        margin += sums.div_(scale).log2_().sum(1)
+        return operand
+
+    def _scale(self, n_samples: int) -> float:
+        """sqrt(M); in fp8 times the power of two that takes what is then at most sqrt(M) up to its range."""
+        root = math.sqrt(n_samples)
+        return root * 2.0 ** math.floor(math.log2(448 / root)) if self.launcher.precision == "fp8" else root

@@ -1,0 +1,100 @@
+"""How kernels are launched: operands as tensor descriptors, on the device and stream that the data lie on."""
+
+import functools
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mikernels.problem import Precision
+from mikernels.triton_impl.configs import Config, configs, constants, has_descriptors
+
+DTYPES = {
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+
+PADDING = 128
+"""Elements in which the samples of an operand come: a whole number of BK in every configuration."""
+
+
+class Launcher:
+    """Launches kernels whose operands have one precision, on one chip."""
+
+    def __init__(self, chip: str, precision: Precision, autotune: bool) -> None:
+        self.chip = chip
+        self.precision = precision
+        self.dtype = DTYPES[precision]
+        self.autotune = autotune and chip != "interpreter"
+
+    def run(self, kernel: Any, grid: tuple[int, ...], *args: Any, **kernel_constants: Any) -> None:
+        """Launch on the current stream of the device of the first argument."""
+        with torch.cuda.device_of(args[0]):
+            kernel[grid](*args, **kernel_constants, **OPTIONS)
+
+    def run_tiles(
+        self, kernel: Any, a: Tensor, b: Tensor, out: Tensor, *args: Any, adds: bool, **kernel_constants: Any
+    ) -> None:
+        """Launch a kernel of tiles over operands `a [rows, K]` and `b [cols, K]`.
+
+        `adds`: the kernel adds whole tiles to `out` (which then is described too), and does not fill it.
+        """
+
+        def grid(meta: dict[str, int]) -> tuple[int]:
+            return (triton.cdiv(a.shape[0], meta["BM"]) * triton.cdiv(b.shape[0], meta["BN"]),)
+
+        config = configs(kernel.__name__, self.chip, self.precision)[0]
+        blocks = constants(config, self.chip, self.precision)
+        tensors: list[Any] = [a, b, out]
+        if has_descriptors(self.chip):
+            for position in range(3 if adds else 2):
+                tensors[position] = TensorDescriptor.from_tensor(tensors[position], [1, 1])
+            set_block_shapes(dict(zip(kernel.arg_names, tensors, strict=False)) | blocks)
+        with torch.cuda.device_of(out):
+            if self.autotune:
+                tuned = _tuned(kernel, self.chip, self.precision, adds)
+                tuned[grid](*tensors, *args, **kernel_constants, **OPTIONS)
+            else:
+                launch = {"num_warps": config.warps, "num_stages": config.stages}
+                kernel[grid](*tensors, *args, **kernel_constants, **blocks, **launch, **OPTIONS)
+
+
+OPTIONS = {"enable_fp_fusion": True}  # Triton 3.9 warns of a change of the default where it is not said
+
+
+def set_block_shapes(named: dict[str, Any]) -> None:
+    """Let the descriptors among the arguments copy the blocks of the constants among them."""
+    blocks = {
+        "a": [named["BM"], named["BK"]],
+        "b": [named["BN"], named["BK"]],
+        "out": [named["BM"], named["BN"] // 2],
+    }
+    for name, block in blocks.items():
+        if isinstance(named.get(name), TensorDescriptor):
+            named[name].block_shape = block
+
+
+@functools.cache
+def _tuned(kernel: Any, chip: str, precision: Precision, adds: bool) -> Any:
+    """`kernel` with its configurations; the choice is kept on disk, and made anew for another S."""
+
+    def as_triton(config: Config) -> triton.Config:
+        blocks = constants(config, chip, precision)
+        return triton.Config(
+            blocks, num_warps=config.warps, num_stages=config.stages, pre_hook=set_block_shapes
+        )
+
+    return triton.autotune(
+        [as_triton(config) for config in configs(kernel.__name__, chip, precision)],
+        key=["S"] if "S" in kernel.arg_names else [],
+        restore_value=["out"] if adds else [],
+        cache_results=True,
+    )(kernel)
+
+
+def padded(n_samples: int) -> int:
+    return -(-n_samples // PADDING) * PADDING
