@@ -16,22 +16,32 @@ import mikernels
 RESULTS = Path(__file__).parent / "results"
 
 
-def row(benchmark: str, command: str, case: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """A result with its conditions."""
+def row(
+    benchmark: str,
+    command: str,
+    case: dict[str, Any],
+    result: dict[str, Any],
+    versions: dict[str, str] | None = None,
+    *,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """A result with its conditions; `versions` are those of other packages that it depends on."""
     return {
         "benchmark": benchmark,
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "commit": _git("rev-parse", "--short", "HEAD")
         + ("+changes" if _git("status", "--porcelain", "--", ":/", ":!results") else ""),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()}
+        | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
         "versions": {
             "mikernels": mikernels.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "numpy": numpy.__version__,
             "python": platform.python_version(),
-        },
+        }
+        | (versions or {}),
         "case": case,
         "result": result,
     }
