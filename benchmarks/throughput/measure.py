@@ -85,6 +85,7 @@ def case_rows(series: str, case: Case, names: Sequence[str], effort: Effort) -> 
     precisions = {cases[name].precision for name in names if VARIANTS[name].ours}
     values, seconds, rates = take_turns(calls, precisions, case.device, effort)
     exact = references(x, case, {c.estimator for c in cases.values()} & ESTIMATORS | {"kde"})
+    compared = min(len(mi) for mi in values.values())  # the same pairs for all
     copy_rate = memory_rate(case.device)
     rows: list[Row] = []
     for name in names:
@@ -98,7 +99,7 @@ def case_rows(series: str, case: Case, names: Sequence[str], effort: Effort) -> 
             "pairs_timed": timed,
             "extrapolated": timed < own.pairs,
             "pairs_per_second": own.pairs / median,
-            **accuracy(values[name], own, exact),
+            **accuracy(values[name][:compared, :compared], own, exact),
         }
         if rows:
             result["times_slower_than_ours"] = median / statistics.median(seconds[names[0]])
