@@ -1,10 +1,13 @@
-"""Peak memory of one call, in a fresh process: `python -m benchmarks.throughput.memory CASE VARIANT` prints bytes."""
+"""Peak memory of one call, in a fresh process, on Linux.
+
+python -m benchmarks.throughput.memory CASE VARIANT    # prints bytes
+"""
 
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
@@ -39,7 +42,9 @@ def main() -> None:
 def _peak(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which starts at the peak of the parent process where that was larger.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def conditions(rows: Sequence[Row]) -> str:
     row = rows[-1]
     machine, versions = row["machine"], row["versions"]
     commits = ", ".join(dict.fromkeys(r["commit"] for r in rows))
-    where = machine.get("gpu", f"{machine['threads']} threads of {machine['cpu']}")
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)} of {machine['cpu']}"
+    where = machine.get("gpu", threads)
     return (
         f"{where}, torch {versions['torch']}, Python {versions['python']}, commit {commits}, {row['date']}, "
         f"seed {row['case']['seed']}"
