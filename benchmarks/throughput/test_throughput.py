@@ -17,7 +17,7 @@ COMPARISONS = [series for series in all_series("cpu", seed=0) if len(series.case
 @pytest.mark.parametrize(
     ("case", "variant"),
     [
-        pytest.param(series.cases[0], variant, id=f"{series.cases[0].id}-{variant}")
+        pytest.param(series.cases[0], variant, id=f"{VARIANTS[variant].case(series.cases[0]).id}-{variant}")
         for series in COMPARISONS
         for variant in series.variants
     ],
