@@ -54,7 +54,7 @@ def all_tables(rows: Sequence[Row], name: str) -> str:
     parts = ["# Throughput", f"{conditions(rows)}. Made by `python -m benchmarks.plot` from `{name}.jsonl`."]
     for series in dict.fromkeys(r["case"]["series"] for r in rows):
         some = of(rows, series)
-        parts.append(f"## {series.capitalize()}")
+        parts.append(f"## {series[0].upper()}{series[1:]}")
         if " over " in series:
             parts.append(sweep(some, series))
         else:

@@ -9,6 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
+
 from benchmarks.record import RESULTS, append
 from benchmarks.throughput.cases import Case, Series, all_series
 from benchmarks.throughput.measure import Effort, series_rows
@@ -27,6 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument(
         "--turns", type=int, default=Effort.turns, help="timed calls of each variant, at most"
     )
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument("--cap", type=float, default=Effort.cap, help="no call that should take more seconds")
     parser.add_argument("--out", type=Path, help="by default results/throughput-DEVICE.jsonl")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.case:
         chosen = [Series(args.series or "one", (Case(**args.case),), args.variants or ("ours",))]
         args.device = chosen[0].cases[0].device

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,7 @@ from benchmarks.throughput.tables import duration, is_ours, label
 
 INK, GREY = "#2b2f36", "#7d828b"
 COLOURS = {"grid": "#1f5fa8", "kde": "#2a8f82", "renyi2": "#7a5aa6", "b-spline": "#b9772c"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#b9bec6",
     "axes.grid": True,
     "axes.labelcolor": INK,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks import record
@@ -36,7 +37,7 @@ class Effort:
     """
 
     turns: int = 5
-    seconds: float = 12.0
+    seconds: float = 8.0
     cap: float = 60.0
 
 
@@ -154,6 +155,7 @@ def _timed(call: Callable[[], Tensor], device: str) -> tuple[Tensor, float]:
 def rerun_command(series: str, case: Case, names: Sequence[str], effort: Effort) -> str:
     """The command that measures one case with the same variants again."""
     options = {"--series": series, "--case": json.dumps(asdict(case)), "--variants": ",".join(names)}
+    options["--threads"] = str(torch.get_num_threads())
     options |= {f"--{name}": str(value) for name, value in asdict(effort).items()}
     return shlex.join(["python", "-m", "benchmarks.throughput", *itertools.chain(*options.items())])
 

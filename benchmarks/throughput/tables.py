@@ -59,7 +59,9 @@ def sweep(rows: Sequence[Row], series: str) -> str:
         some = of(rows, series, variant)
         case = some[0]["case"]
         fixed = f"M = {case['M']}" if axis == "N" else f"N = {case['N']}"
-        parts.append(f"**{label(some[0])}**, {fixed}: seconds grow as {axis}^{exponent(some, axis):.2f}.")
+        power = exponent(some, axis)
+        growth = f": time grows as {axis}^{power:.2f}" if power == power else ""
+        parts.append(f"**{label(some[0])}**, {fixed}{growth}.")
         parts.append(
             table(
                 [axis, "all pairs", "pairs/s", "of matmul rate", "memory", "RMS error", "error to float64"],

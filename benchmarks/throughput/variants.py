@@ -20,7 +20,7 @@ class Variant:
 
     Attributes:
         name: as in rows and on the command line.
-        label: as in plots and tables.
+        label: as in plots and tables, where ours have estimator and precision added.
         run: from `[M, n]` and the case to `[n, n]` nats.
         settings: fields of the case that this variant replaces: what it really computes.
         ours: takes the samples as they are, where the peers get normal scores, ready made; and its FLOPs are known.
@@ -70,8 +70,8 @@ def ours(x: Tensor, case: Case) -> Tensor:
     )
 
 
-def _ours(name: str, label: str, **settings: str) -> Variant:
-    return Variant(name, label, ours, settings, ours=True)
+def _ours(name: str, **settings: str) -> Variant:
+    return Variant(name, "mikernels", ours, settings, ours=True)
 
 
 SOME_COLUMNS = 10
@@ -83,10 +83,10 @@ KSG = {"estimator": "ksg", "precision": "fp64"}
 VARIANTS = {
     variant.name: variant
     for variant in (
-        _ours("ours", "mikernels"),
-        _ours("ours-fp32", "mikernels grid, fp32", precision="fp32"),
-        _ours("ours-kde", "mikernels kde", **KDE),
-        _ours("ours-renyi2", "mikernels renyi2", estimator="renyi2", precision="fp32"),
+        _ours("ours"),
+        _ours("ours-fp32", precision="fp32"),
+        _ours("ours-kde", **KDE),
+        _ours("ours-renyi2", estimator="renyi2", precision="fp32"),
         Variant(
             "torch-broadcast",
             "torch, broadcasting",
