@@ -169,6 +169,7 @@ def main() -> int:
     parser.add_argument("--no-record", action="store_true", help="only print")
     args = parser.parse_args()
     command = "python -m benchmarks.compile --chips " + " ".join(args.chips)
+    versions = {"triton": triton.__version__}
     rows, failed = [], 0
     print(f"triton {triton.__version__}")
     print(
@@ -188,7 +189,7 @@ def main() -> int:
             flush=True,
         )
         described = case._asdict() | {"config": case.config._asdict()}
-        rows.append(row("compile", command, described, found | {"faults": problems}))
+        rows.append(row("compile", command, described, found | {"faults": problems}, versions))
     if not args.no_record:
         append(rows, RESULTS / "compile.jsonl")
     return int(failed > 0)

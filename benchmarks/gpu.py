@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -315,7 +316,10 @@ def main() -> int:
         found.append(run_tests())
         options = [f"--{k} {v}" for k, v in vars(args).items() if v not in (None, False)]
         command = " ".join(["python -m benchmarks.gpu", *options])
-        rows = [row(f"gpu-{r.pop('part')}", command, r.pop("case", {}), r, device="cuda") for r in found]
+        versions = {"triton": version("triton")}
+        rows = [
+            row(f"gpu-{r.pop('part')}", command, r.pop("case", {}), r, versions, device="cuda") for r in found
+        ]
         append(rows, args.results or RESULTS / "gpu.jsonl")
         found = [r["result"] for r in rows]
     failed = sum(r["ok"] is False for r in found)

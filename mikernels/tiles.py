@@ -89,12 +89,17 @@ def _fit(method: Method, x: Variables, y: Variables | None, memory_budget: int |
         panel_size = free // (2 * method.panel_bytes(x.n_samples)) // tile * tile
         panel_size = min(panel_size, -(-largest // tile) * tile)
         workspace = method.tile_bytes(tile, x.n_samples) + 2 * panel_size * method.panel_bytes(x.n_samples)
-        if device.type == "cpu" or _can_allocate(workspace, device):
+        if not may_run_out(device) or can_allocate(workspace, device):
             return tile, panel_size
         warnings.warn(
             f"{device} has no {workspace / 1e9:.1f} GB free: going on with smaller chunks", stacklevel=2
         )
         budget = used + workspace // 2
+
+
+def may_run_out(device: torch.device) -> bool:
+    """Whether memory is all there is when it is asked for; a CPU's is found page by page."""
+    return device.type == "cuda"
 
 
 def default_budget(device: torch.device) -> int:
@@ -103,7 +108,7 @@ def default_budget(device: torch.device) -> int:
     return CPU_MEMORY_BUDGET
 
 
-def _can_allocate(n_bytes: int, device: torch.device) -> bool:
+def can_allocate(n_bytes: int, device: torch.device) -> bool:
     """Whether the memory is there now; the caching allocator keeps it for what comes next."""
     try:
         torch.empty(n_bytes, dtype=torch.uint8, device=device)
