@@ -105,7 +105,7 @@ def test_what_is_no_array(value):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"estimator": "knn"}, "estimator: expected one of 'grid', 'kde', 'renyi2', got 'knn'"),
+        ({"estimator": "knn"}, "estimator: expected one of 'grid', 'kde', 'renyi2', 'adaptive', got 'knn'"),
         ({"transform": "none"}, "transform: expected one of 'rank', 'standardize', got 'none'"),
         ({"impl": "numpy"}, "impl: expected one of 'auto', 'triton', 'torch', 'reference'"),
         ({"precision": "fp4"}, "precision: expected one of 'auto', 'int8', 'fp8', 'fp16', .*, got 'fp4'"),
