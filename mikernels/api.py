@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     nodes: int
     transform: Transform
     bandwidth: float | str | None
+    calibrate: bool | None
     impl: Impl
     precision: Precision
     device: torch.device | str | None
@@ -40,6 +41,7 @@ def mutual_information(
     nodes: int = 16,
     transform: Transform = "rank",
     bandwidth: float | str | None = None,
+    calibrate: bool | None = None,
     impl: Impl = "auto",
     precision: Precision = "auto",
     device: torch.device | str | None = None,
@@ -57,6 +59,8 @@ def mutual_information(
         estimator: `"grid"` evaluates the densities on `nodes` points per variable, in time linear in M;
             `"kde"` is the resubstitution estimate at the samples, in time quadratic in M; `"renyi2"` is the
             matrix-based Renyi information of order 2. `mikernels.reference` holds the three formulas.
+            `"adaptive"` chooses a bandwidth for each pair and takes out its bias, at several times the cost
+            of `grid`: for values in nats that one can rely on (`mikernels.adaptive`; ranks only).
         nodes: G, points per variable of `grid`, 2 to 256. More of them resolve stronger dependence, at
             a cost that grows as G^2; at 16 the values saturate at about 1.1 nats, in the right order.
         transform: `"rank"` replaces values by normal scores of their ranks, so that monotone maps of a
@@ -64,12 +68,14 @@ def mutual_information(
             the values, at mean 0 and standard deviation 1.
         bandwidth: of the Gaussian kernel, in standard deviations. None is Silverman's `M^(-1/6)`, for
             `grid` not below 0.75 of the distance between nodes; `"silverman"` has no such floor.
+        calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.calibration`);
+            the order of pairs stays. None does so for `adaptive` only.
         impl: `"triton"` is GPU kernels, `"torch"` tiled matrix products on any device, `"reference"` the
             equations in float64 (memory grows as N M^2: for small inputs); `"auto"` is Triton on a GPU and
             torch elsewhere.
-        precision: of the operands. `"int8"` (`grid` with ranks: exact sums of 8-bit shares) and `"fp32"`; with
-            Triton also `"fp16"` and, where the chip has it, `"fp8"`; `"fp64"` only and always in the
-            reference. `"auto"` takes int8 where it can, then fp16 with Triton and fp32 with torch.
+        precision: of the operands. `"int8"` (`grid` and `adaptive` with ranks: exact sums of 8-bit integers) and
+            `"fp32"`; with Triton also `"fp16"` and, where the chip has it, `"fp8"`; `"fp64"` only and always in
+            the reference. `"auto"` takes int8 where it can, then fp16 with Triton and fp32 with torch.
         device: where to compute; by default where `x` is.
         memory_budget: bytes of workspace beyond inputs and result; by default 1 GiB, or on a GPU half of what
             is free. The result does not depend on it.
@@ -100,6 +106,7 @@ def mutual_information(
         nodes=nodes,
         transform=transform,
         bandwidth=bandwidth,
+        calibrate=calibrate,
         impl=impl,
         precision=precision,
         device=device,
@@ -148,6 +155,7 @@ def _prepare(
     nodes: int = 16,
     transform: Transform = "rank",
     bandwidth: float | str | None = None,
+    calibrate: bool | None = None,
     impl: Impl = "auto",
     precision: Precision = "auto",
     device: torch.device | str | None = None,
@@ -163,6 +171,9 @@ def _prepare(
     if y is None and xs.shape[1] < 2:
         raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
     problem = make_problem(estimator, nodes, bandwidth, xs.shape[0])
+    if transform != "rank" and (estimator == "adaptive" or calibrate):
+        what = "estimator='adaptive'" if estimator == "adaptive" else "calibrate=True"
+        raise ValueError(f"transform: {what} expects 'rank', got {transform!r}")
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
         raise ValueError(f"y: expected as many samples as x, {xs.shape[0]}, got {ys.shape[0]}")
@@ -171,6 +182,7 @@ def _prepare(
         problem.nodes,
         problem.bandwidth,
         transform,
+        problem.estimator == "adaptive" if calibrate is None else calibrate,
         impl,
         precision,
         memory_budget,

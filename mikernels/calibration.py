@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels.problem import Problem
+from mikernels.problem import Precision, Problem
+from mikernels.tiles import mi_blocks
 from mikernels.transforms import transform_samples
 
 MOST_NATS = 6.5
@@ -51,9 +52,9 @@ def gaussian_curve(n_samples: int, problem: Problem) -> Curve:
 
     The torch implementation draws it on the CPU, in its exact integers where it has them.
     """
-    from mikernels.torch_impl import mi_blocks
+    from mikernels import torch_impl
 
-    precision = "int8" if problem.estimator in ("grid", "adaptive") else "fp32"
+    precision: Precision = "int8" if problem.estimator in ("grid", "adaptive") else "fp32"
     nats = MOST_NATS * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
     rho, rest = (-torch.expm1(-2 * nats)).sqrt(), (-nats).exp()
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +64,8 @@ def gaussian_curve(n_samples: int, problem: Problem) -> Curve:
         x, z = torch.randn(2, n_samples, 1, generator=generator, dtype=torch.float64)
         y = rho * x + rest * z
         left, right = transform_samples(x, "rank", seed=0), transform_samples(y, "rank", seed=1)
-        estimates = torch.cat([mi for _, _, mi in mi_blocks(left, right, problem, precision, 2**30)], dim=1)
+        blocks = mi_blocks(torch_impl.method(problem, precision), left, right, None)
+        estimates = torch.cat([mi for _, _, mi in blocks], dim=1)
         # What the draw's own mean log ratio is off by moves the estimate as much: taken out of both.
         chance = (y.square().mean(0) - z.square().mean(0)) / 2
         raw += (estimates[0].double() - chance) / repeats

@@ -13,8 +13,8 @@ from mikernels.pairs import Pairs, best_pairs, fill_matrix, pairs_over
 from mikernels.task import Settings, blocks
 
 INPUTS = (
-    "Tensor x, Tensor? y, str estimator, int nodes, float bandwidth, str transform, str impl, str precision, "
-    "int? memory_budget, int seed, bool autotune"
+    "Tensor x, Tensor? y, str estimator, int nodes, float bandwidth, str transform, bool calibrate, str impl, "
+    "str precision, int? memory_budget, int seed, bool autotune"
 )
 
 torch.library.define("mikernels::mutual_information", f"({INPUTS}) -> Tensor")

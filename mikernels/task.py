@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels import reference
+from mikernels import adaptive, reference
+from mikernels.calibration import gaussian_curve
 from mikernels.pairs import Block
 from mikernels.problem import Estimator, Impl, Precision, Problem, Transform
-from mikernels.tiles import mi_blocks
+from mikernels.tiles import Method, mi_blocks
 from mikernels.transforms import Variables, transform_samples
 from mikernels.validation import check_finite
 
@@ -22,6 +23,7 @@ class Settings(NamedTuple):
     nodes: int
     bandwidth: float
     transform: Transform
+    calibrate: bool
     impl: Impl
     precision: Precision
     memory_budget: int | None
@@ -39,7 +41,6 @@ def blocks(x: Tensor, y: Tensor | None, settings: Settings) -> Iterator[Block]:
         ValueError: NaN or infinite values, a memory budget too small to work in, or an implementation or a
             precision that cannot run.
     """
-    problem = Problem(settings.estimator, settings.nodes, settings.bandwidth)
     impl, precision = _resolve(settings, x.device)
     check_finite(x, "x")
     xs = transform_samples(x, settings.transform, seed=settings.seed)
@@ -48,38 +49,57 @@ def blocks(x: Tensor, y: Tensor | None, settings: Settings) -> Iterator[Block]:
         check_finite(y, "y")
         # Another seed: ties of x and y that were ordered alike would look like shared information.
         ys = transform_samples(y, settings.transform, seed=settings.seed + 1)
-    # Implementations are imported where they run, so that a caller of one never loads another.
+    problem = Problem(settings.estimator, settings.nodes, settings.bandwidth)
+    others = xs if ys is None else ys
+    curve = gaussian_curve(xs.n_samples, problem) if settings.calibrate else None
     if impl == "reference":
-        yield _reference_block(xs, xs if ys is None else ys, problem)
-    elif impl == "torch":
+        parts = iter([_reference_block(xs, others, problem)])
+    else:
+        parts = mi_blocks(
+            _method(problem, impl, precision, x.device, settings.autotune), xs, ys, settings.memory_budget
+        )
+    for row, col, raw in parts:
+        mi = raw if curve is None else curve(raw)
+        mi.masked_fill_(xs.constant[row : row + mi.shape[0], None], 0.0)
+        mi.masked_fill_(others.constant[col : col + mi.shape[1]], 0.0)
+        yield Block(row, col, mi)
+
+
+def _method(
+    problem: Problem, impl: Impl, precision: Precision, device: torch.device, autotune: bool
+) -> Method:
+    """Imported where it is asked for, so that a caller of one implementation never loads another."""
+    if impl == "torch":
         from mikernels import torch_impl
 
-        method = torch_impl.method(problem, precision)
-        yield from mi_blocks(method, xs, ys, settings.memory_budget)
-    else:
-        from mikernels import triton_impl
+        return torch_impl.method(problem, precision)
+    from mikernels import triton_impl
 
-        method = triton_impl.method(problem, precision, x.device, settings.autotune)
-        yield from mi_blocks(method, xs, ys, settings.memory_budget)
+    return triton_impl.method(problem, precision, device, autotune)
 
 
 def _resolve(settings: Settings, device: torch.device) -> tuple[Impl, Precision]:
     """What `"auto"` stands for on a device, and whether what was asked for can run."""
     impl, precision = settings.impl, settings.precision
     if impl == "auto":
-        impl = "triton" if device.type == "cuda" and find_spec("triton") else "torch"
-    ranked_grid = settings.estimator == "grid" and settings.transform == "rank"
+        has_kernel = settings.estimator != "adaptive" and device.type == "cuda" and find_spec("triton")
+        impl = "triton" if has_kernel else "torch"
+    if impl == "triton" and settings.estimator == "adaptive":
+        raise ValueError("impl: estimator='adaptive' expects 'torch' or 'reference', got 'triton'")
+    integers = settings.estimator in ("grid", "adaptive") and settings.transform == "rank"
     if impl == "reference":
         possible: tuple[Precision, ...] = ("fp64",)
     elif impl == "torch":
-        possible = ("int8", "fp32") if ranked_grid else ("fp32",)
+        possible = ("int8", "fp32") if integers else ("fp32",)
+        if settings.estimator == "adaptive":
+            possible = ("int8",)
     else:
         from mikernels.triton_impl import chip_precisions
 
         possible = chip_precisions(device)
         if settings.estimator != "grid":
             possible = tuple(p for p in possible if p != "int8")
-        elif not ranked_grid:  # 8-bit shares are made by the table of ranks
+        elif not integers:  # 8-bit shares are made by the table of ranks
             possible = tuple(p for p in possible if p not in ("int8", "fp8"))
     if precision == "auto":
         return impl, possible[0]
@@ -92,7 +112,9 @@ def _resolve(settings: Settings, device: torch.device) -> tuple[Impl, Precision]
 
 
 def _reference_block(x: Variables, y: Variables, problem: Problem) -> Block:
-    mi = reference.mutual_information(x.scores(dtype=torch.float64), y.scores(dtype=torch.float64), problem)
-    mi[x.constant] = 0.0
-    mi[:, y.constant] = 0.0
+    if problem.estimator == "adaptive":
+        mi = adaptive.mutual_information(x.data, y.data)
+    else:
+        left, right = x.scores(dtype=torch.float64), y.scores(dtype=torch.float64)
+        mi = reference.mutual_information(left, right, problem)
     return Block(0, 0, mi.float())

@@ -62,8 +62,6 @@ def mi_blocks(
                 ):  # a caller's would halve the precision
                     mi = method.compute(left, rows, right, cols, upper=same and rows == cols)
                 row, col = left_columns.start + rows.start, right_columns.start + cols.start
-                mi.masked_fill_(x.constant[row : row + mi.shape[0], None], 0.0)
-                mi.masked_fill_(others.constant[col : col + mi.shape[1]], 0.0)
                 yield Block(row, col, mi)
 
 

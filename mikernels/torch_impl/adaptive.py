@@ -50,7 +50,7 @@ class Adaptive:
         features = one_hot.index_select(0, ranks.t().reshape(-1)).view(variables.n_samples, -1)
         return Panel(ranks, features)
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice) -> Tensor:
+    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
         g = CELLS[0]
         a = left.features[:, rows.start * g : rows.stop * g]
         b = right.features[:, cols.start * g : cols.stop * g]

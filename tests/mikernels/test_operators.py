@@ -51,7 +51,7 @@ def test_torch_export_keeps_the_operator():
 def test_operators_pass_the_checks_of_torch(operator, last, impl, with_y):
     x = on_device(gaussian(20, 4))
     y = on_device(gaussian(20, 3, seed=1)) if with_y else None
-    settings = ("grid", 16, 0.5, "rank", impl, "int8", None, 0, False)
+    settings = ("grid", 16, 0.5, "rank", False, impl, "int8", None, 0, False)
     torch.library.opcheck(getattr(torch.ops.mikernels, operator).default, (x, y, *settings, *last))
 
 
