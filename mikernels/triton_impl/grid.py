@@ -184,7 +184,8 @@ class Grid:
             W=self.width,
             BT=block_t,
         )
-        margin = features.sum(1, dtype=torch.float32).view(n, self.width)
+        # In float64, since torch adds in an order that depends on the shape.
+        margin = features.sum(1, dtype=torch.float64).view(n, self.width)
         return Panel(features, entropy(margin), float(n_samples))
 
     def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:

@@ -8,6 +8,7 @@ ends, and adds to what earlier samples have left.
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -117,7 +118,7 @@ class Kde:
         n_samples = x.shape[1]
         total = x.new_zeros(len(x), -(-len(y) // 4) * 4)  # rows of a descriptor begin at 16 bytes
         # log2 of the sums of the operands' rows; 0 but for rounding, which is the same for all of a row
-        margin_x, margin_y = x.new_zeros(len(x)), y.new_zeros(len(y))
+        margin_x, margin_y = (v.new_zeros(len(v), dtype=torch.float64) for v in (x, y))
         for first in range(0, n_samples, SAMPLES):
             samples = min(SAMPLES, n_samples - first)
             a = self._operand(x, first, samples, margin_x)
@@ -135,7 +136,8 @@ class Kde:
                 adds=True,
                 UPPER=upper,
             )
-        mean_log2 = total[:, : len(y)].sub_(margin_x[:, None]).sub_(margin_x if upper else margin_y)
+        margin_y = margin_x if upper else margin_y
+        mean_log2 = total[:, : len(y)].sub_(margin_x.float()[:, None]).sub_(margin_y.float())
         mean_log2.mul_(math.log(2) / n_samples)
         return mean_log2.sub_(2 * math.log(self._scale(n_samples) / math.sqrt(n_samples)))
 
@@ -158,7 +160,8 @@ class Kde:
             BI=SAMPLES,
             BJ=256,
         )
-        margin += sums.div_(scale).log2_().sum(1)
+        # In float64, since torch adds in an order that depends on the shape.
+        margin += sums.div_(scale).log2_().sum(1, dtype=torch.float64)
         return operand
 
     def _scale(self, n_samples: int) -> float:

@@ -160,5 +160,5 @@ class Renyi2:
             BI=ROWS,
             BJ=256,
         )
-        total += sums.sum(1)
+        total += sums.sum(1, dtype=torch.float64)  # torch's order depends on the shape
         return operand

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from samples import correlated, gaussian, mutual_information, options, over_methods
+from samples import (
+    OTHER_KERNELS,
+    correlated,
+    gaussian,
+    many_examples,
+    mutual_information,
+    options,
+    over_methods,
+)
 
 
 def student_t(x):
@@ -54,21 +62,29 @@ def test_larger_shapes(method, shape):
     assert_close_to_reference(correlated(*shape), **options(method))
 
 
+@pytest.mark.parametrize("shape", [(8, 3), (131, 2), (20, 70)])
+@pytest.mark.parametrize("method", OTHER_KERNELS, ids="-".join)
+def test_other_kernels(method, shape):
+    x = correlated(*shape)
+    assert_close_to_reference(x, **options(method))
+    assert_close_to_reference(x[:, :1], x[:, 1:], **options(method))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n_samples", [9, 37])
 @over_methods()
-def test_kinds_of_data(method, n_samples, kind):
+def test_kinds_of_data(method, kind):
+    assert_close_to_reference(KINDS[kind](correlated(37, 5)), **options(method))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_samples", [9, 257])
+@over_methods("torch")
+def test_kinds_of_smaller_and_larger_data(method, n_samples, kind):
     assert_close_to_reference(KINDS[kind](correlated(n_samples, 5)), **options(method))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@over_methods("torch")
-def test_kinds_of_larger_data(method, kind):
-    assert_close_to_reference(KINDS[kind](correlated(257, 5)), **options(method))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@over_methods()
+@many_examples()
 def test_variables_of_two_inputs(method, kind):
     x, y = KINDS[kind](correlated(37, 7)).split([3, 4], dim=1)
     assert_close_to_reference(x, y, **options(method))

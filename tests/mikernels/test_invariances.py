@@ -8,12 +8,21 @@ from hypothesis import strategies as st
 
 from mikernels import transforms as transforms_module
 
-from samples import correlated, gaussian, mutual_information, options, over_methods, rounding, smallest_budget
+from samples import (
+    correlated,
+    gaussian,
+    many_examples,
+    mutual_information,
+    options,
+    over_methods,
+    rounding,
+    smallest_budget,
+)
 
-few_examples = settings(max_examples=8, deadline=None, derandomize=True)
+few_examples = settings(max_examples=20, deadline=None, derandomize=True)
 
 
-@over_methods()
+@many_examples()
 @given(shape=st.tuples(st.integers(8, 40), st.integers(2, 9)), seed=st.integers(0, 2**16))
 @few_examples
 def test_matrix_is_symmetric_to_the_bit_and_highest_on_the_diagonal(method, shape, seed):
@@ -25,13 +34,31 @@ def test_matrix_is_symmetric_to_the_bit_and_highest_on_the_diagonal(method, shap
         assert (mi <= mi.diag() + 2 * rounding(method)["atol"]).all()
 
 
+@over_methods("triton")
+def test_kernels_do_not_mind_the_order_of_variables_and_samples(method):
+    x = correlated(40, 6)
+    mi = mutual_information(x, **options(method))
+    assert torch.equal(mi, mi.T)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    permuted = mutual_information(x.flip(0)[:, order], **options(method))
+    torch.testing.assert_close(permuted, mi[order][:, order], **rounding(method))
+
+
+@over_methods("triton")
+def test_kernels_do_not_mind_maps_that_the_transform_takes_out(method):
+    x = correlated(40, 4)
+    mapped = x.exp() if method.transform == "rank" else 4 * x - 8
+    mi, of_mapped = (mutual_information(data, **options(method)) for data in (x, mapped))
+    torch.testing.assert_close(of_mapped, mi, **rounding(method))
+
+
 @over_methods()
 def test_symmetric_to_the_bit_over_several_tiles(method, small_tiles):
     mi = mutual_information(correlated(20, 50), **options(method))
     assert torch.equal(mi, mi.T)
 
 
-@over_methods()
+@many_examples()
 @given(order=st.permutations(range(7)))
 @few_examples
 def test_permuted_variables_permute_the_matrix(method, order):
@@ -41,7 +68,7 @@ def test_permuted_variables_permute_the_matrix(method, order):
     torch.testing.assert_close(permuted, mi[order][:, order], **rounding(method))
 
 
-@over_methods()
+@many_examples()
 @given(order=st.permutations(range(40)))
 @few_examples
 def test_jointly_permuted_samples_change_nothing(method, order):
@@ -53,7 +80,7 @@ def test_jointly_permuted_samples_change_nothing(method, order):
         torch.testing.assert_close(permuted, mi, **rounding(method))
 
 
-@over_methods("rank")
+@many_examples("rank")
 @given(steps=st.lists(st.lists(st.floats(1e-3, 1e3), min_size=20, max_size=20), min_size=4, max_size=4))
 @few_examples
 def test_increasing_maps_of_each_variable_change_nothing_under_ranks(method, steps):
@@ -63,7 +90,7 @@ def test_increasing_maps_of_each_variable_change_nothing_under_ranks(method, ste
     assert torch.equal(by_map, by_rank)
 
 
-@over_methods("rank")
+@many_examples("rank")
 @pytest.mark.parametrize("function", [torch.exp, torch.sinh, torch.sigmoid, lambda v: 1e30 * v - 7e29])
 def test_common_monotone_functions_change_nothing_under_ranks(method, function):
     x = correlated(40, 6).double()
@@ -71,7 +98,7 @@ def test_common_monotone_functions_change_nothing_under_ranks(method, function):
     assert torch.equal(mapped, mi)
 
 
-@over_methods("standardize")
+@many_examples("standardize")
 @given(
     scale=st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4),
     shift=st.lists(st.floats(-10, 10), min_size=4, max_size=4),
@@ -102,7 +129,7 @@ def test_sign_of_a_variable_matters_no_more_than_the_rounding_of_shares(method):
     torch.testing.assert_close(mirrored, mi, rtol=0, atol=atol)
 
 
-@over_methods()
+@many_examples()
 def test_memory_budget_changes_nothing(method, small_tiles):
     keywords = options(method)
     x, y = correlated(20, 50).split([29, 21], dim=1)
@@ -159,7 +186,7 @@ def test_number_of_threads_changes_nothing(method, threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@over_methods()
+@many_examples()
 def test_floating_point_types_hold_the_same_values(method, dtype):
     x = correlated(40, 4).bfloat16().clamp(min=2**-14)  # exact in all of them
     mi = mutual_information(x.to(dtype), **options(method))
@@ -197,7 +224,7 @@ def test_numpy_memory_layouts(laid_out):
     assert np.array_equal(x, values)
 
 
-@over_methods()
+@many_examples()
 def test_torch_memory_layouts_and_gradients(method):
     x = correlated(50, 4)
     expected = mutual_information(x, **options(method))

@@ -6,6 +6,7 @@ import torch
 from samples import (
     correlated,
     gaussian,
+    many_examples,
     mutual_information,
     options,
     over_methods,
@@ -56,7 +57,7 @@ def test_pairs_above_are_the_entries_beyond_the_threshold(method, n_left, small_
     assert listed(pairs_above(x, threshold, y, **keywords)) == above
 
 
-@over_methods()
+@many_examples()
 @with_and_without_y
 def test_smallest_memory_budget_finds_the_same_pairs(method, n_left, small_tiles):
     x, y = inputs(n_left)

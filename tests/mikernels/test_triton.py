@@ -11,7 +11,18 @@ from mikernels import tiles
 from mikernels.triton_impl import launch
 from mikernels.triton_impl.configs import CHIPS, configs
 
-from samples import GPU, Method, correlated, gaussian, mutual_information, options, over_methods, top_pairs
+from samples import (
+    GPU,
+    Method,
+    correlated,
+    gaussian,
+    mutual_information,
+    options,
+    over_methods,
+    rounding,
+    smallest_budget,
+    top_pairs,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # log2(0) beyond the edges, never stored
 
@@ -75,6 +86,18 @@ def test_memory_that_held_nan_before_leaves_no_trace(method, monkeypatch):
     again = [mutual_information(x, **options(method)), mutual_information(x, y, **options(method))]
     for got, clean in zip(again, expected, strict=True):
         assert torch.equal(got, clean)
+
+
+@over_methods("triton")
+def test_memory_budget_changes_no_bit(method):
+    x = correlated(20, 9)
+    needed = smallest_budget(x, **options(method))
+    tight = mutual_information(x, memory_budget=2 * needed, **options(method))
+    roomy = mutual_information(x, **options(method))
+    if GPU or method.precision == "int8":
+        assert torch.equal(tight, roomy)
+    else:  # the interpreter's floating-point products are numpy's, whose order of sums depends on the shape
+        torch.testing.assert_close(tight, roomy, **rounding(method))
 
 
 @pytest.mark.parametrize("nodes", [100, 250])
