@@ -23,9 +23,9 @@ from triton.compiler import ASTSource
 from benchmarks.record import RESULTS, append, row
 from mikernels.problem import Precision
 from mikernels.triton_impl.configs import CHIPS, Config, configs, constants, has_descriptors
-from mikernels.triton_impl.grid import grid_kernel
-from mikernels.triton_impl.kde import kde_kernel
-from mikernels.triton_impl.renyi2 import renyi2_kernel
+from mikernels.triton_impl.grid import gather_kernel, grid_kernel, shares_kernel
+from mikernels.triton_impl.kde import kde_kernel, kernel_rows_kernel
+from mikernels.triton_impl.renyi2 import renyi2_kernel, squared_kernels_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -59,54 +59,77 @@ INSTRUCTION = {
 
 ELEMENT: dict[Precision, str] = {"int8": "i8", "fp8": "fp8e4nv", "fp16": "fp16", "fp32": "fp32"}
 
-KERNELS = {kernel.__name__: kernel for kernel in (grid_kernel, kde_kernel, renyi2_kernel)}
+TILE_KERNELS = {kernel.__name__: kernel for kernel in (grid_kernel, kde_kernel, renyi2_kernel)}
+
+OPERAND_KERNELS: dict[str, tuple[Any, dict[str, int], tuple[Precision, ...]]] = {
+    "gather_kernel": (gather_kernel, {"W": 16, "BT": 256}, ("int8", "fp8", "fp16", "fp32")),
+    "shares_kernel": (shares_kernel, {"W": 16, "BT": 256}, ("fp16", "fp32")),
+    "kernel_rows_kernel": (kernel_rows_kernel, {"BI": 16, "BJ": 256}, ("fp8", "fp16", "fp32")),
+    "squared_kernels_kernel": (squared_kernels_kernel, {"BI": 16, "BJ": 256}, ("fp8", "fp16", "fp32")),
+}
+"""What makes the operands, with its constants and the precisions that it is used in."""
+
+FLOATS = {"scale", "span", "spacing", "factor"}
+POINTERS = {"p_rank": "i32", "p_score": "fp32", "p_sum": "fp32", "p_out": "fp32"}
+"""Types of arguments; all others are int32, or pointers to elements of the operands."""
 
 
 class Case(NamedTuple):
     kernel: str
     chip: str
     precision: Precision
-    config: Config
-    block_nodes: int
+    config: Config | None
+    """None of a kernel that makes operands."""
+    block_nodes: int = 0
     """S of `grid`; 0 elsewhere."""
 
 
 def cases(chips: list[str]) -> list[Case]:
     """Every configuration that is shipped; `grid` with 16 nodes, and the default with 64 too."""
     found = []
-    for chip, kernel, precision in itertools.product(chips, KERNELS, ELEMENT):
+    for chip, kernel, precision in itertools.product(chips, TILE_KERNELS, ELEMENT):
         if precision not in CHIPS[chip] or (precision == "int8" and kernel != "grid_kernel"):
             continue
         for rank, config in enumerate(configs(kernel, chip, precision)):
             nodes = (0,) if kernel != "grid_kernel" else (16, 64) if rank == 0 else (16,)
             found += [Case(kernel, chip, precision, config, n) for n in nodes]
+    for chip, (kernel, (_, _, precisions)) in itertools.product(chips, OPERAND_KERNELS.items()):
+        found += [Case(kernel, chip, p, None) for p in precisions if p in CHIPS[chip]]
     return found
 
 
 def compile_case(case: Case) -> Any:
-    """The compiled kernel, as `Launcher.run_tiles` would have it compiled on the chip."""
-    kernel = KERNELS[case.kernel]
-    blocks = constants(case.config, case.chip, case.precision)
-    values: dict[str, Any] = blocks | {"UPPER": True}
-    if case.block_nodes:
-        values |= {"S": case.block_nodes, "W": case.block_nodes, "INTEGERS": case.precision == "int8"}
+    """The compiled kernel, as `Launcher` would have it compiled on the chip."""
     element = ELEMENT[case.precision]
-    m, n, k = blocks["BM"], blocks["BN"], blocks["BK"]
-    described = {"a": (element, m, k), "b": (element, n, k), "out": ("fp32", m, n // 2)}
+    described: dict[str, tuple[str, int, int]] = {}
+    options: dict[str, Any] = {"enable_fp_fusion": True}
+    if case.config is None:
+        kernel, values, _ = OPERAND_KERNELS[case.kernel]
+        options["num_warps"] = 4  # Triton's default
+    else:
+        kernel = TILE_KERNELS[case.kernel]
+        values = constants(case.config, case.chip, case.precision) | {"UPPER": True}
+        if case.block_nodes:
+            nodes = case.block_nodes
+            values |= {"S": nodes, "W": nodes, "INTEGERS": case.precision == "int8"}
+        m, n, k = values["BM"], values["BN"], values["BK"]
+        described = {"a": (element, m, k), "b": (element, n, k), "out": ("fp32", m, n // 2)}
+        options |= {"num_warps": case.config.warps, "num_stages": case.config.stages}
     signature, divisible = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in values:
             signature[name] = "constexpr"
         elif name in described and has_descriptors(case.chip):
             signature[name] = "tensordesc<{}[{}, {}]>".format(*described[name])
-        elif name in described or name == "p_out":
-            signature[name] = "*" + described.get(name, ("fp32",))[0]
+        elif name in described:
+            signature[name] = "*" + described[name][0]
+        elif name.startswith("p_"):
+            signature[name] = "*" + POINTERS.get(name, element)
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
+            signature[name] = "fp32" if name in FLOATS else "i32"
         if signature[name].startswith("*") or name in ("n_inner", "stride", "stride_out"):
             divisible[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=values, attrs=divisible)
-    options = {"num_warps": case.config.warps, "num_stages": case.config.stages, "enable_fp_fusion": True}
     return triton.compile(source, target=TARGETS[case.chip], options=options)
 
 
@@ -148,16 +171,15 @@ def inspect(compiled: Any, case: Case) -> dict[str, Any]:
 
 def faults(found: dict[str, Any], case: Case) -> list[str]:
     """What keeps a kernel from the speed of the chip."""
-    expected = INSTRUCTION[case.chip, case.precision]
-    problems = []
-    if found["spills"]:
-        problems.append(f"{found['spills']} spills")
-    if not any(name.startswith(expected) for name in found["matrix_instructions"]):
-        problems.append(f"no {expected}")
+    problems = [f"{found['spills']} spills"] if found["spills"] else []
     if found["shared_bytes"] > SHARED_LIMIT[case.chip]:
         problems.append(f"more than {SHARED_LIMIT[case.chip]} bytes of shared memory")
-    if not found["asynchronous_loads"]:
-        problems.append("no asynchronous loads")
+    if case.config is not None:
+        expected = INSTRUCTION[case.chip, case.precision]
+        if not any(name.startswith(expected) for name in found["matrix_instructions"]):
+            problems.append(f"no {expected}")
+        if not found["asynchronous_loads"]:
+            problems.append("no asynchronous loads")
     return problems
 
 
@@ -173,7 +195,7 @@ def main() -> int:
     rows, failed = [], 0
     print(f"triton {triton.__version__}")
     print(
-        f"{'chip':8}{'kernel':15}{'dtype':6}{'S':>4} {'M x N x K bytes':16}{'warps':>6}{'stages':>7}", end=""
+        f"{'chip':8}{'kernel':24}{'dtype':6}{'S':>4} {'M x N x K bytes':16}{'warps':>6}{'stages':>7}", end=""
     )
     print(f"{'registers':>10}{'spills':>7}{'shared':>8}  matrix instructions")
     for case in cases(args.chips):
@@ -181,14 +203,15 @@ def main() -> int:
         problems = faults(found, case)
         failed += bool(problems)
         c = case.config
+        tile = f"{c.block_m} x {c.block_n} x {c.bytes_k}" if c else "-"
         print(
-            f"{case.chip:8}{case.kernel:15}{case.precision:6}{case.block_nodes:>4} "
-            f"{f'{c.block_m} x {c.block_n} x {c.bytes_k}':16}{c.warps:>6}{c.stages:>7}"
+            f"{case.chip:8}{case.kernel:24}{case.precision:6}{case.block_nodes:>4} "
+            f"{tile:16}{c.warps if c else 4:>6}{c.stages if c else '-':>7}"
             f"{found['registers']:>10}{found['spills']:>7}{found['shared_bytes']:>8}  "
             f"{found['matrix_instructions']} {'; '.join(problems)}",
             flush=True,
         )
-        described = case._asdict() | {"config": case.config._asdict()}
+        described = case._asdict() | {"config": c._asdict() if c else None}
         rows.append(row("compile", command, described, found | {"faults": problems}, versions))
     if not args.no_record:
         append(rows, RESULTS / "compile.jsonl")

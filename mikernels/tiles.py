@@ -20,6 +20,9 @@ class Method(Protocol):
     tile: int
     """Variables along one side of a tile where memory allows it."""
 
+    halvings: int
+    """Of tiles on the diagonal, for a method that makes the whole of each tile."""
+
     def panel_bytes(self, n_samples: int) -> int:
         """Memory that one variable takes in a panel."""
 
@@ -56,7 +59,7 @@ def mi_blocks(
             right = left if same else method.panel(others, right_columns)
             n_rows = left_columns.stop - left_columns.start
             n_cols = right_columns.stop - right_columns.start
-            for rows, cols in tiles(n_rows, n_cols, tile, upper=same):
+            for rows, cols in tiles(n_rows, n_cols, tile, upper=same, halvings=method.halvings):
                 with torch.autocast(
                     x.data.device.type, enabled=False
                 ):  # a caller's would halve the precision
@@ -75,6 +78,7 @@ def _fit(method: Method, x: Variables, y: Variables | None, memory_budget: int |
 
     device = x.data.device
     budget = default_budget(device) + used if memory_budget is None else memory_budget
+    asked = 0
     while True:
         tile = min(method.tile, largest)
         while tile > 1 and used + tile_bytes(tile) > budget:
@@ -88,11 +92,15 @@ def _fit(method: Method, x: Variables, y: Variables | None, memory_budget: int |
         panel_size = min(panel_size, -(-largest // tile) * tile)
         workspace = method.tile_bytes(tile, x.n_samples) + 2 * panel_size * method.panel_bytes(x.n_samples)
         if not may_run_out(device) or can_allocate(workspace, device):
-            return tile, panel_size
-        warnings.warn(
-            f"{device} has no {workspace / 1e9:.1f} GB free: going on with smaller chunks", stacklevel=2
-        )
+            break
+        asked = asked or workspace
         budget = used + workspace // 2
+    if asked:
+        warnings.warn(
+            f"{device} has no {asked / 1e9:.2f} GB free: going on with chunks of {workspace / 1e9:.2f} GB",
+            stacklevel=2,
+        )
+    return tile, panel_size
 
 
 def may_run_out(device: torch.device) -> bool:
@@ -120,9 +128,27 @@ def cut(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def tiles(n_rows: int, n_cols: int, size: int, *, upper: bool) -> Iterator[tuple[slice, slice]]:
-    """Tiles of a matrix, row by row; only those on or above the diagonal where `upper`."""
+def tiles(
+    n_rows: int, n_cols: int, size: int, *, upper: bool, halvings: int = 0
+) -> Iterator[tuple[slice, slice]]:
+    """Tiles of a matrix, row by row; only those on or above the diagonal where `upper`.
+
+    Tiles on the diagonal are halved so often, which leaves out all but `2^-halvings` of what lies below it.
+    """
     for rows in cut(n_rows, size):
         for cols in cut(n_cols, size):
-            if not upper or cols.start >= rows.start:
+            if upper and rows == cols:
+                yield from _triangle(rows, halvings)
+            elif not upper or cols.start > rows.start:
                 yield rows, cols
+
+
+def _triangle(span: slice, halvings: int) -> Iterator[tuple[slice, slice]]:
+    middle = (span.start + span.stop) // 2
+    if halvings == 0 or middle == span.start:
+        yield span, span
+        return
+    first, second = slice(span.start, middle), slice(middle, span.stop)
+    yield from _triangle(first, halvings - 1)
+    yield first, second
+    yield from _triangle(second, halvings - 1)

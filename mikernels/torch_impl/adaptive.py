@@ -33,6 +33,7 @@ class Panel(NamedTuple):
 
 class Adaptive:
     tile = 32
+    halvings = 1
 
     def panel_bytes(self, n_samples: int) -> int:
         return n_samples * (CELLS[0] + 16)

@@ -32,6 +32,8 @@ class Panel(NamedTuple):
 
 
 class Grid:
+    halvings = 1
+
     def __init__(self, problem: Problem, *, integers: bool) -> None:
         self.problem = problem
         self.integers = integers
@@ -70,10 +72,10 @@ def joint_to_mi(joint: Tensor, total: float, p_entropy: Tensor, q_entropy: Tenso
 
 
 def _joint_entropy(joint: Tensor, total: float, g: int) -> Tensor:
-    # u = J G^2 is about 1, so that the logs are small and their rounding errors with them.
-    u = joint.to(torch.float32).mul_(g * g / total)
-    log = u.clamp(min=1e-30).log_()
-    tables = log.mul_(u).view(joint.shape[0] // g, g, joint.shape[1] // g, g)
+    """`log T - sum J log J / T` of each G x G block of `joint`."""
+    counts = joint.to(torch.float32)
+    log = counts.clamp(min=1e-30 if joint.is_floating_point() else 1.0).log_()
+    tables = log.mul_(counts).view(joint.shape[0] // g, g, joint.shape[1] // g, g)
     # torch adds in an order that depends on the shape; in float64 that is lost in the rounding to float32.
-    sums = tables.sum(3, dtype=torch.float64).sum(1).float()
-    return 2 * math.log(g) - sums / g**2
+    sums = tables.sum(3, dtype=torch.float64).sum(1)
+    return sums.div_(-total).add_(math.log(total)).float()

@@ -25,6 +25,7 @@ class Panel(NamedTuple):
 
 class Kde:
     tile = 512
+    halvings = 3
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

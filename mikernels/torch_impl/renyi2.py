@@ -24,6 +24,7 @@ class Panel(NamedTuple):
 
 class Renyi2:
     tile = 512
+    halvings = 3
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

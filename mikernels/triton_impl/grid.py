@@ -137,6 +137,7 @@ class Panel(NamedTuple):
 
 class Grid:
     tile = 2048
+    halvings = 0
 
     def __init__(self, problem: Problem, launcher: Launcher) -> None:
         self.problem = problem

@@ -97,6 +97,7 @@ def kernel_rows_kernel(
 
 class Kde:
     tile = 8192
+    halvings = 0
 
     def __init__(self, problem: Problem, launcher: Launcher) -> None:
         self.problem = problem

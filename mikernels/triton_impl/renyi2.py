@@ -92,6 +92,7 @@ def squared_kernels_kernel(
 
 class Renyi2:
     tile = 8192
+    halvings = 0
 
     def __init__(self, problem: Problem, launcher: Launcher) -> None:
         self.problem = problem

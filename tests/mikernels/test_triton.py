@@ -119,7 +119,7 @@ def test_smaller_chunks_follow_when_a_gpu_is_full(monkeypatch, small_tiles):
 
     monkeypatch.setattr(tiles, "can_allocate", can_allocate)
     monkeypatch.setattr(tiles, "may_run_out", lambda device: True)
-    with pytest.warns(UserWarning, match="GB free: going on with smaller chunks"):
+    with pytest.warns(UserWarning, match="GB free: going on with chunks of"):
         assert torch.equal(mutual_information(x, memory_budget=2**20, **keywords), expected)
     assert len(limit) > 1
 
