@@ -1,9 +1,10 @@
 """`adaptive` with the joint counts as products of one-hot 8-bit integers and the ladder as matrix products.
 
 Work for a pair: 2 M G^2 integer operations for the counts at G = 64 cells, 2.4 MFLOP and 11,000 logarithms for
-the ladder. The few pairs above 0.7 nats are done again, one by one, on finer cells.
+the ladder. The few pairs above 0.7 nats are done again, some at a time, on finer cells.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from mikernels.adaptive import (
     rungs,
     takeover,
 )
+from mikernels.tiles import cut
 from mikernels.torch_impl.integer import integer_gram
 from mikernels.transforms import Variables
 
@@ -39,10 +41,8 @@ class Adaptive:
         return n_samples * (CELLS[0] + 16)
 
     def tile_bytes(self, tile: int, n_samples: int) -> int:
-        finest = CELLS[-1] ** 2  # of pairs one by one
-        return (
-            16 * (tile * CELLS[0]) ** 2 + 24 * max(STRIP_CELLS, finest, tile * CELLS[0] ** 2) + 32 * n_samples
-        )
+        ladder = 24 * max(STRIP_CELLS, tile * CELLS[0] ** 2)
+        return 16 * (tile * CELLS[0]) ** 2 + max(ladder, refine_bytes(STRIP_CELLS, n_samples))
 
     def panel(self, variables: Variables, columns: slice) -> Panel:
         ranks = variables.data[columns]
@@ -60,14 +60,13 @@ class Adaptive:
         strips = joint.split(max(1, STRIP_CELLS // (len(y) * g * g)))
         n_samples = x.shape[1]
         ladder = rungs(n_samples, g)
-        parts = [extrapolated(_climb(s.float(), ladder, n_samples), ladder, n_samples) for s in strips]
+        parts = [extrapolated(climb(s.float(), ladder, n_samples), ladder, n_samples) for s in strips]
         values = torch.cat(parts)
-        for cells, limit in zip(CELLS[1:], limits(n_samples), strict=True):
-            _refine(values, x, y, cells, limit)
+        refine(values, x, y, strip=STRIP_CELLS, upper=upper)
         return values.float()
 
 
-def _climb(counts: Tensor, ladder: tuple[Rung, ...], n_samples: int) -> Tensor:
+def climb(counts: Tensor, ladder: tuple[Rung, ...], n_samples: int) -> Tensor:
     """V on every rung: `[rungs, n, k]` float64 from counts `[n, G, k, G]` (float32)."""
     ratios = []
     for rung in ladder:
@@ -95,19 +94,48 @@ def _banded(values: Tensor, kernel: Tensor) -> Tensor:
     return (blocks @ some).view(values.shape)
 
 
-def _refine(values: Tensor, x: Tensor, y: Tensor, cells: int, limit: float) -> None:
-    """Replace in `values [n, k]` those above `limit` by what `cells` cells give, each pair by itself."""
+def refine(values: Tensor, x: Tensor, y: Tensor, *, strip: int, upper: bool) -> None:
+    """Take those in `values [n, k]` (nats) that exceed a limit over to the finer cells, in place.
+
+    Args:
+        x, y: ranks `[n, M]` and `[k, M]`.
+        strip: joint cells and samples of pairs at once, which take 40 bytes each; never less than one pair.
+        upper: only pairs on or above the diagonal are wanted.
+    """
     n_samples = x.shape[1]
+    for cells, limit in zip(CELLS[1:], limits(n_samples), strict=True):
+        exceeds = values > limit - OVERLAP
+        pairs = (exceeds.triu_() if upper else exceeds).nonzero()
+        for some in cut(len(pairs), max(1, strip // (cells**2 + n_samples))):
+            row, col = pairs[some].unbind(1)
+            a, b = x[row], y[col]
+            finer = values.new_full((len(a),), _itself(n_samples, cells))
+            differ = (a != b).any(1)
+            finer[differ] = _finer(a[differ], b[differ], cells).to(values.dtype)
+            value = values[row, col]
+            values[row, col] = value.lerp(finer, takeover(value, limit))
+
+
+def refine_bytes(strip: int, n_samples: int) -> int:
+    """Memory that `refine` needs."""
+    return 40 * max(strip, CELLS[-1] ** 2 + n_samples)
+
+
+def _finer(x: Tensor, y: Tensor, cells: int) -> Tensor:
+    """Nats `[P]`, float64, of ranks `x [P, M]` with `y [P, M]`, row by row."""
+    n_pairs, n_samples = x.shape
     cell = cell_of_rank(n_samples, cells).to(x.device)
+    place = cell[x] * cells + cell[y]
+    counts = x.new_zeros(n_pairs, cells**2, dtype=torch.float32)
+    counts.scatter_add_(1, place, counts.new_ones(()).expand_as(place))  # whole numbers: in any order
     ladder = rungs(n_samples, cells)
-    itself: Tensor | None = None  # a variable with itself or its copy: the same for all
-    for row, col in (values > limit - OVERLAP).nonzero().tolist():
-        same = torch.equal(x[row], y[col])
-        if itself is None or not same:
-            place = cell[x[row].long()] * cells + cell[y[col].long()]
-            counts = torch.bincount(place, minlength=cells**2).view(1, cells, 1, cells).float()
-            finer = extrapolated(_climb(counts, ladder, n_samples), ladder, n_samples)[0, 0]
-            itself = finer if same else itself
-        else:
-            finer = itself
-        values[row, col] = values[row, col].lerp(finer, takeover(values[row, col], limit))
+    return extrapolated(climb(counts.view(n_pairs, cells, 1, cells), ladder, n_samples), ladder, n_samples)[
+        :, 0
+    ]
+
+
+@functools.lru_cache(maxsize=32)
+def _itself(n_samples: int, cells: int) -> float:
+    """Nats of a variable with itself or its copy: the same for all."""
+    rank = torch.arange(n_samples)[None]
+    return float(_finer(rank, rank, cells))
