@@ -9,6 +9,7 @@ with exit status 1. Rows go to `results/compile.jsonl`.
 
 import argparse
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -21,7 +22,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.record import RESULTS, append, row
+from mikernels.adaptive import CELLS, COARSEST
 from mikernels.problem import Precision
+from mikernels.triton_impl.adaptive import (
+    LADDER_COLUMNS,
+    LADDER_WARPS,
+    SMALLEST_PRODUCT,
+    counts_kernel,
+    dot_precision,
+    ladder_kernel,
+)
 from mikernels.triton_impl.configs import CHIPS, Config, configs, constants, has_descriptors
 from mikernels.triton_impl.grid import gather_kernel, grid_kernel, shares_kernel
 from mikernels.triton_impl.kde import kde_kernel, kernel_rows_kernel
@@ -59,7 +69,17 @@ INSTRUCTION = {
 
 ELEMENT: dict[Precision, str] = {"int8": "i8", "fp8": "fp8e4nv", "fp16": "fp16", "fp32": "fp32"}
 
-TILE_KERNELS = {kernel.__name__: kernel for kernel in (grid_kernel, kde_kernel, renyi2_kernel)}
+TILE_KERNELS: dict[str, tuple[Any, tuple[Precision, ...]]] = {
+    "grid_kernel": (grid_kernel, ("int8", "fp8", "fp16", "fp32")),
+    "kde_kernel": (kde_kernel, ("fp8", "fp16", "fp32")),
+    "renyi2_kernel": (renyi2_kernel, ("fp8", "fp16", "fp32")),
+    "counts_kernel": (counts_kernel, ("int8",)),
+    "ladder_kernel": (ladder_kernel, ("fp32",)),
+}
+"""Products by tensor cores, and their precisions."""
+
+LADDER_CONFIG = Config(CELLS[0], CELLS[0], 4 * CELLS[0], LADDER_WARPS, 3)
+"""One table; the stages are Triton's default, of which a kernel without a loop makes nothing."""
 
 OPERAND_KERNELS: dict[str, tuple[Any, dict[str, int], tuple[Precision, ...]]] = {
     "gather_kernel": (gather_kernel, {"W": 16, "BT": 256}, ("int8", "fp8", "fp16", "fp32")),
@@ -70,7 +90,8 @@ OPERAND_KERNELS: dict[str, tuple[Any, dict[str, int], tuple[Precision, ...]]] = 
 """What makes the operands, with its constants and the precisions that it is used in."""
 
 FLOATS = {"scale", "span", "spacing", "factor"}
-POINTERS = {"p_rank": "i32", "p_score": "fp32", "p_sum": "fp32", "p_out": "fp32"}
+FLOAT_POINTERS = {"p_score", "p_sum", "p_out", "p_kernel", "p_scale"}
+INTEGER_POINTERS = {"p_rank", "p_counts"}
 """Types of arguments; all others are int32, or pointers to elements of the operands."""
 
 
@@ -88,9 +109,10 @@ def cases(chips: list[str]) -> list[Case]:
     """Every configuration that is shipped; `grid` with 16 nodes, and the default with 64 too."""
     found = []
     for chip, kernel, precision in itertools.product(chips, TILE_KERNELS, ELEMENT):
-        if precision not in CHIPS[chip] or (precision == "int8" and kernel != "grid_kernel"):
+        if precision not in CHIPS[chip] or precision not in TILE_KERNELS[kernel][1]:
             continue
-        for rank, config in enumerate(configs(kernel, chip, precision)):
+        shipped = [LADDER_CONFIG] if kernel == "ladder_kernel" else configs(kernel, chip, precision)
+        for rank, config in enumerate(shipped):
             nodes = (0,) if kernel != "grid_kernel" else (16, 64) if rank == 0 else (16,)
             found += [Case(kernel, chip, precision, config, n) for n in nodes]
     for chip, (kernel, (_, _, precisions)) in itertools.product(chips, OPERAND_KERNELS.items()):
@@ -107,12 +129,21 @@ def compile_case(case: Case) -> Any:
         kernel, values, _ = OPERAND_KERNELS[case.kernel]
         options["num_warps"] = 4  # Triton's default
     else:
-        kernel = TILE_KERNELS[case.kernel]
+        kernel, _ = TILE_KERNELS[case.kernel]
         values = constants(case.config, case.chip, case.precision) | {"UPPER": True}
         if case.block_nodes:
             nodes = case.block_nodes
             values |= {"S": nodes, "W": nodes, "INTEGERS": case.precision == "int8"}
         m, n, k = values["BM"], values["BN"], values["BK"]
+        if case.kernel == "ladder_kernel":
+            values = {
+                "UPPER": True,
+                "G": CELLS[0],
+                "HALVINGS": int(math.log2(CELLS[0] // COARSEST)),
+                "BC": LADDER_COLUMNS.get(case.chip, CELLS[0]),
+                "SMALLEST": SMALLEST_PRODUCT,
+                "DOT_PRECISION": dot_precision(case.chip),
+            }
         described = {"a": (element, m, k), "b": (element, n, k), "out": ("fp32", m, n // 2)}
         options |= {"num_warps": case.config.warps, "num_stages": case.config.stages}
     signature, divisible = {}, {}
@@ -124,7 +155,8 @@ def compile_case(case: Case) -> Any:
         elif name in described:
             signature[name] = "*" + described[name][0]
         elif name.startswith("p_"):
-            signature[name] = "*" + POINTERS.get(name, element)
+            integers = name in INTEGER_POINTERS or (name, case.kernel) == ("p_out", "counts_kernel")
+            signature[name] = "*i32" if integers else "*fp32" if name in FLOAT_POINTERS else "*" + element
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
         if signature[name].startswith("*") or name in ("n_inner", "stride", "stride_out"):
@@ -178,7 +210,8 @@ def faults(found: dict[str, Any], case: Case) -> list[str]:
         expected = INSTRUCTION[case.chip, case.precision]
         if not any(name.startswith(expected) for name in found["matrix_instructions"]):
             problems.append(f"no {expected}")
-        if not found["asynchronous_loads"]:
+        # The ladder loads one table and no more.
+        if not found["asynchronous_loads"] and case.kernel != "ladder_kernel":
             problems.append("no asynchronous loads")
     return problems
 

@@ -82,25 +82,22 @@ def _resolve(settings: Settings, device: torch.device) -> tuple[Impl, Precision]
     """What `"auto"` stands for on a device, and whether what was asked for can run."""
     impl, precision = settings.impl, settings.precision
     if impl == "auto":
-        has_kernel = settings.estimator != "adaptive" and device.type == "cuda" and find_spec("triton")
-        impl = "triton" if has_kernel else "torch"
-    if impl == "triton" and settings.estimator == "adaptive":
-        raise ValueError("impl: estimator='adaptive' expects 'torch' or 'reference', got 'triton'")
+        impl = "triton" if device.type == "cuda" and find_spec("triton") else "torch"
     integers = settings.estimator in ("grid", "adaptive") and settings.transform == "rank"
     if impl == "reference":
         possible: tuple[Precision, ...] = ("fp64",)
     elif impl == "torch":
         possible = ("int8", "fp32") if integers else ("fp32",)
-        if settings.estimator == "adaptive":
-            possible = ("int8",)
     else:
         from mikernels.triton_impl import chip_precisions
 
         possible = chip_precisions(device)
-        if settings.estimator != "grid":
+        if settings.estimator in ("kde", "renyi2"):
             possible = tuple(p for p in possible if p != "int8")
         elif not integers:  # 8-bit shares are made by the table of ranks
             possible = tuple(p for p in possible if p not in ("int8", "fp8"))
+    if settings.estimator == "adaptive" and impl != "reference":  # it counts
+        possible = ("int8",)
     if precision == "auto":
         return impl, possible[0]
     if precision not in possible:

@@ -7,6 +7,7 @@ import triton
 
 from mikernels.problem import Precision, Problem
 from mikernels.tiles import Method
+from mikernels.triton_impl.adaptive import Adaptive
 from mikernels.triton_impl.configs import CHIPS
 from mikernels.triton_impl.grid import Grid
 from mikernels.triton_impl.kde import Kde
@@ -15,8 +16,11 @@ from mikernels.triton_impl.renyi2 import Renyi2
 
 
 def method(problem: Problem, precision: Precision, device: torch.device, autotune: bool) -> Method:
+    launcher = Launcher(chip_of(device), precision, autotune)
+    if problem.estimator == "adaptive":
+        return Adaptive(launcher)
     methods: dict[str, Callable[[Problem, Launcher], Method]] = {"grid": Grid, "kde": Kde, "renyi2": Renyi2}
-    return methods[problem.estimator](problem, Launcher(chip_of(device), precision, autotune))
+    return methods[problem.estimator](problem, launcher)
 
 
 def chip_of(device: torch.device) -> str:

@@ -30,7 +30,7 @@ def configs(kernel: str, chip: str, precision: Precision) -> list[Config]:
     """What autotuning chooses from; the first is used without it."""
     two_accumulators = kernel == "kde_kernel"
     if chip == "interpreter":
-        size = 128 if kernel == "grid_kernel" else 64
+        size = 128 if kernel in ("grid_kernel", "counts_kernel") else 64
         return [Config(size, size, 128 * ITEMSIZE[precision], 4, 1)]
     if chip == "gfx942":
         return [Config(128, 128, 128, 8, 2), Config(128, 128, 64, 4, 2)]

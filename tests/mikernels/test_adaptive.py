@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from mikernels import adaptive, mutual_information, pairs_above, top_pairs
+from mikernels.task import Settings, _resolve
 from mikernels.torch_impl import adaptive as implementation
 from mikernels.transforms import transform_samples
+from mikernels.triton_impl import adaptive as kernels
+from mikernels.triton_impl import launch
 
-from samples import correlated, gaussian, off_diagonal, smallest_budget
+from samples import GPU, correlated, gaussian, off_diagonal, smallest_budget
 
 
 def estimate(x, y=None, **options):
@@ -23,11 +26,18 @@ def strong(n_samples, seed=0):
     return x, (-torch.expm1(-2 * nats)).sqrt() * x + (-nats).exp() * z
 
 
+def triton(x, y=None, **options):
+    """On a GPU where there is one, elsewhere in Triton's interpreter."""
+    device = {"device": "cuda"} if GPU else {}
+    return estimate(x, y, impl="triton", calibrate=False, **device, **options).cpu()
+
+
 @pytest.mark.parametrize("n_samples", [8, 9, 37, 1000])
-def test_torch_follows_the_reference(n_samples):
+def test_both_implementations_follow_the_reference(n_samples):
     x, y = strong(n_samples)
     expected = estimate(x, y, impl="reference", calibrate=False)
     torch.testing.assert_close(estimate(x, y, calibrate=False), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(triton(x, y), expected, rtol=0, atol=1e-5)
 
 
 def test_reference_is_calibrated_alike():
@@ -41,6 +51,95 @@ def test_two_inputs_ragged_tiles_and_strips(monkeypatch):
     monkeypatch.setattr(implementation.Adaptive, "tile", 3)
     monkeypatch.setattr(implementation, "STRIP_CELLS", 1)
     torch.testing.assert_close(estimate(x, y, calibrate=False), expected, rtol=0, atol=1e-5)
+    monkeypatch.setattr(kernels.Adaptive, "tile", 3)
+    torch.testing.assert_close(triton(x, y), expected, rtol=0, atol=1e-5)
+
+
+def test_kernels_are_what_runs(monkeypatch):
+    launched = []
+
+    def recorded(original):
+        def launch_it(self, kernel, *args, **keywords):
+            launched.append(kernel.__name__)
+            original(self, kernel, *args, **keywords)
+
+        return launch_it
+
+    for name in ("run", "run_tiles"):
+        monkeypatch.setattr(launch.Launcher, name, recorded(getattr(launch.Launcher, name)))
+    triton(gaussian(20, 3))
+    assert launched == ["gather_kernel", "counts_kernel", "ladder_kernel"]
+    estimate(gaussian(20, 3), impl="torch", calibrate=False)
+    assert len(launched) == 3
+
+
+def test_kernels_count_every_sample_once():
+    x = correlated(300, 3)
+    variables = transform_samples(x, "rank", seed=0)
+    method = kernels.Adaptive(launch.Launcher("interpreter", "int8", autotune=False))
+    if GPU:
+        pytest.skip("looks at the operands, of the interpreter")
+    panel = method.panel(variables, slice(0, 3))
+    assert panel.features.shape == (3 * 64, launch.padded(300))
+    assert torch.equal(panel.features.view(3, 64, -1).sum(1)[:, :300], torch.ones(3, 300, dtype=torch.int64))
+    assert not panel.features[:, 300:].any()
+
+
+@pytest.mark.skipif(GPU, reason="a GPU has one way to load")
+def test_descriptors_load_what_pointers_load(monkeypatch):
+    x = correlated(37, 5)
+    expected = triton(x)
+    monkeypatch.setattr(launch, "has_descriptors", lambda chip: True)
+    assert torch.equal(triton(x), expected)
+
+
+@pytest.mark.skipif(GPU, reason="a GPU has one way to smooth")
+@pytest.mark.parametrize("columns", [16, 32])
+def test_some_columns_at_a_time_give_the_same(columns, monkeypatch):
+    x = torch.cat(strong(200), dim=1)
+    expected = triton(x)
+    monkeypatch.setitem(kernels.LADDER_COLUMNS, "interpreter", columns)
+    torch.testing.assert_close(triton(x), expected, rtol=0, atol=1e-6)
+
+
+def test_memory_that_held_nan_before_leaves_no_trace(monkeypatch):
+    x = torch.cat(strong(40), dim=1)
+    expected = triton(x)
+    empty = torch.Tensor.new_empty
+
+    def poisoned(self, *args, **keywords):
+        tensor = empty(self, *args, **keywords)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 99)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    assert torch.equal(triton(x), expected)
+
+
+def test_triton_is_symmetric_and_fits_the_smallest_budget(monkeypatch):
+    x = torch.cat(strong(100), dim=1)
+    expected = triton(x)
+    assert torch.equal(expected, expected.t())
+    monkeypatch.setattr(kernels.Adaptive, "tile", 4)
+    budget = smallest_budget(x, estimator="adaptive", impl="triton", **({"device": "cuda"} if GPU else {}))
+    torch.testing.assert_close(triton(x, memory_budget=budget), expected, rtol=0, atol=1e-6)
+
+
+def test_a_gpu_gets_the_kernels():
+    """Triton's interpreter stands in for any device, so that the choice can be seen without one."""
+    settings = Settings("adaptive", 16, 0.0, "rank", True, "auto", "auto", None, 0, False)
+    assert _resolve(settings, torch.device("cuda")) == ("triton", "int8")
+    assert _resolve(settings, torch.device("cpu")) == ("torch", "int8")
+
+
+def test_refinement_in_one_batch_or_pair_by_pair():
+    ranks = transform_samples(torch.cat(strong(2000), dim=1), "rank", seed=0).data
+    coarse = torch.tensor([[0.0, 0.3, 1.0, 2.2, 3.2, 3.2]]).expand(6, 6).contiguous()
+    whole, single = coarse.clone(), coarse.clone()
+    implementation.refine(whole, ranks, ranks, strip=2**24, upper=False)
+    implementation.refine(single, ranks, ranks, strip=1, upper=False)
+    torch.testing.assert_close(whole, single, rtol=0, atol=1e-6)
+    assert torch.equal(whole[:, :2], coarse[:, :2])
+    assert (whole != coarse)[:, 2:].any(1).all()
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.1, 0.5, 1.0, 2.0])

@@ -170,7 +170,7 @@ def test_precision_that_a_chip_lacks_is_an_error(monkeypatch):
 def test_every_chip_has_configurations_of_whole_blocks():
     for chip, precisions in CHIPS.items():
         for precision in precisions:
-            for kernel in ("grid_kernel", "kde_kernel", "renyi2_kernel"):
+            for kernel in ("grid_kernel", "kde_kernel", "renyi2_kernel", "counts_kernel"):
                 for config in configs(kernel, chip, precision):
                     itemsize = launch.DTYPES[precision].itemsize
                     assert launch.PADDING % (config.bytes_k // itemsize) == 0

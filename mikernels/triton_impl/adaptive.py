@@ -1,0 +1,241 @@
+"""`adaptive` on a GPU: joint counts by one exact product, then one program that climbs the ladder of a pair.
+
+Features are one-hot cells `[n * G, M]` of 8-bit integers, gathered from one table of ranks, so that a tile of
+their product holds whole tables of counts, G = 64. They go through memory once, 16 KB a pair. A program of the
+ladder keeps one table in registers: `f = K n K` on every rung is two small products, and of it leaves
+
+    V = 1/M sum_ab n_ab 1/2 log [ ((f_ab - 3/2)^2 + 1/12) exp(-2 c) ]   (log ratio, nats)
+
+with the margin c of `mikernels.adaptive.Rung` inside of the logarithm, so that the terms, and their rounding
+errors, are small. What is left is one number a rung and pair, and goes on in torch, as do the few pairs that
+take finer cells.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mikernels.adaptive import CELLS, COARSEST, Rung, cell_of_rank, extrapolated, rungs
+from mikernels.torch_impl.adaptive import refine, refine_bytes
+from mikernels.transforms import Variables
+from mikernels.triton_impl.gram import multiply_add, tile_of
+from mikernels.triton_impl.grid import gather_kernel
+from mikernels.triton_impl.launch import Launcher, padded
+
+LADDER_WARPS = 4
+LADDER_COLUMNS = {"sm_80": 16}
+"""Of the finest table, smoothed at a time where the operands of all of them do not fit the registers."""
+SMALLEST_PRODUCT = 16
+"""Along each side of what tensor cores multiply; coarser tables are filled up with zeros."""
+
+
+@triton.jit
+def counts_kernel(
+    a,  # [n * G, K] one-hot cells of the rows
+    b,  # [k * G, K] one-hot cells of the columns
+    p_out,  # [n * G, k * G] int32
+    n_rows,
+    n_cols,
+    n_inner,  # K, the samples and padding
+    UPPER: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    TF32: tl.constexpr,
+    FP32_EVERY: tl.constexpr,
+):
+    i_m, i_n = tile_of(tl.program_id(0), tl.cdiv(n_rows, BM), tl.cdiv(n_cols, BN), GROUP)
+    if UPPER and (i_n + 1) * BN <= i_m * BM:
+        return
+    b_counts = tl.zeros([BM, BN], dtype=tl.int32)
+    for o_k in range(0, n_inner, BK):
+        b_counts = multiply_add(
+            a, b, b_counts, i_m * BM, i_n * BN, o_k, n_rows, n_cols, n_inner, BK, TF32, FP32_EVERY
+        )
+    o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
+    p_out += (i_m * BM).to(
+        tl.int64
+    ) * n_cols + i_n * BN  # within a tile 32 bits do, and half of the registers
+    m_row, m_col = o_m[:, None] < n_rows - i_m * BM, o_n[None, :] < n_cols - i_n * BN
+    tl.store(p_out + (o_m[:, None] * n_cols + o_n[None, :]), b_counts, m_row & m_col)
+
+
+@triton.jit
+def ladder_kernel(
+    p_counts,  # [n, G, k, G] int32
+    p_kernel,  # [2, G, G] float32, K of the two bandwidths; any corner of it is that of fewer cells
+    p_scale,  # [rungs] float32, exp(-2 c)
+    p_out,  # [rungs, n, k] float32, V
+    n_rows,
+    n_cols,
+    factor,  # log(2) / 2 M
+    UPPER: tl.constexpr,
+    G: tl.constexpr,
+    HALVINGS: tl.constexpr,
+    BC: tl.constexpr,  # columns of the finest table at a time
+    SMALLEST: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+):
+    i_n = tl.program_id(0) // n_cols
+    i_k = tl.program_id(0) % n_cols
+    if UPPER and i_k < i_n:
+        return
+    o_g = tl.arange(0, G)
+    p_counts += (i_n * G).to(tl.int64) * n_cols * G + i_k * G
+    b_counts = tl.load(p_counts + (o_g[:, None] * n_cols * G + o_g[None, :])).to(tl.float32)
+    p_out += i_n.to(tl.int64) * n_cols + i_k
+    stride = n_rows.to(tl.int64) * n_cols
+    for i_halving in tl.static_range(HALVINGS + 1):
+        if i_halving > 0:
+            b_counts = coarser(b_counts, SMALLEST, DOT_PRECISION)
+        o_c = tl.arange(0, b_counts.shape[0])
+        for i_h in tl.static_range(2):
+            i_rung = 2 * i_halving + i_h
+            scale = tl.load(p_scale + i_rung)
+            b_kernel = tl.load(p_kernel + i_h * G * G + o_c[:, None] * G + o_c[None, :])
+            if i_halving == 0 and BC < G:
+                total = 0.0
+                for o_first in range(0, G, BC):
+                    o_b = o_first + tl.arange(0, BC)
+                    b_columns = tl.load(p_kernel + i_h * G * G + o_g[:, None] * G + o_b[None, :])
+                    b_half = tl.dot(b_counts, b_columns, input_precision=DOT_PRECISION)
+                    b_f = tl.dot(b_kernel, b_half, input_precision=DOT_PRECISION)
+                    b_some = tl.load(p_counts + (o_g[:, None] * n_cols * G + o_b[None, :])).to(tl.float32)
+                    total += log_ratio(b_some, b_f, scale)
+            else:  # K on the right of both products, where it needs no transpose
+                b_half = tl.dot(b_counts, b_kernel, input_precision=DOT_PRECISION)
+                b_f = tl.dot(b_half.T, b_kernel, input_precision=DOT_PRECISION)
+                total = log_ratio(b_counts.T, b_f, scale)
+            tl.store(p_out + i_rung * stride, total * factor)
+
+
+@triton.jit
+def log_ratio(b_counts, b_f, scale):
+    """Sum of `n log2 [((f - 3/2)^2 + 1/12) scale]`."""
+    b_f -= 1.5
+    return tl.sum(b_counts * tl.log2((b_f * b_f + 1 / 12) * scale))
+
+
+@triton.jit
+def coarser(b_counts, SMALLEST: tl.constexpr, DOT_PRECISION: tl.constexpr):
+    """Sums of 2 x 2 cells: half of a side, or a corner of the smallest side that a product takes."""
+    C: tl.constexpr = b_counts.shape[0]
+    if C > SMALLEST:
+        b_sums = tl.sum(tl.sum(b_counts.reshape(C // 2, 2, C // 2, 2), 3), 1)
+    else:
+        o_c = tl.arange(0, C)
+        b_pairs = (o_c[:, None] // 2 == o_c[None, :]).to(tl.float32)
+        b_half = tl.dot(b_counts, b_pairs, input_precision=DOT_PRECISION)
+        b_sums = tl.dot(b_half.T, b_pairs, input_precision=DOT_PRECISION).T
+    return b_sums
+
+
+class Panel(NamedTuple):
+    ranks: Tensor  # [n, M] int32
+    features: Tensor  # [n * G, K] int8, one-hot cells
+
+
+class Tables(NamedTuple):
+    one_hot: Tensor  # [M, G] int8
+    kernel: Tensor  # [2, G, G] float32
+    scale: Tensor  # [rungs] float32
+
+
+class Adaptive:
+    tile = 128
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+
+    def panel_bytes(self, n_samples: int) -> int:
+        return CELLS[0] * padded(n_samples) + 4 * n_samples
+
+    def tile_bytes(self, tile: int, n_samples: int) -> int:
+        counts = 4 * (tile * CELLS[0]) ** 2
+        ladder = 64 * 2 * len(rungs(n_samples, CELLS[0])) * tile**2
+        return max(counts + ladder, refine_bytes(_strip(tile, tile), n_samples))
+
+    def panel(self, variables: Variables, columns: slice) -> Panel:
+        ranks, n_samples = variables.data[columns], variables.n_samples
+        n_inner = padded(n_samples)
+        features = ranks.new_empty(len(ranks) * CELLS[0], n_inner, dtype=torch.int8)
+        block_t = 64
+        self.launcher.run(
+            gather_kernel,
+            (len(ranks), triton.cdiv(n_inner, block_t)),
+            ranks,
+            _tables(n_samples, ranks.device).one_hot,
+            features,
+            n_samples,
+            n_inner,
+            W=CELLS[0],
+            BT=block_t,
+        )
+        return Panel(ranks, features)
+
+    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
+        x, y = left.ranks[rows], right.ranks[cols]
+        n_samples = x.shape[1]
+        ladder = rungs(n_samples, CELLS[0])
+        values = extrapolated(self._climb(left, rows, right, cols, ladder, upper), ladder, n_samples)
+        refine(values, x, y, strip=_strip(len(x), len(y)), upper=upper)
+        return values
+
+    def _climb(
+        self, left: Panel, rows: slice, right: Panel, cols: slice, ladder: tuple[Rung, ...], upper: bool
+    ) -> Tensor:
+        """V on every rung, `[rungs, n, k]` nats; below the diagonal anything where `upper`."""
+        g = CELLS[0]
+        a = left.features[rows.start * g : rows.stop * g]
+        b = right.features[cols.start * g : cols.stop * g]
+        n, k, n_samples = len(a) // g, len(b) // g, left.ranks.shape[1]
+        counts = a.new_empty(len(a), len(b), dtype=torch.int32)
+        self.launcher.run_tiles(
+            counts_kernel, a, b, counts, len(a), len(b), a.shape[1], adds=False, UPPER=upper
+        )
+        tables = _tables(n_samples, a.device)
+        ratios = a.new_empty(len(ladder), n, k, dtype=torch.float32)
+        self.launcher.run(
+            ladder_kernel,
+            (n * k,),
+            counts,
+            tables.kernel,
+            tables.scale,
+            ratios,
+            n,
+            k,
+            math.log(2) / (2 * n_samples),
+            UPPER=upper,
+            G=g,
+            HALVINGS=int(math.log2(g // COARSEST)),
+            BC=LADDER_COLUMNS.get(self.launcher.chip, g),
+            SMALLEST=SMALLEST_PRODUCT,
+            DOT_PRECISION=dot_precision(self.launcher.chip),
+            num_warps=LADDER_WARPS,
+        )
+        return ratios
+
+
+def dot_precision(chip: str) -> str:
+    """Three products of 11 bits each on NVIDIA's tensor cores; AMD's multiply float32."""
+    return "ieee" if chip == "gfx942" else "tf32x3"
+
+
+def _strip(n: int, k: int) -> int:
+    """Joint cells of pairs that are refined at once: they take what the counts of the tile have taken."""
+    return n * k * CELLS[0] ** 2 // 10
+
+
+@functools.lru_cache(maxsize=8)
+def _tables(n_samples: int, device: torch.device) -> Tables:
+    ladder = rungs(n_samples, CELLS[0])
+    one_hot = torch.eye(CELLS[0], dtype=torch.int8)[cell_of_rank(n_samples, CELLS[0])]
+    kernel = torch.stack([rung.kernel for rung in ladder[:2]]).float()
+    scale = torch.tensor([math.exp(-2 * rung.margin) for rung in ladder])
+    return Tables(one_hot.to(device), kernel.to(device), scale.to(device))
