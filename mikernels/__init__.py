@@ -3,16 +3,23 @@
 from mikernels.api import mutual_information, pairs_above, top_pairs
 from mikernels.null import Null, null_distribution
 from mikernels.pairs import Pairs
+from mikernels.reliability import Reliability, samples_for, split_half_reliability
 from mikernels.stream import GridStream
+from mikernels.units import bits, information_correlation
 from mikernels.version import __version__
 
 __all__ = [
     "GridStream",
     "Null",
     "Pairs",
+    "Reliability",
     "__version__",
+    "bits",
+    "information_correlation",
     "mutual_information",
     "null_distribution",
     "pairs_above",
+    "samples_for",
+    "split_half_reliability",
     "top_pairs",
 ]

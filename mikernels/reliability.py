@@ -1,0 +1,93 @@
+"""How reliably pairs are ranked: the matrices of two disjoint halves of the samples, compared.
+
+A ranking of pairs that another draw of tokens would not give again is noise. Two halves say how much of it
+there is at M / 2 samples; the Spearman-Brown formula takes that to any other number of samples,
+
+    r(k) = k r / (1 + (k - 1) r),     k times as many samples,
+
+which is exact for product-moment correlations where the variance of the noise falls as 1 / M. For ranks, and for
+estimators whose bandwidth shrinks with M, it is an approximation.
+
+Source: C. Spearman, Correlation calculated from faulty data, Br. J. Psychol. 3 (1910),
+DOI 10.1111/j.2044-8295.1910.tb00206.x; W. Brown, Some experimental results in the correlation of mental abilities,
+ibid., DOI 10.1111/j.2044-8295.1910.tb00207.x.
+"""
+
+import math
+from typing import NamedTuple, Unpack
+
+import torch
+from torch import Tensor
+
+from mikernels.api import Options, Samples, mutual_information
+from mikernels.validation import MIN_SAMPLES, as_samples
+
+
+class Reliability(NamedTuple):
+    """Agreement of the rankings that two draws of samples give, from -1 to 1.
+
+    Attributes:
+        n_samples: M, of both halves together.
+        halves: Spearman's correlation over pairs between the halves, each of M / 2 samples.
+        full: what it is to be expected between two draws of M samples.
+    """
+
+    n_samples: int
+    halves: float
+    full: float
+
+
+def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliability:
+    """Reliability of the ranking of all pairs of `x [M, N]`.
+
+    Args:
+        x, options: as for `mutual_information`; `seed` also draws the halves. Of an odd M one sample stays out.
+
+    Raises:
+        TypeError: as `mutual_information`.
+        ValueError: fewer than 16 samples or 3 variables, all pairs alike in a half, or as `mutual_information`.
+    """
+    xs = as_samples(x, "x", options.get("device"), min_samples=2 * MIN_SAMPLES)
+    if xs.shape[1] < 3:
+        raise ValueError(f"x: expected at least 3 variables (columns) to rank, got shape {list(xs.shape)}")
+    half = len(xs) // 2
+    seed = options.get("seed", 0)
+    order = torch.randperm(len(xs), generator=torch.Generator().manual_seed(seed)).to(xs.device)
+    row, col = torch.triu_indices(xs.shape[1], xs.shape[1], offset=1, device=xs.device)
+    first, second = order[:half], order[half : 2 * half]
+    a = mutual_information(xs[first], **options)[row, col]
+    # Another seed: equal values that were ordered alike in both would look like agreement.
+    b = mutual_information(xs[second], **(options | {"seed": seed + 1}))[row, col]
+    r = _spearman(a, b)
+    return Reliability(2 * half, r, 2 * r / (1 + r) if r > -1 else -1.0)
+
+
+def samples_for(reliability: Reliability, target: float = 0.9) -> int:
+    """Samples at which two draws are expected to rank the pairs with a correlation of `target`.
+
+    Raises:
+        ValueError: `target` is not between 0 and 1, or the halves share no order to start from.
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"target: expected a correlation between 0 and 1, got {target!r}")
+    r = reliability.halves
+    if not r > 0:
+        raise ValueError(f"reliability: expected halves that correlate positively, got {r:.3g}")
+    if r >= 1:
+        return reliability.n_samples // 2
+    return math.ceil(reliability.n_samples / 2 * target * (1 - r) / (r * (1 - target)))
+
+
+def _spearman(a: Tensor, b: Tensor) -> float:
+    """Correlation of the ranks of `a [P]` and `b [P]`, equal values sharing their mean rank."""
+    ranks = torch.stack([_mean_ranks(a), _mean_ranks(b)])
+    centred = ranks - ranks.mean(1, keepdim=True)
+    norms = centred.norm(dim=1)
+    if not bool((norms > 0).all()):
+        raise ValueError("x: expected pairs of different mutual information, got the same value for all")
+    return float((centred[0] * centred[1]).sum() / (norms[0] * norms[1]))
+
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2).double()[place]
