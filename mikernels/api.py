@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mikernels import ops  # noqa: F401  registers torch.ops.mikernels
+from mikernels.bandwidth import leave_one_out_bandwidth
 from mikernels.pairs import Pairs
-from mikernels.problem import Estimator, Impl, Precision, Transform, choose, make_problem
+from mikernels.problem import Estimator, Impl, Precision, Transform, choose, grid_floor, make_problem
 from mikernels.task import Settings
 from mikernels.validation import as_samples
 
@@ -67,7 +68,9 @@ def mutual_information(
             variable change nothing; equal values are ranked at random (see `seed`). `"standardize"` keeps
             the values, at mean 0 and standard deviation 1.
         bandwidth: of the Gaussian kernel, in standard deviations. None is Silverman's `M^(-1/6)`, for
-            `grid` not below 0.75 of the distance between nodes; `"silverman"` has no such floor.
+            `grid` not below 0.75 of the distance between nodes; `"silverman"` has no such floor, and
+            `"scott"` is the same in two dimensions. `"loo"` (`kde` and `grid`, there with the floor) is the
+            one of a ladder that gives unseen samples the highest likelihood (`mikernels.bandwidth`).
         calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.calibration`);
             the order of pairs stays. None does so for `adaptive` only.
         impl: `"triton"` is GPU kernels, `"torch"` tiled matrix products on any device, `"reference"` the
@@ -163,24 +166,29 @@ def _prepare(
     seed: int = 0,
     autotune: bool = False,
 ) -> tuple[Tensor, Tensor | None, Settings]:
-    """Everything that can be said without looking at the samples' values."""
+    """Everything that can be said without looking at the samples' values, but for `bandwidth="loo"`."""
     choose("transform", transform, Transform)
     choose("impl", impl, Impl)
     choose("precision", precision, Precision)
     xs = as_samples(x, "x", device)
     if y is None and xs.shape[1] < 2:
         raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
-    problem = make_problem(estimator, nodes, bandwidth, xs.shape[0])
+    chosen = None if bandwidth == "loo" and estimator in ("kde", "grid") else bandwidth
+    problem = make_problem(estimator, nodes, chosen, xs.shape[0])
     if transform != "rank" and (estimator == "adaptive" or calibrate):
         what = "estimator='adaptive'" if estimator == "adaptive" else "calibrate=True"
         raise ValueError(f"transform: {what} expects 'rank', got {transform!r}")
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
         raise ValueError(f"y: expected as many samples as x, {xs.shape[0]}, got {ys.shape[0]}")
+    h = problem.bandwidth
+    if chosen != bandwidth:
+        h = leave_one_out_bandwidth(xs, ys, transform, seed % 2**32)
+        h = max(h, grid_floor(nodes)) if estimator == "grid" else h
     settings = Settings(
         problem.estimator,
         problem.nodes,
-        problem.bandwidth,
+        h,
         transform,
         problem.estimator == "adaptive" if calibrate is None else calibrate,
         impl,

@@ -44,13 +44,18 @@ def node_spacing(nodes: int) -> float:
     return 2 * NODE_SPAN / (nodes - 1)
 
 
+def grid_floor(nodes: int) -> float:
+    """The narrowest kernel that `nodes` nodes resolve, in standard deviations."""
+    return GRID_BANDWIDTH_FLOOR * node_spacing(nodes)
+
+
 def silverman(n_samples: int) -> float:
     """Silverman's bandwidth for two dimensions and unit variances, `M^(-1/6)`.
 
-    At d = 2 Silverman's factor `(M (d + 2) / 4)^(-1 / (d + 4))` equals Scott's.
+    At d = 2 Silverman's factor `(M (d + 2) / 4)^(-1 / (d + 4))` equals Scott's `M^(-1 / (d + 4))`.
 
     Source: B. W. Silverman, Density Estimation for Statistics and Data Analysis, 1986, eq. 4.14,
-    DOI 10.1201/9781315140919.
+    DOI 10.1201/9781315140919; D. W. Scott, Multivariate Density Estimation, 1992, DOI 10.1002/9780470316849.
     """
     return float(n_samples ** (-1 / 6))
 
@@ -72,12 +77,12 @@ def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_sa
     elif bandwidth is None:
         h = silverman(n_samples)
         if estimator == "grid":
-            h = max(h, GRID_BANDWIDTH_FLOOR * node_spacing(nodes))
-    elif bandwidth == "silverman":
+            h = max(h, grid_floor(nodes))
+    elif bandwidth in ("silverman", "scott"):
         h = silverman(n_samples)
     elif isinstance(bandwidth, str) or not MIN_BANDWIDTH <= bandwidth <= 1 / MIN_BANDWIDTH:
         raise ValueError(
-            f"bandwidth: expected None, 'silverman' or a positive number of standard deviations from "
+            f"bandwidth: expected None, 'silverman', 'scott' or a positive number of standard deviations from "
             f"{MIN_BANDWIDTH:g} to {1 / MIN_BANDWIDTH:g}, got {bandwidth!r}"
         )
     else:

@@ -131,7 +131,7 @@ def test_what_is_no_array(value):
         ({"nodes": 257}, "nodes: expected an integer from 2 to 256, got 257"),
         ({"nodes": 16.0}, "nodes: expected an integer from 2 to 256, got 16.0"),
         ({"nodes": True}, "nodes: expected an integer from 2 to 256, got True"),
-        ({"bandwidth": 0}, "bandwidth: expected None, 'silverman' or a positive number .* got 0"),
+        ({"bandwidth": 0}, "bandwidth: expected None, 'silverman', 'scott' or a positive number .* got 0"),
         ({"bandwidth": -0.5}, "bandwidth: .* got -0.5"),
         ({"bandwidth": NAN}, "bandwidth: .* got nan"),
         ({"bandwidth": INF}, "bandwidth: .* got inf"),
