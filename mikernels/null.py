@@ -6,6 +6,7 @@ simulated once, from random permutations, through the same code as the estimates
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,9 @@ class Null:
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
 
+DRAWS = 20_000
+
+
 @functools.lru_cache(maxsize=32)
 def null_distribution(
     n_samples: int,
@@ -86,20 +90,23 @@ def null_distribution(
     nodes: int = 16,
     bandwidth: float | str | None = None,
     calibrate: bool | None = None,
-    draws: int = 20_000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Null:
     """The null of `mutual_information` with these options under the rank transform, computed once.
 
     Args:
         n_samples: M, 8 or more.
-        estimator, nodes, bandwidth, calibrate: as for `mutual_information`.
+        estimator, nodes, bandwidth, calibrate: as for `mutual_information`; `bandwidth="loo"` would choose another one
+            for independent variables than for a layer, and is refused.
         draws: D, pairs of independent variables, at least.
         seed: of the permutations.
 
     Raises:
-        ValueError: fewer than 8 samples, no draws, or what `mutual_information` raises.
+        ValueError: fewer than 8 samples, no draws, `bandwidth="loo"`, or what `mutual_information` raises.
     """
+    if bandwidth == "loo":
+        raise ValueError("bandwidth: a null expects a number or a rule that sees no samples, got 'loo'")
     if n_samples < MIN_SAMPLES:
         raise ValueError(f"n_samples: expected at least {MIN_SAMPLES}, got {n_samples}")
     if draws < 1:
@@ -115,3 +122,34 @@ def null_distribution(
     )
     row, col = torch.triu_indices(n_variables, n_variables, offset=1)
     return Null(n_samples, mi[row, col].sort().values)
+
+
+def null_level(threshold: str) -> float:
+    """The q of a threshold `"null:q"`, such as `"null:0.999"`.
+
+    Raises:
+        ValueError: not of this form, or q is not between 0 and 1.
+    """
+    name, _, level = threshold.partition(":")
+    try:
+        q = float(level) if name == "null" else math.nan
+    except ValueError:
+        q = math.nan
+    if not 0 < q < 1:
+        raise ValueError(
+            f"threshold: expected nats or 'null:q' with q between 0 and 1, such as 'null:0.999', got {threshold!r}"
+        )
+    return q
+
+
+def null_threshold(
+    threshold: str, n_samples: int, *, estimator: Estimator, nodes: int, seed: int = 0
+) -> float:
+    """Nats of a threshold `"null:q"`: the quantile of `null_distribution`, from as many draws as it needs.
+
+    Raises:
+        ValueError: as `null_level` and `null_distribution`.
+    """
+    q = null_level(threshold)
+    draws = max(DRAWS, round(LEAST_EXCEEDANCES / (1 - q)))
+    return null_distribution(n_samples, estimator=estimator, nodes=nodes, draws=draws, seed=seed).quantile(q)

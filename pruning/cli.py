@@ -143,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         "ratio": "share of neurons to drop",
         "criterion": "what goes first",
         "repair": "what makes up for the dropped neurons",
-        "threshold": "Tr of random-pairs in nats; each layer's median MI by default",
+        "threshold": "Tr of random-pairs: nats, or null:0.999 for that quantile of independent neurons; "
+        "each layer's median MI by default",
         "multiple_of": "round the width that stays to a multiple",
         "calibration_tokens": "tokens to calibrate on",
         "sequence_length": "tokens per window",
@@ -156,12 +157,19 @@ def _parser() -> argparse.ArgumentParser:
     for f in fields(Settings):
         parser.add_argument(
             "--" + f.name.replace("_", "-"),
-            type=float if f.default is None else type(f.default),
+            type=_threshold if f.name == "threshold" else type(f.default),
             default=f.default,
             choices=choices.get(f.name),
             help=helps[f.name],
         )
     return parser
+
+
+def _threshold(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # `Settings` says whether it is a rule
 
 
 if __name__ == "__main__":

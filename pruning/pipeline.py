@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mikernels
+from mikernels.null import null_level, null_threshold
 from mikernels.problem import Estimator, make_problem
 from mikernels.validation import MIN_SAMPLES
 from pruning import select
@@ -37,7 +38,7 @@ class Settings:
     ratio: float = 0.2
     criterion: Criterion = "pairwise-mi"
     repair: Repair = "lstsq"
-    threshold: float | None = None
+    threshold: float | str | None = None
     multiple_of: int = 32
     calibration_tokens: int = 16_384
     sequence_length: int = 512
@@ -65,6 +66,8 @@ class Settings:
             raise ValueError(
                 f"threshold: expected only with criterion='random-pairs', got it with {self.criterion!r}"
             )
+        if isinstance(self.threshold, str):
+            null_level(self.threshold)
 
 
 def prune(
@@ -90,7 +93,8 @@ def prune(
                 `"random"` are baselines.
             repair: `"lstsq"` folds a least-squares prediction of the dropped neurons into the output
                 projection, `"bias"` adds their means (only where the class stores a bias), `"none"` cuts.
-            threshold: Tr of `"random-pairs"`, nats; by default each layer's median MI.
+            threshold: Tr of `"random-pairs"`: nats, or `"null:0.999"` for what independent neurons exceed with
+                probability 0.001 at this sample size and estimator; by default each layer's median MI.
             multiple_of: the width that stays is rounded to the nearest multiple of it. 32 suits GGUF's
                 block formats; 128 suits GPUs.
             calibration_tokens, sequence_length, batch_size: how much text the model reads, and how.
@@ -199,7 +203,7 @@ def _plan(ffn: FFN, statistics: Statistics, n_keep: int, settings: Settings) -> 
     if settings.criterion == "random":
         order = select.random_order(ffn.width, seed=settings.seed)
     elif settings.criterion == "random-pairs":
-        threshold = median_mi if settings.threshold is None else settings.threshold
+        threshold = _nats(settings, len(statistics.sample), median_mi)
         order = select.random_pairs(mi, n_drop, threshold=threshold, seed=settings.seed)
     elif settings.criterion == "pairwise-mi":
         order = select.redundancy_saliency(mi, saliency)
@@ -218,6 +222,15 @@ def _plan(ffn: FFN, statistics: Statistics, n_keep: int, settings: Settings) -> 
         saliency=saliency[dropped],
         median_mi=median_mi,
     )
+
+
+def _nats(settings: Settings, n_samples: int, median_mi: float) -> float:
+    """The threshold of a layer, nats."""
+    if isinstance(settings.threshold, str):
+        return null_threshold(
+            settings.threshold, n_samples, estimator=settings.estimator, nodes=settings.nodes
+        )
+    return median_mi if settings.threshold is None else settings.threshold
 
 
 def _saliency(ffn: FFN, statistics: Statistics, criterion: Criterion) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mikernels
+from mikernels.null import null_threshold
 from pruning import Settings, prune
 from pruning.families import find_ffns
 from pruning.pipeline import Criterion, rounded_width
@@ -106,6 +107,17 @@ def test_without_calibration_the_text_inside_python_is_used(tokenizer):
     assert report.calibration_tokens == 2048
 
 
+def test_threshold_by_the_null(windows):
+    """`"null:q"` drops what the same number of nats drops."""
+    options = {"ratio": 0.25, "multiple_of": 2, "criterion": "random-pairs", "sample_size": 128}
+    nats = null_threshold("null:0.9", 128, estimator="grid", nodes=16)
+    dropped = []
+    for threshold in ("null:0.9", nats):
+        report = prune(tiny_model("Llama"), None, calibration=windows, threshold=threshold, **options)
+        dropped.append([layer.dropped.tolist() for layer in report.layers])
+    assert dropped[0] == dropped[1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -118,6 +130,7 @@ def test_without_calibration_the_text_inside_python_is_used(tokenizer):
         ({"repair": "hope"}, "repair: expected one of none, bias, lstsq, got 'hope'"),
         ({"threshold": 0.1}, "threshold: expected only with criterion='random-pairs'"),
         ({"criterion": "random-pairs", "threshold": 50.0}, "above 50 nats there are pairs for 0"),
+        ({"criterion": "random-pairs", "threshold": "null:2"}, "threshold: expected nats or 'null:q'"),
         ({"sample_size": 4}, "sample_size: expected at least 8 tokens, got 4"),
         ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
         ({"calibration": torch.randn(4, 4)}, "expected windows of token ids"),
