@@ -59,9 +59,8 @@ def counts_kernel(
             a, b, b_counts, i_m * BM, i_n * BN, o_k, n_rows, n_cols, n_inner, BK, TF32, FP32_EVERY
         )
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
-    p_out += (i_m * BM).to(
-        tl.int64
-    ) * n_cols + i_n * BN  # within a tile 32 bits do, and half of the registers
+    # Within a tile 32 bits do, and half of the registers.
+    p_out += (i_m * BM).to(tl.int64) * n_cols + i_n * BN
     m_row, m_col = o_m[:, None] < n_rows - i_m * BM, o_n[None, :] < n_cols - i_n * BN
     tl.store(p_out + (o_m[:, None] * n_cols + o_n[None, :]), b_counts, m_row & m_col)
 
@@ -89,8 +88,6 @@ def ladder_kernel(
     o_g = tl.arange(0, G)
     p_counts += (i_n * G).to(tl.int64) * n_cols * G + i_k * G
     b_counts = tl.load(p_counts + (o_g[:, None] * n_cols * G + o_g[None, :])).to(tl.float32)
-    p_out += i_n.to(tl.int64) * n_cols + i_k
-    stride = n_rows.to(tl.int64) * n_cols
     for i_halving in tl.static_range(HALVINGS + 1):
         if i_halving > 0:
             b_counts = coarser(b_counts, SMALLEST, DOT_PRECISION)
@@ -112,7 +109,8 @@ def ladder_kernel(
                 b_half = tl.dot(b_counts, b_kernel, input_precision=DOT_PRECISION)
                 b_f = tl.dot(b_half.T, b_kernel, input_precision=DOT_PRECISION)
                 total = log_ratio(b_counts.T, b_f, scale)
-            tl.store(p_out + i_rung * stride, total * factor)
+            p_value = p_out + (i_rung * n_rows + i_n).to(tl.int64) * n_cols + i_k
+            tl.store(p_value, total * factor)
 
 
 @triton.jit
