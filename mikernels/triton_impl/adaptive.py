@@ -147,6 +147,7 @@ class Tables(NamedTuple):
 
 class Adaptive:
     tile = 128
+    halvings = 0
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
