@@ -135,7 +135,7 @@ def test_what_is_no_array(value):
         ({"bandwidth": -0.5}, "bandwidth: .* got -0.5"),
         ({"bandwidth": NAN}, "bandwidth: .* got nan"),
         ({"bandwidth": INF}, "bandwidth: .* got inf"),
-        ({"bandwidth": "scott"}, "bandwidth: .* got 'scott'"),
+        ({"bandwidth": "botev"}, "bandwidth: .* got 'botev'"),
     ],
 )
 def test_options(option, message):
