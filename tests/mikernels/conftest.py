@@ -1,13 +1,7 @@
-"""Where the kernels run, and fixtures that several files use."""
-
-import os
+"""Fixtures that several files use."""
 
 import pytest
 import torch
-
-# Before anything imports triton: without a GPU its interpreter runs the kernels on the CPU.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # One thread: the inputs are small, and threads that wait for each other stall where the cores are shared.
 torch.set_num_threads(1)
