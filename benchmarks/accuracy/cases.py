@@ -1,0 +1,293 @@
+"""Pairs of variables with known mutual information, as data.
+
+Each family is in both halves with different members: `tuning` cases may be looked at while an estimator is
+made, `reported` ones only say how good it became.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from benchmarks.accuracy import truths
+from benchmarks.accuracy.truths import Function
+
+Half = Literal["tuning", "reported"]
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A joint distribution of two variables.
+
+    Attributes:
+        name: unique.
+        family: what kind of dependence it is.
+        half: `"tuning"` or `"reported"`.
+        draw: n independent samples, two float64 tensors `[n]`.
+        truth: computes the mutual information in nats.
+    """
+
+    name: str
+    family: str
+    half: Half
+    draw: Callable[[Generator, int], Pair]
+    truth: Callable[[], float]
+
+    @cached_property
+    def mi(self) -> float:
+        """Mutual information in nats."""
+        return self.truth()
+
+
+def normal(generator: Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def uniform(generator: Generator, n: int) -> Tensor:
+    """On (0, 1), ends excluded."""
+    return torch.rand(n, generator=generator, dtype=torch.float64).clamp_(min=1e-300)
+
+
+def gamma(generator: Generator, n: int, shape: float) -> Tensor:
+    """Of a shape that is a multiple of 1/2: half the sum of squares of normals."""
+    return normal(generator, round(2 * shape), n).square().sum(0) / 2
+
+
+def draw_gaussian(generator: Generator, n: int, *, rho: float) -> Pair:
+    x, z = normal(generator, 2, n)
+    return x, rho * x + math.sqrt(1 - rho**2) * z
+
+
+def draw_mapped(generator: Generator, n: int, *, rho: float, left: Function, right: Function) -> Pair:
+    x, y = draw_gaussian(generator, n, rho=rho)
+    return left(x), right(y)
+
+
+def draw_student(generator: Generator, n: int, *, rho: float, nu: int) -> Pair:
+    x, y = draw_gaussian(generator, n, rho=rho)
+    scale = (2 * gamma(generator, n, nu / 2) / nu).sqrt()
+    return x / scale, y / scale
+
+
+def draw_additive_uniform(generator: Generator, n: int, *, width: float) -> Pair:
+    x = uniform(generator, n)
+    return x, x + width * (2 * uniform(generator, n) - 1)
+
+
+def draw_normal_noise(generator: Generator, n: int, *, mean: Function, scale: Function) -> Pair:
+    x, z = normal(generator, 2, n)
+    return x, mean(x) + scale(x) * z
+
+
+def draw_mixture(
+    generator: Generator, n: int, *, blobs: tuple[tuple[float, float, float], ...], scale: float
+) -> Pair:
+    which = torch.randint(len(blobs), (n,), generator=generator)
+    mean_x, mean_y, rho = torch.tensor(blobs, dtype=torch.float64)[which].T
+    x, z = normal(generator, 2, n)
+    return mean_x + scale * x, mean_y + scale * (rho * x + (1 - rho.square()).sqrt() * z)
+
+
+def draw_ring(generator: Generator, n: int, *, noise: float) -> Pair:
+    angle = 2 * math.pi * uniform(generator, n)
+    x, y = normal(generator, 2, n)
+    return angle.cos() + noise * x, angle.sin() + noise * y
+
+
+def draw_disc(generator: Generator, n: int) -> Pair:
+    radius, angle = uniform(generator, n).sqrt(), 2 * math.pi * uniform(generator, n)
+    return radius * angle.cos(), radius * angle.sin()
+
+
+def draw_clayton(generator: Generator, n: int, *, theta: float) -> Pair:
+    """By the inverse of the conditional distribution of v given u, as the next two."""
+    u, w = uniform(generator, n), uniform(generator, n)
+    return u, (u**-theta * (w ** (-theta / (1 + theta)) - 1) + 1) ** (-1 / theta)
+
+
+def draw_frank(generator: Generator, n: int, *, theta: float) -> Pair:
+    u, w = uniform(generator, n), uniform(generator, n)
+    shape = torch.exp(-theta * u)
+    return u, torch.log1p(w * math.expm1(-theta) / (shape * (1 - w) + w)) / -theta
+
+
+def draw_fgm(generator: Generator, n: int, *, theta: float) -> Pair:
+    u, w = uniform(generator, n), uniform(generator, n)
+    a = theta * (1 - 2 * u)
+    return u, 2 * w / (1 + a + ((1 + a).square() - 4 * a * w).sqrt())
+
+
+def draw_gumbel(generator: Generator, n: int, *, theta: float) -> Pair:
+    """`u = exp(-(E / S)^alpha)`, alpha = 1 / theta, E exponential, S positive alpha-stable and shared.
+
+    Source: J. M. Chambers, C. L. Mallows, B. W. Stuck, A method for simulating stable random variables,
+    JASA 71 (1976), DOI 10.1080/01621459.1976.10480344.
+    """
+    alpha = 1 / theta
+    angle = math.pi * uniform(generator, n)
+    ratio = (((1 - alpha) * angle).sin() / gamma(generator, n, 1.0)) ** ((1 - alpha) / alpha)
+    stable = (alpha * angle).sin() / angle.sin() ** (1 / alpha) * ratio
+    u, v = (torch.exp(-((gamma(generator, n, 1.0) / stable) ** alpha)) for _ in range(2))
+    return u, v
+
+
+def draw_gamma_exponential(generator: Generator, n: int, *, shape: float) -> Pair:
+    x = gamma(generator, n, shape)
+    return x, gamma(generator, n, 1.0) / x
+
+
+def draw_gamma_sum(generator: Generator, n: int, *, a: float, b: float) -> Pair:
+    x = gamma(generator, n, a)
+    return x, x + gamma(generator, n, b)
+
+
+def _gaussian(half: Half, rho: float) -> Case:
+    return Case(
+        f"gaussian {rho:g}",
+        "gaussian",
+        half,
+        partial(draw_gaussian, rho=rho),
+        partial(truths.gaussian, rho),
+    )
+
+
+def _mapped(half: Half, name: str, rho: float, left: Function, right: Function) -> Case:
+    draw = partial(draw_mapped, rho=rho, left=left, right=right)
+    return Case(f"{name} {rho:g}", "monotone", half, draw, partial(truths.gaussian, rho))
+
+
+def _student(half: Half, rho: float, nu: int) -> Case:
+    draw = partial(draw_student, rho=rho, nu=nu)
+    return Case(f"student-t nu={nu} {rho:g}", "student", half, draw, partial(truths.student_t, rho, nu))
+
+
+def _uniform(half: Half, width: float) -> Case:
+    draw = partial(draw_additive_uniform, width=width)
+    return Case(
+        f"uniform noise {width:g}", "uniform noise", half, draw, partial(truths.additive_uniform, width)
+    )
+
+
+def _noisy(half: Half, family: str, name: str, mean: Function, scale: Function | float) -> Case:
+    width = scale if callable(scale) else partial(torch.full_like, fill_value=scale)
+    draw = partial(draw_normal_noise, mean=mean, scale=width)
+    return Case(name, family, half, draw, partial(truths.normal_noise, mean, width))
+
+
+def _mixture(half: Half, name: str, scale: float, *blobs: tuple[float, float, float]) -> Case:
+    draw = partial(draw_mixture, blobs=blobs, scale=scale)
+    log_density = truths.mixture_density(blobs, scale)
+    return Case(name, "mixture", half, draw, partial(truths.density, log_density, 3.5 + 7.5 * scale))
+
+
+def _ring(half: Half, noise: float) -> Case:
+    truth = partial(truths.density, truths.ring_density(noise), 1 + 8 * noise)
+    return Case(f"ring {noise:g}", "circular", half, partial(draw_ring, noise=noise), truth)
+
+
+def _clayton(half: Half, theta: float) -> Case:
+    draw = partial(draw_clayton, theta=theta)
+    return Case(f"clayton {theta:g}", "copula", half, draw, partial(truths.clayton, theta))
+
+
+def _frank(half: Half, theta: float) -> Case:
+    draw = partial(draw_frank, theta=theta)
+    truth = partial(truths.copula, truths.frank_density(theta))
+    return Case(f"frank {theta:g}", "copula", half, draw, truth)
+
+
+def _fgm(half: Half, theta: float) -> Case:
+    draw = partial(draw_fgm, theta=theta)
+    truth = partial(truths.copula, truths.fgm_density(theta))
+    return Case(f"fgm {theta:g}", "copula", half, draw, truth)
+
+
+def _gumbel(half: Half, theta: float) -> Case:
+    draw = partial(draw_gumbel, theta=theta)
+    truth = partial(truths.copula, truths.gumbel_density(theta))
+    return Case(f"gumbel {theta:g}", "copula", half, draw, truth)
+
+
+def _gamma_exponential(half: Half, shape: float) -> Case:
+    draw = partial(draw_gamma_exponential, shape=shape)
+    return Case(
+        f"gamma-exponential {shape:g}", "gamma", half, draw, partial(truths.gamma_exponential, shape)
+    )
+
+
+def _gamma_sum(half: Half, a: float, b: float) -> Case:
+    draw = partial(draw_gamma_sum, a=a, b=b)
+    return Case(f"gamma sum {a:g} + {b:g}", "gamma", half, draw, partial(truths.gamma_sum, a, b))
+
+
+def cube(x: Tensor) -> Tensor:
+    return x**3
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+def negative_exp(x: Tensor) -> Tensor:
+    return -torch.exp(-x)
+
+
+CASES: tuple[Case, ...] = (
+    _gaussian("tuning", 0.0),
+    _gaussian("reported", 0.1),
+    _gaussian("tuning", 0.3),
+    _gaussian("reported", 0.6),
+    _gaussian("tuning", 0.9),
+    _gaussian("reported", 0.99),
+    _gaussian("tuning", 0.999),
+    _mapped("reported", "independent, cubed and exp", 0.0, cube, torch.exp),
+    _mapped("tuning", "cubed", 0.8, cube, cube),
+    _mapped("reported", "exp and cubed", 0.5, torch.exp, cube),
+    _mapped("reported", "-exp(-x)", 0.95, identity, negative_exp),
+    _student("tuning", 0.0, 1),
+    _student("tuning", 0.8, 3),
+    _student("reported", 0.0, 5),
+    _student("reported", 0.6, 2),
+    _uniform("tuning", 0.1),
+    _uniform("tuning", 0.75),
+    _uniform("reported", 0.05),
+    _uniform("reported", 0.4),
+    _mixture("tuning", "two blobs", 1.0, (-1.5, -1.5, 0.0), (1.5, 1.5, 0.0)),
+    _mixture("reported", "three blobs", 0.5, (-2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (2.0, -1.0, 0.0)),
+    _mixture("reported", "four blobs", 0.5, (-2.0, 0.0, 0.0), (2.0, 0.0, 0.0), (0.0, -2.0, 0.0), (0.0, 2.0, 0.0)),
+    _mixture("tuning", "four turned blobs", 0.6, (-2.0, 1.0, 0.0), (2.0, -1.0, 0.0), (1.0, 2.0, 0.0), (-1.0, -2.0, 0.0)),
+    _mixture("tuning", "cross 0.9", 1.0, (0.0, 0.0, 0.9), (0.0, 0.0, -0.9)),
+    _mixture("reported", "cross 0.97", 1.0, (0.0, 0.0, 0.97), (0.0, 0.0, -0.97)),
+    _noisy("tuning", "heteroscedastic", "scale 0.2 + |x|", torch.zeros_like, lambda x: 0.2 + x.abs()),
+    _noisy("reported", "heteroscedastic", "scale exp(x)", torch.zeros_like, torch.exp),
+    _noisy("reported", "heteroscedastic", "x + scale 0.1 + x^2 / 2", identity, lambda x: 0.1 + x.square() / 2),
+    _noisy("tuning", "non-linear", "x^2, noise 0.5", torch.square, 0.5),
+    _noisy("reported", "non-linear", "x^2, noise 0.2", torch.square, 0.2),
+    _noisy("reported", "non-linear", "x^2, noise 2", torch.square, 2.0),
+    _noisy("tuning", "non-linear", "sin 2x, noise 0.5", lambda x: torch.sin(2 * x), 0.5),
+    _noisy("reported", "non-linear", "sin 3x, noise 0.3", lambda x: torch.sin(3 * x), 0.3),
+    _noisy("tuning", "non-linear", "tanh 2x, noise 0.3", lambda x: torch.tanh(2 * x), 0.3),
+    _noisy("reported", "non-linear", "tanh 4x, noise 0.2", lambda x: torch.tanh(4 * x), 0.2),
+    _ring("tuning", 0.3),
+    _ring("reported", 0.15),
+    Case("disc", "circular", "tuning", draw_disc, truths.disc),
+    _clayton("tuning", 3.0),
+    _clayton("reported", 0.8),
+    _gumbel("tuning", 1.5),
+    _gumbel("reported", 3.0),
+    _frank("tuning", 4.0),
+    _frank("reported", 12.0),
+    _fgm("reported", 1.0),
+    _fgm("tuning", 0.5),
+    _noisy("tuning", "rectified", "relu, noise 0.3", torch.relu, 0.3),
+    _noisy("reported", "rectified", "relu, noise 0.1", torch.relu, 0.1),
+    _gamma_exponential("tuning", 1.0),
+    _gamma_exponential("reported", 0.5),
+    _gamma_sum("tuning", 1.0, 1.0),
+    _gamma_sum("reported", 2.0, 1.0),
+)  # fmt: skip
