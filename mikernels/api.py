@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, Union, Unpack
 import torch
 from torch import Tensor
 
-from mikernels import reference
+from mikernels import adaptive, reference
+from mikernels.calibration import gaussian_curve
 from mikernels.pairs import Block, Pairs, best_pairs, fill_matrix, pairs_over
 from mikernels.problem import (
     DEFAULT_MEMORY_BUDGET,
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
     nodes: int
     transform: Transform
     bandwidth: float | str | None
+    calibrate: bool | None
     impl: Impl
     precision: Precision
     device: torch.device | str | None
@@ -49,6 +51,7 @@ def mutual_information(
     nodes: int = 16,
     transform: Transform = "rank",
     bandwidth: float | str | None = None,
+    calibrate: bool | None = None,
     impl: Impl = "auto",
     precision: Precision = "auto",
     device: torch.device | str | None = None,
@@ -65,6 +68,8 @@ def mutual_information(
         estimator: `"grid"` evaluates the densities on `nodes` points per variable, in time linear in M;
             `"kde"` is the resubstitution estimate at the samples, in time quadratic in M; `"renyi2"` is the
             matrix-based Renyi information of order 2. `mikernels.reference` holds the three formulas.
+            `"adaptive"` chooses a bandwidth for each pair and takes out its bias, at several times the cost
+            of `grid`: for values in nats that one can rely on (`mikernels.adaptive`; ranks only).
         nodes: G, points per variable of `grid`, 2 to 256. More of them resolve stronger dependence, at
             a cost that grows as G^2; at 16 the values saturate at about 1.1 nats, in the right order.
         transform: `"rank"` replaces values by normal scores of their ranks, so that monotone maps of a
@@ -72,9 +77,11 @@ def mutual_information(
             the values, at mean 0 and standard deviation 1.
         bandwidth: of the Gaussian kernel, in standard deviations. None is Silverman's `M^(-1/6)`, for
             `grid` not below 0.75 of the distance between nodes; `"silverman"` has no such floor.
+        calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.calibration`);
+            the order of pairs stays. None does so for `adaptive` only.
         impl: `"torch"` is tiled matrix products, `"reference"` the equations in float64 (memory grows as
             N M^2: for small inputs), `"auto"` the fastest that runs on the device.
-        precision: `"int8"` (`grid` with ranks: exact sums of 8-bit shares), `"fp32"`, or `"fp64"` (only and
+        precision: `"int8"` (`grid` and `adaptive` with ranks: exact sums of 8-bit integers), `"fp32"`, or `"fp64"` (only and
             always the reference); `"auto"` takes the fastest.
         device: where to compute; by default where `x` is.
         memory_budget: bytes of workspace beyond inputs and result.
@@ -103,6 +110,7 @@ def mutual_information(
         nodes=nodes,
         transform=transform,
         bandwidth=bandwidth,
+        calibrate=calibrate,
         impl=impl,
         precision=precision,
         device=device,
@@ -150,8 +158,21 @@ class _Task(NamedTuple):
     problem: Problem
     precision: Precision
     memory_budget: int
+    calibrate: bool
 
     def blocks(self) -> Iterator[Block]:
+        if not self.calibrate:
+            yield from self._raw_blocks()
+            return
+        curve = gaussian_curve(self.x.n_samples, self.problem)
+        others = self.x if self.y is None else self.y
+        for row, col, mi in self._raw_blocks():
+            nats = curve(mi)
+            nats[self.x.constant[row : row + mi.shape[0]]] = 0.0
+            nats[:, others.constant[col : col + mi.shape[1]]] = 0.0
+            yield Block(row, col, nats)
+
+    def _raw_blocks(self) -> Iterator[Block]:
         if self.precision == "fp64":
             yield _reference_block(self.x, self.x if self.y is None else self.y, self.problem)
             return
@@ -169,6 +190,7 @@ def _prepare(
     nodes: int = 16,
     transform: Transform = "rank",
     bandwidth: float | str | None = None,
+    calibrate: bool | None = None,
     impl: Impl = "auto",
     precision: Precision = "auto",
     device: torch.device | str | None = None,
@@ -180,6 +202,9 @@ def _prepare(
     if y is None and xs.shape[1] < 2:
         raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
     problem = make_problem(estimator, nodes, bandwidth, xs.shape[0])
+    if transform != "rank" and (estimator == "adaptive" or calibrate):
+        what = "estimator='adaptive'" if estimator == "adaptive" else "calibrate=True"
+        raise ValueError(f"transform: {what} expects 'rank', got {transform!r}")
     used_precision = _resolve_precision(impl, precision, problem, transform)
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
@@ -191,6 +216,7 @@ def _prepare(
         problem,
         used_precision,
         memory_budget,
+        problem.estimator == "adaptive" if calibrate is None else calibrate,
     )
 
 
@@ -199,6 +225,8 @@ def _resolve_precision(impl: Impl, precision: Precision, problem: Problem, trans
     choose("precision", precision, Precision)
     if impl == "reference":
         possible: tuple[Precision, ...] = ("fp64",)
+    elif problem.estimator == "adaptive":
+        possible = ("int8",)
     elif problem.estimator == "grid" and transform == "rank":
         possible = ("int8", "fp32")
     else:
@@ -214,7 +242,10 @@ def _resolve_precision(impl: Impl, precision: Precision, problem: Problem, trans
 
 
 def _reference_block(x: Variables, y: Variables, problem: Problem) -> Block:
-    mi = reference.mutual_information(x.scores(dtype=torch.float64), y.scores(dtype=torch.float64), problem)
+    if problem.estimator == "adaptive":
+        mi = adaptive.mutual_information(x.data, y.data)
+    else:
+        mi = reference.mutual_information(x.scores(dtype=torch.float64), y.scores(dtype=torch.float64), problem)
     mi[x.constant] = 0.0
     mi[:, y.constant] = 0.0
     return Block(0, 0, mi.float())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Estimator = Literal["grid", "kde", "renyi2"]
+Estimator = Literal["grid", "kde", "renyi2", "adaptive"]
 Transform = Literal["rank", "standardize"]
 Impl = Literal["auto", "torch", "reference"]
 Precision = Literal["auto", "int8", "fp32", "fp64"]
@@ -27,9 +27,10 @@ class Problem:
     """One estimator with every number it depends on.
 
     Attributes:
-        estimator: `"grid"`, `"kde"` or `"renyi2"`.
+        estimator: `"grid"`, `"kde"`, `"renyi2"` or `"adaptive"`.
         nodes: G, nodes per variable (`grid` only).
-        bandwidth: h of the Gaussian kernel, in standard deviations of the transformed variables.
+        bandwidth: h of the Gaussian kernel, in standard deviations of the transformed variables (0 for
+            `adaptive`, which chooses one for each pair).
     """
 
     estimator: Estimator
@@ -67,7 +68,11 @@ def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_sa
     choose("estimator", estimator, Estimator)
     if isinstance(nodes, bool) or not isinstance(nodes, int) or not 2 <= nodes <= 256:
         raise ValueError(f"nodes: expected an integer from 2 to 256, got {nodes!r}")
-    if bandwidth is None:
+    if estimator == "adaptive":
+        if bandwidth is not None:
+            raise ValueError(f"bandwidth: 'adaptive' chooses its own, expected None, got {bandwidth!r}")
+        h = 0.0
+    elif bandwidth is None:
         h = silverman(n_samples)
         if estimator == "grid":
             h = max(h, GRID_BANDWIDTH_FLOOR * node_spacing(nodes))

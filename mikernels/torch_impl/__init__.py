@@ -78,11 +78,14 @@ def mi_blocks(
 
 
 def _method(problem: Problem, precision: str) -> Method:
+    from mikernels.torch_impl.adaptive import Adaptive
     from mikernels.torch_impl.grid import Grid
     from mikernels.torch_impl.kde import Kde
     from mikernels.torch_impl.renyi2 import Renyi2
 
     if problem.estimator == "grid":
         return Grid(problem, integers=precision == "int8")
+    if problem.estimator == "adaptive":
+        return Adaptive()
     methods: dict[str, Callable[[Problem], Method]] = {"kde": Kde, "renyi2": Renyi2}
     return methods[problem.estimator](problem)
