@@ -18,11 +18,15 @@ less the logarithm of the mass that the floor adds, its maximum over the rungs i
 best [3]. The estimate takes the next finer one, since its variance costs less than its bias, but none whose
 box holds fewer than 6 samples in the (geometric) mean.
 
-**Extrapolation.** A sharp edge costs V a part in proportion to h, a smooth ridge to h^2. With V at h, 2 h and
-4 h, `r = (V_1 - V_2) / (V_2 - V_3)` is 1/2 and 1/4 there, and `V_1 + (V_1 - V_2) r / (1 - r)` is rid of it
-(Aitken's extrapolation, r held in [1/3, 1/2]). Cells grow with h, so that their share of the error goes too.
+**Extrapolation.** What smoothing costs V is of two kinds. A Gaussian ridge loses `1/2 log(1 + a)`, a in proportion
+to h^2; a sharp edge loses in proportion to h. With V at h, 2 h and 4 h, a ridge whose first difference
+`d = V_1 - V_2` is `1/2 log((1 + 4 a) / (1 + a))` has lost `d` times the *share* `log(1 + a) / 2 d`, and its
+differences have the *ratio* `2 d / log((1 + 16 a) / (1 + 4 a))`; an edge has the share 1 and the ratio 1/2.
+Between the two the share is interpolated by the ratio that is seen, `(V_1 - V_2) / (V_2 - V_3)`. Cells grow with
+h, so that their part of the error goes with it.
 
-**Resolution.** 64 cells do for weak pairs. Above 1 nat 256 take over, above 3 nats 512, each over half a nat.
+**Resolution.** 64 cells do for weak pairs. Above 0.7 nats 128 take over, above 1.5 and 3 nats 256 and 512, each
+over half a nat.
 
 1. P. Grassberger, Entropy estimates from insufficient samplings, arXiv physics/0307138.
 2. A. Kraskov, H. Stoegbauer, P. Grassberger, Estimating mutual information, Phys. Rev. E 69 (2004),
@@ -40,8 +44,8 @@ from torch import Tensor
 
 from mikernels.transforms import normal_scores
 
-CELLS = (64, 256, 512)
-LIMITS = (1.0, 3.0)
+CELLS = (64, 128, 256, 512)
+LIMITS = (0.7, 1.5, 3.0)
 """Nats above which the next number of cells takes over."""
 OVERLAP = 0.25
 """Nats on either side of a limit over which it does so."""
@@ -52,8 +56,10 @@ REACH = 3.4
 BANDWIDTHS = (1.0, math.sqrt(2))
 """In cells; two to each halving of the cells, so that bandwidths double over two rungs."""
 LEAST_COUNT = 6.0
-LINEAR, SMOOTH = 1 / 2, 1 / 3
-"""Ratios r of an error in proportion to h and of the smoothest that is believed."""
+LEAST_SHARE = 0.5
+"""Of the first difference that is added; smooth ridges alone would have 1/3, but none is seen free of noise."""
+EDGE_RATIO = 0.55
+"""Ratio of differences that is taken for an edge, somewhat above 1/2 since noise raises it."""
 
 
 class Rung(NamedTuple):
@@ -152,9 +158,20 @@ def extrapolated(ratios: Tensor, ladder: tuple[Rung, ...]) -> Tensor:
     # Beyond the ladder all is one cell, and V = 0.
     padded = torch.cat([ratios, ratios.new_zeros(2 * step, *ratios.shape[1:])])
     first, second, third = (padded.gather(0, (chosen + k * step)[None])[0] for k in range(3))
-    gain, earlier = first - second, second - third
-    ratio = torch.where(earlier > 0, gain / earlier, LINEAR).clamp(SMOOTH, LINEAR)
-    return first + gain * ratio / (1 - ratio)
+    return first + (first - second) * _share(first - second, second - third)
+
+
+def _share(d: Tensor, earlier: Tensor) -> Tensor:
+    """What of the difference d of the last halving of h is to be added for all the halvings to come."""
+    growth = torch.exp(2 * d.clamp(1e-4, math.log(2) - 0.01))  # (1 + 4 a) / (1 + a), from 1 to 4
+    a = ((growth - 1) / (4 - growth)).clamp(max=1)
+    change = 0.5 * ((1 + 4 * a) / (1 + a)).log()
+    share = (0.5 * a.log1p() / change).clamp(min=LEAST_SHARE)
+    ratio = change / (0.5 * ((1 + 16 * a) / (1 + 4 * a)).log())
+    seen = torch.where(earlier > 0, d / earlier, EDGE_RATIO)
+    edge = ((seen - ratio) / (EDGE_RATIO - ratio).clamp(min=0.05)).clamp(0, 1)
+    edge = torch.where(ratio < EDGE_RATIO, edge, 0.0)
+    return share + edge * (1 - share).clamp(min=0)
 
 
 def refined(values: list[Tensor]) -> Tensor:

@@ -81,8 +81,8 @@ def mutual_information(
             the order of pairs stays. None does so for `adaptive` only.
         impl: `"torch"` is tiled matrix products, `"reference"` the equations in float64 (memory grows as
             N M^2: for small inputs), `"auto"` the fastest that runs on the device.
-        precision: `"int8"` (`grid` and `adaptive` with ranks: exact sums of 8-bit integers), `"fp32"`, or `"fp64"` (only and
-            always the reference); `"auto"` takes the fastest.
+        precision: `"int8"` (`grid` and `adaptive` with ranks: exact sums of 8-bit integers), `"fp32"`, or
+            `"fp64"` (only and always the reference); `"auto"` takes the fastest.
         device: where to compute; by default where `x` is.
         memory_budget: bytes of workspace beyond inputs and result.
         seed: for the order of equal values under the rank transform.
@@ -245,7 +245,9 @@ def _reference_block(x: Variables, y: Variables, problem: Problem) -> Block:
     if problem.estimator == "adaptive":
         mi = adaptive.mutual_information(x.data, y.data)
     else:
-        mi = reference.mutual_information(x.scores(dtype=torch.float64), y.scores(dtype=torch.float64), problem)
+        mi = reference.mutual_information(
+            x.scores(dtype=torch.float64), y.scores(dtype=torch.float64), problem
+        )
     mi[x.constant] = 0.0
     mi[:, y.constant] = 0.0
     return Block(0, 0, mi.float())

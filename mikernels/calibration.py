@@ -16,7 +16,7 @@ from mikernels.transforms import transform_samples
 
 MOST_NATS = 6.5
 POINTS = 41
-LEAST_SLOPE = 0.25
+LEAST_SLOPE = 0.1
 """Where an estimate rises by less than this for a nat it has saturated; from there on the curve's slope is 1."""
 SAMPLES = 2**15
 """Simulated for each point, 4 to 16 times M."""

@@ -71,7 +71,7 @@ class Null:
             raise ValueError(f"mi: expected a square matrix of 2 or more variables, got {list(mi.shape)}")
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a share between 0 and 1, got {rate!r}")
-        row, col = torch.triu_indices(*mi.shape, offset=1, device=mi.device)
+        row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
         pairs = mi[row, col].sort(descending=True).values
         allowed = rate * torch.arange(1, len(pairs) + 1, device=mi.device, dtype=torch.float64) / len(pairs)
         passed = (self.p_value(pairs) <= allowed).nonzero()

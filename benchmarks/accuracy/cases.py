@@ -215,9 +215,7 @@ def _gumbel(half: Half, theta: float) -> Case:
 
 def _gamma_exponential(half: Half, shape: float) -> Case:
     draw = partial(draw_gamma_exponential, shape=shape)
-    return Case(
-        f"gamma-exponential {shape:g}", "gamma", half, draw, partial(truths.gamma_exponential, shape)
-    )
+    return Case(f"gamma-exponential {shape:g}", "gamma", half, draw, partial(truths.gamma_exponential, shape))
 
 
 def _gamma_sum(half: Half, a: float, b: float) -> Case:
@@ -260,7 +258,9 @@ CASES: tuple[Case, ...] = (
     _mixture("tuning", "two blobs", 1.0, (-1.5, -1.5, 0.0), (1.5, 1.5, 0.0)),
     _mixture("reported", "three blobs", 0.5, (-2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (2.0, -1.0, 0.0)),
     _mixture("reported", "four blobs", 0.5, (-2.0, 0.0, 0.0), (2.0, 0.0, 0.0), (0.0, -2.0, 0.0), (0.0, 2.0, 0.0)),
-    _mixture("tuning", "four turned blobs", 0.6, (-2.0, 1.0, 0.0), (2.0, -1.0, 0.0), (1.0, 2.0, 0.0), (-1.0, -2.0, 0.0)),
+    _mixture(
+        "tuning", "four turned blobs", 0.6, (-2.0, 1.0, 0.0), (2.0, -1.0, 0.0), (1.0, 2.0, 0.0), (-1.0, -2.0, 0.0)
+    ),
     _mixture("tuning", "cross 0.9", 1.0, (0.0, 0.0, 0.9), (0.0, 0.0, -0.9)),
     _mixture("reported", "cross 0.97", 1.0, (0.0, 0.0, 0.97), (0.0, 0.0, -0.97)),
     _noisy("tuning", "heteroscedastic", "scale 0.2 + |x|", torch.zeros_like, lambda x: 0.2 + x.abs()),

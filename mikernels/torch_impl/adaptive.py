@@ -1,7 +1,7 @@
 """`adaptive` with the joint counts as products of one-hot 8-bit integers and the ladder as matrix products.
 
 Work for a pair: 2 M G^2 integer operations for the counts at G = 64 cells, 2.4 MFLOP and 11,000 logarithms for
-the ladder. The few pairs above 1 nat are done again one by one on finer cells.
+the ladder. The few pairs above 0.7 nats are done again, one by one, on finer cells.
 """
 
 from typing import NamedTuple
@@ -40,7 +40,9 @@ class Adaptive:
 
     def tile_bytes(self, tile: int, n_samples: int) -> int:
         finest = CELLS[-1] ** 2  # of pairs one by one
-        return 16 * (tile * CELLS[0]) ** 2 + 24 * max(STRIP_CELLS, finest, tile * CELLS[0] ** 2) + 32 * n_samples
+        return (
+            16 * (tile * CELLS[0]) ** 2 + 24 * max(STRIP_CELLS, finest, tile * CELLS[0] ** 2) + 32 * n_samples
+        )
 
     def panel(self, variables: Variables, columns: slice) -> Panel:
         ranks = variables.data[columns]
@@ -57,7 +59,9 @@ class Adaptive:
         joint = integer_gram(a, b).view(len(x), g, len(y), g)
         ladder = rungs(x.shape[1], g)
         strips = cut(len(x), max(1, STRIP_CELLS // (len(y) * g * g)))
-        values = torch.cat([extrapolated(_climb(joint[s].float(), ladder, x.shape[1]), ladder) for s in strips])
+        values = torch.cat(
+            [extrapolated(_climb(joint[s].float(), ladder, x.shape[1]), ladder) for s in strips]
+        )
         for cells, limit in zip(CELLS[1:], LIMITS, strict=True):
             _refine(values, x, y, cells, limit)
         return values.float()
