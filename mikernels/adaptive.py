@@ -14,9 +14,10 @@ logarithm is free of bias when taken as `psi(f - 1)`, as in the nearest-neighbou
 with `psi(x + 1) = 1/2 log((x + 1/2)^2 + 1/12)`, right to 0.03 at x = 0, 0.001 at 1 and O(x^-4).
 
 **Choice.** V is also the leave-one-out likelihood of the density `F - 1` plus a floor that stands for `psi(1)`;
-less the logarithm of the mass that the floor adds, its maximum over the rungs is the bandwidth that predicts
-best [3]. The estimate takes the next finer one, since its variance costs less than its bias, but none whose
-box holds fewer than 6 samples in the (geometric) mean.
+less the logarithm of the mass that the floor adds it says how well a bandwidth predicts [3]. The estimate is the
+mean over the rungs, weighted by the square root of that likelihood (a maximum would jump between rungs; the
+terms of neighbours are not independent), of what the next finer rung gives, since its variance costs less than
+its bias; but of none whose box holds fewer than 6 samples in the (geometric) mean.
 
 **Extrapolation.** What smoothing costs V is of two kinds. A Gaussian ridge loses `1/2 log(1 + a)`, a in proportion
 to h^2; a sharp edge loses in proportion to h. With V at h, 2 h and 4 h, a ridge whose first difference
@@ -56,6 +57,7 @@ REACH = 3.4
 BANDWIDTHS = (1.0, math.sqrt(2))
 """In cells; two to each halving of the cells, so that bandwidths double over two rungs."""
 LEAST_COUNT = 6.0
+LIKELIHOOD_POWER = 0.5
 LEAST_SHARE = 0.5
 """Of the first difference that is added; smooth ridges alone would have 1/3, but none is seen free of noise."""
 EDGE_RATIO = 0.55
@@ -99,7 +101,9 @@ def rungs(n_samples: int, cells: int) -> tuple[Rung, ...]:
         for h in BANDWIDTHS:
             kernel = torch.exp(-0.5 * ((place[:, None] - place) / h).square())
             smooth = kernel @ counts
-            margin = 2 * float(counts @ smooth.log()) / n_samples - 2 * math.log(n_samples)
+            margin = 2 * float(torch.special.xlogy(counts, smooth).sum()) / n_samples - 2 * math.log(
+                n_samples
+            )
             mass = (float(smooth.sum()) / n_samples) ** 2 * n_samples
             ladder.append(
                 Rung(
@@ -133,7 +137,7 @@ def _pair(x: Tensor, y: Tensor) -> Tensor:
                 counts = counts.view(rung.cells, 2, rung.cells, 2).sum((1, 3))
             kernel = rung.kernel.to(x.device)
             ratios.append((counts * psi(kernel @ counts @ kernel)).sum() / len(x) - rung.margin)
-        values.append(extrapolated(torch.stack(ratios), ladder))
+        values.append(extrapolated(torch.stack(ratios), ladder, len(x)))
     return refined(values)
 
 
@@ -142,9 +146,9 @@ def psi(f: Tensor) -> Tensor:
     return 0.5 * ((f - 1.5).square() + 1 / 12).log()
 
 
-def extrapolated(ratios: Tensor, ladder: tuple[Rung, ...]) -> Tensor:
+def extrapolated(ratios: Tensor, ladder: tuple[Rung, ...], n_samples: int) -> Tensor:
     """The estimate `[...]` from V on every rung of a ladder, `[rungs, ...]` nats."""
-    last = len(ladder) - 1
+    last, step = len(ladder) - 1, len(BANDWIDTHS)
 
     def column(values: list[float]) -> Tensor:
         return ratios.new_tensor(values).view(-1, *[1] * (ratios.ndim - 1))
@@ -153,12 +157,13 @@ def extrapolated(ratios: Tensor, ladder: tuple[Rung, ...]) -> Tensor:
     filled = ratios + column([rung.log_box for rung in ladder]) >= math.log(LEAST_COUNT)
     filled[last] = True
     finest = filled.to(torch.uint8).argmax(0)  # the first that is filled
-    chosen = (likelihood.argmax(0) - 1).maximum(finest)
-    step = len(BANDWIDTHS)
     # Beyond the ladder all is one cell, and V = 0.
     padded = torch.cat([ratios, ratios.new_zeros(2 * step, *ratios.shape[1:])])
-    first, second, third = (padded.gather(0, (chosen + k * step)[None])[0] for k in range(3))
-    return first + (first - second) * _share(first - second, second - third)
+    halvings = padded[:-step] - padded[step:]  # differences of V to twice the bandwidth
+    values = ratios + halvings[:-step] * _share(halvings[:-step], halvings[step:])
+    finer = (torch.arange(last + 1, device=ratios.device) - 1).view(-1, *[1] * finest.ndim).maximum(finest)
+    weight = torch.softmax(LIKELIHOOD_POWER * n_samples * likelihood, dim=0)
+    return (weight * values.gather(0, finer)).sum(0)
 
 
 def _share(d: Tensor, earlier: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from mikernels.adaptive import (
     takeover,
 )
 from mikernels.torch_impl.integer import integer_gram
-from mikernels.torch_impl.tiles import cut
 from mikernels.transforms import Variables
 
 STRIP_CELLS = 2**19
@@ -57,11 +56,11 @@ class Adaptive:
         b = right.features[:, cols.start * g : cols.stop * g]
         x, y = left.ranks[rows], right.ranks[cols]
         joint = integer_gram(a, b).view(len(x), g, len(y), g)
-        ladder = rungs(x.shape[1], g)
-        strips = cut(len(x), max(1, STRIP_CELLS // (len(y) * g * g)))
-        values = torch.cat(
-            [extrapolated(_climb(joint[s].float(), ladder, x.shape[1]), ladder) for s in strips]
-        )
+        strips = joint.split(max(1, STRIP_CELLS // (len(y) * g * g)))
+        n_samples = x.shape[1]
+        ladder = rungs(n_samples, g)
+        parts = [extrapolated(_climb(s.float(), ladder, n_samples), ladder, n_samples) for s in strips]
+        values = torch.cat(parts)
         for cells, limit in zip(CELLS[1:], LIMITS, strict=True):
             _refine(values, x, y, cells, limit)
         return values.float()
@@ -106,7 +105,7 @@ def _refine(values: Tensor, x: Tensor, y: Tensor, cells: int, limit: float) -> N
         if itself is None or not same:
             place = cell[x[row].long()] * cells + cell[y[col].long()]
             counts = torch.bincount(place, minlength=cells**2).view(1, cells, 1, cells).float()
-            finer = extrapolated(_climb(counts, ladder, n_samples), ladder)[0, 0]
+            finer = extrapolated(_climb(counts, ladder, n_samples), ladder, n_samples)[0, 0]
             itself = finer if same else itself
         else:
             finer = itself

@@ -98,7 +98,7 @@ def test_what_is_no_array(value):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"estimator": "knn"}, "estimator: expected one of 'grid', 'kde', 'renyi2', got 'knn'"),
+        ({"estimator": "knn"}, "estimator: expected one of 'grid', 'kde', 'renyi2', 'adaptive', got 'knn'"),
         ({"transform": "none"}, "transform: expected one of 'rank', 'standardize', got 'none'"),
         ({"impl": "numpy"}, "impl: expected one of 'auto', 'torch', 'reference'"),
         ({"precision": "fp16"}, "precision: expected one of 'auto', 'int8', 'fp32', 'fp64', got 'fp16'"),
