@@ -27,7 +27,7 @@ Between the two the share is interpolated by the ratio that is seen, `(V_1 - V_2
 h, so that their part of the error goes with it.
 
 **Resolution.** 64 cells do for weak pairs. Above 0.7 nats 128 take over, above 1.5 and 3 nats 256 and 512, each
-over half a nat.
+over half a nat, and none before dependence is so strong that their boxes are filled.
 
 1. P. Grassberger, Entropy estimates from insufficient samplings, arXiv physics/0307138.
 2. A. Kraskov, H. Stoegbauer, P. Grassberger, Estimating mutual information, Phys. Rev. E 69 (2004),
@@ -47,7 +47,7 @@ from mikernels.transforms import normal_scores
 
 CELLS = (64, 128, 256, 512)
 LIMITS = (0.7, 1.5, 3.0)
-"""Nats above which the next number of cells takes over."""
+"""Nats above which the next number of cells takes over, where M fills them."""
 OVERLAP = 0.25
 """Nats on either side of a limit over which it does so."""
 COARSEST = 4
@@ -138,7 +138,7 @@ def _pair(x: Tensor, y: Tensor) -> Tensor:
             kernel = rung.kernel.to(x.device)
             ratios.append((counts * psi(kernel @ counts @ kernel)).sum() / len(x) - rung.margin)
         values.append(extrapolated(torch.stack(ratios), ladder, len(x)))
-    return refined(values)
+    return refined(values, len(x))
 
 
 def psi(f: Tensor) -> Tensor:
@@ -179,10 +179,16 @@ def _share(d: Tensor, earlier: Tensor) -> Tensor:
     return share + edge * (1 - share).clamp(min=0)
 
 
-def refined(values: list[Tensor]) -> Tensor:
+def limits(n_samples: int) -> list[float]:
+    """`LIMITS`, or the nats at which a box of the finer cells holds enough of M samples, where that is more."""
+    filled = [math.log(LEAST_COUNT) - rungs(n_samples, cells)[1].log_box for cells in CELLS[1:]]
+    return [max(pair) for pair in zip(LIMITS, filled, strict=True)]
+
+
+def refined(values: list[Tensor], n_samples: int) -> Tensor:
     """One value of those at `CELLS`, each taking over from the one before where that exceeds its limit."""
     value = values[0]
-    for limit, finer in zip(LIMITS, values[1:], strict=True):
+    for limit, finer in zip(limits(n_samples), values[1:], strict=True):
         value = value.lerp(finer, takeover(value, limit))
     return value
 

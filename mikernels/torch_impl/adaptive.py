@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mikernels.adaptive import (
     CELLS,
-    LIMITS,
     OVERLAP,
     Rung,
     cell_of_rank,
     extrapolated,
+    limits,
     rungs,
     takeover,
 )
@@ -61,7 +61,7 @@ class Adaptive:
         ladder = rungs(n_samples, g)
         parts = [extrapolated(_climb(s.float(), ladder, n_samples), ladder, n_samples) for s in strips]
         values = torch.cat(parts)
-        for cells, limit in zip(CELLS[1:], LIMITS, strict=True):
+        for cells, limit in zip(CELLS[1:], limits(n_samples), strict=True):
             _refine(values, x, y, cells, limit)
         return values.float()
 
