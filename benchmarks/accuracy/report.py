@@ -144,7 +144,7 @@ def plot(rows: dict[tuple[str, int], Errors], n_samples: int, out: Path) -> None
     ticks = sorted({m for _, m in rows})
     left.set_xticks(ticks, [f"{m:,}" for m in ticks])
     left.minorticks_off()
-    left.legend(frameon=False, fontsize=9)
+    left.legend(frameon=False, fontsize=9, loc="lower left")
 
     offsets = {"adaptive": 0.0, REFERENCE: 0.27, "ennemi, normal scores": -0.27}
     for name, offset in offsets.items():
@@ -162,10 +162,11 @@ def plot(rows: dict[tuple[str, int], Errors], n_samples: int, out: Path) -> None
             truth = errors.truth[[h == "reported" for h in errors.halves]]
             right.set_yticks(places, [f"{cases[i]}  ({truth[i]:.2f})" for i in order], fontsize=8)
     right.axvline(0, color="black", lw=0.8)
-    right.set(xlabel="bias, nats, with 95 % intervals")
+    right.set_xscale("symlog", linthresh=0.1)
+    right.set(xlabel="bias, nats, with 95 % intervals (logarithmic beyond 0.1)")
     right.set_title(f"Bias by case (truth in nats), M = {n_samples:,}", loc="left")
     right.grid(axis="y", lw=0.3)
-    right.legend(frameon=False, fontsize=9)
+    right.legend(frameon=False, fontsize=9, loc="lower left")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     for suffix in ("png", "svg"):
