@@ -1,4 +1,4 @@
-"""`adaptive`: a ladder of bandwidths, one chosen for each pair, extrapolated to bandwidth zero. In float64.
+"""`adaptive`: a ladder of bandwidths, weighted for each pair, extrapolated to bandwidth zero. In float64.
 
 **Cells.** Rank r of M is a normal score q, then `Phi(q / 1.2)` scaled to [0, 1]: narrower cells than equal
 shares of the ranks in the tails, wider than equal steps of q. A pair becomes counts `n [G, G]`, G = 64, and
