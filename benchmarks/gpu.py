@@ -182,9 +182,7 @@ def matmul_rate(device: str, size: int) -> float:
     return 2 * size**3 / statistics.median(seconds_of(lambda: a @ b, device, 10))
 
 
-def measure_speed(
-    device: str, cases: list[Case], deadline: float, autotune: bool, activations: Path | None
-) -> list[dict[str, Any]]:
+def measure_speed(device: str, cases: list[Case], deadline: float, autotune: bool) -> list[dict[str, Any]]:
     """Whole calls, ranks and panels included, beside torch.matmul in the same run and the floor of the chip."""
     import torch
 
@@ -203,7 +201,7 @@ def measure_speed(
             continue
         if case.precision not in chip_precisions(torch.device(device)):
             continue
-        x = data("gaussian", case.m, case.n, device, activations)
+        x = data("gaussian", case.m, case.n, device, None)
         roof = matmul_rate(device, 8192 if device == "cuda" else 64)
         keywords = {"estimator": case.estimator, "nodes": case.nodes, "precision": case.precision}
         if device == "cuda":
@@ -307,7 +305,7 @@ def main() -> int:
     found += check_accuracy(device, args.dry_run, args.activations)
     print("speed of whole calls")
     cases = TINY if args.dry_run else SPEED
-    found += measure_speed(device, cases, start + 240, args.autotune, args.activations)
+    found += measure_speed(device, cases, start + 240, args.autotune)
     found.append(against_broadcasting(device, args.dry_run))
     if not args.dry_run:
         print("compute-sanitizer")

@@ -144,22 +144,9 @@ class Kde:
 
     def _operand(self, scores: Tensor, first: int, samples: int, margin: Tensor) -> Tensor:
         """`[n, samples * stride]`; adds to `margin [n]` what rounding did to the sums of the rows."""
-        stride, scale = padded(scores.shape[1]), self._scale(scores.shape[1])
-        operand = scores.new_empty(len(scores), samples * stride, dtype=self.launcher.dtype)
-        sums = scores.new_empty(len(scores), samples)
-        self.launcher.run(
-            kernel_rows_kernel,
-            (len(scores),),
-            scores,
-            operand,
-            sums,
-            scores.shape[1],
-            first,
-            samples,
-            stride,
-            scale,
-            BI=SAMPLES,
-            BJ=256,
+        scale = self._scale(scores.shape[1])
+        operand, sums = self.launcher.rows_of_operand(
+            kernel_rows_kernel, scores, first, samples, SAMPLES, scale
         )
         # In float64, since torch adds in an order that depends on the shape.
         margin += sums.div_(scale).log2_().sum(1, dtype=torch.float64)

@@ -36,6 +36,33 @@ class Launcher:
         with torch.cuda.device_of(args[0]):
             kernel[grid](*args, **kernel_constants, **OPTIONS)
 
+    def rows_of_operand(
+        self, kernel: Any, scores: Tensor, first: int, n_rows: int, most_rows: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """A few rows of kernels of every variable: operand `[n, n_rows * stride]` and its sums `[n, n_rows]`.
+
+        `most_rows` is the size of a program's block of rows, the same for every launch.
+        """
+        n_samples = scores.shape[1]
+        stride = padded(n_samples)
+        operand = scores.new_empty(len(scores), n_rows * stride, dtype=self.dtype)
+        sums = scores.new_empty(len(scores), n_rows)
+        self.run(
+            kernel,
+            (len(scores),),
+            scores,
+            operand,
+            sums,
+            n_samples,
+            first,
+            n_rows,
+            stride,
+            scale,
+            BI=most_rows,
+            BJ=256,
+        )
+        return operand, sums
+
     def run_tiles(
         self, kernel: Any, a: Tensor, b: Tensor, out: Tensor, *args: Any, adds: bool, **kernel_constants: Any
     ) -> None:

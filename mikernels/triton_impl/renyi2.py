@@ -144,22 +144,8 @@ class Renyi2:
 
     def _operand(self, scores: Tensor, first: int, n_rows: int, total: Tensor) -> Tensor:
         """`[n, n_rows * stride]`; adds its sums to `total [n]`."""
-        stride = padded(scores.shape[1])
-        operand = scores.new_empty(len(scores), n_rows * stride, dtype=self.launcher.dtype)
-        sums = scores.new_empty(len(scores), n_rows)
-        self.launcher.run(
-            squared_kernels_kernel,
-            (len(scores),),
-            scores,
-            operand,
-            sums,
-            scores.shape[1],
-            first,
-            n_rows,
-            stride,
-            self.scale,
-            BI=ROWS,
-            BJ=256,
+        operand, sums = self.launcher.rows_of_operand(
+            squared_kernels_kernel, scores, first, n_rows, ROWS, self.scale
         )
         total += sums.sum(1, dtype=torch.float64)  # torch's order depends on the shape
         return operand
