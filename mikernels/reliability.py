@@ -53,13 +53,17 @@ def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliabilit
     half = len(xs) // 2
     seed = options.get("seed", 0)
     order = torch.randperm(len(xs), generator=torch.Generator().manual_seed(seed)).to(xs.device)
-    row, col = torch.triu_indices(xs.shape[1], xs.shape[1], offset=1, device=xs.device)
-    first, second = order[:half], order[half : 2 * half]
-    a = mutual_information(xs[first], **options)[row, col]
+    a = mutual_information(xs[order[:half]], **options)
     # Another seed: equal values that were ordered alike in both would look like agreement.
-    b = mutual_information(xs[second], **(options | {"seed": seed + 1}))[row, col]
-    r = _spearman(a, b)
-    return Reliability(2 * half, r, 2 * r / (1 + r) if r > -1 else -1.0)
+    b = mutual_information(xs[order[half : 2 * half]], **(options | {"seed": seed + 1}))
+    return reliability_of_halves(a, b, 2 * half)
+
+
+def reliability_of_halves(a: Tensor, b: Tensor, n_samples: int) -> Reliability:
+    """Reliability from the symmetric matrices `a` and `b [N, N]` that the halves of `n_samples` samples gave."""
+    row, col = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
+    r = _spearman(a[row, col], b[row, col])
+    return Reliability(n_samples, r, 2 * r / (1 + r) if r > -1 else -1.0)
 
 
 def samples_for(reliability: Reliability, target: float = 0.9) -> int:
