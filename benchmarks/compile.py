@@ -22,12 +22,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.record import RESULTS, append, row
-from mikernels.adaptive import CELLS, COARSEST
+from mikernels.adaptive import COARSEST
 from mikernels.problem import Precision
 from mikernels.triton_impl.adaptive import (
     LADDER_COLUMNS,
     LADDER_WARPS,
     SMALLEST_PRODUCT,
+    TABLE_CELLS,
     counts_kernel,
     dot_precision,
     ladder_kernel,
@@ -78,7 +79,7 @@ TILE_KERNELS: dict[str, tuple[Any, tuple[Precision, ...]]] = {
 }
 """Products by tensor cores, and their precisions."""
 
-LADDER_CONFIG = Config(CELLS[0], CELLS[0], 4 * CELLS[0], LADDER_WARPS, 3)
+LADDER_CONFIG = Config(TABLE_CELLS, TABLE_CELLS, 4 * TABLE_CELLS, LADDER_WARPS, 3)
 """One table; the stages are Triton's default, of which a kernel without a loop makes nothing."""
 
 OPERAND_KERNELS: dict[str, tuple[Any, dict[str, int], tuple[Precision, ...]]] = {
@@ -138,9 +139,9 @@ def compile_case(case: Case) -> Any:
         if case.kernel == "ladder_kernel":
             values = {
                 "UPPER": True,
-                "G": CELLS[0],
-                "HALVINGS": int(math.log2(CELLS[0] // COARSEST)),
-                "BC": LADDER_COLUMNS.get(case.chip, CELLS[0]),
+                "G": TABLE_CELLS,
+                "HALVINGS": int(math.log2(TABLE_CELLS // COARSEST)),
+                "BC": LADDER_COLUMNS.get(case.chip, TABLE_CELLS),
                 "SMALLEST": SMALLEST_PRODUCT,
                 "DOT_PRECISION": dot_precision(case.chip),
             }

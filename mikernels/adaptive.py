@@ -1,7 +1,7 @@
 """`adaptive`: a ladder of bandwidths, weighted for each pair, extrapolated to bandwidth zero. In float64.
 
 **Cells.** Rank r of M is a normal score q, then `Phi(q / 1.2)` scaled to [0, 1]: narrower cells than equal
-shares of the ranks in the tails, wider than equal steps of q. A pair becomes counts `n [G, G]`, G = 64, and
+shares of the ranks in the tails, wider than equal steps of q. A pair becomes counts `n [G, G]`, G = 32, and
 by adding 2 x 2 cells G / 2, ... 4. Under the rank transform the margins are the same for every variable.
 
 **A rung** is a number of cells G and a bandwidth h of 1 or sqrt(2) cells, `S_ab = exp(-(a - b)^2 / 2 h^2)`.
@@ -26,8 +26,8 @@ differences have the *ratio* `2 d / log((1 + 16 a) / (1 + 4 a))`; an edge has th
 Between the two the share is interpolated by the ratio that is seen, `(V_1 - V_2) / (V_2 - V_3)`. Cells grow with
 h, so that their part of the error goes with it.
 
-**Resolution.** 64 cells do for weak pairs. Above 0.7 nats 128 take over, above 1.5 and 3 nats 256 and 512, each
-over half a nat, and none before dependence is so strong that their boxes are filled.
+**Resolution.** 32 cells do for weak pairs. Around 0.1 nats 64 take over, around 0.7, 1.5 and 3 nats 128, 256 and
+512, and none before dependence is so strong that their boxes are filled.
 
 1. P. Grassberger, Entropy estimates from insufficient samplings, arXiv physics/0307138.
 2. A. Kraskov, H. Stoegbauer, P. Grassberger, Estimating mutual information, Phys. Rev. E 69 (2004),
@@ -45,11 +45,12 @@ from torch import Tensor
 
 from mikernels.transforms import normal_scores
 
-CELLS = (64, 128, 256, 512)
-LIMITS = (0.7, 1.5, 3.0)
+CELLS = (32, 64, 128, 256, 512)
+"""Each twice the one before, so that finer cells nest in coarser ones."""
+LIMITS = (0.1, 0.7, 1.5, 3.0)
 """Nats above which the next number of cells takes over, where M fills them."""
-OVERLAP = 0.25
-"""Nats on either side of a limit over which it does so."""
+OVERLAP = 0.35
+"""Share of a limit on either side of it over which it does so."""
 COARSEST = 4
 
 WARP = 1.2
@@ -195,4 +196,4 @@ def refined(values: list[Tensor], n_samples: int) -> Tensor:
 
 def takeover(value: Tensor, limit: float) -> Tensor:
     """Weight of the finer estimate, 0 to 1."""
-    return ((value - limit) / (2 * OVERLAP) + 0.5).clamp(0, 1)
+    return ((value / limit - 1) / (2 * OVERLAP) + 0.5).clamp(0, 1)

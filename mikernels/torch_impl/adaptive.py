@@ -1,11 +1,10 @@
-"""`adaptive` with the joint counts as products of one-hot 8-bit integers and the ladder as matrix products.
+"""`adaptive` with joint counts as histograms, many pairs at once, and the ladder as matrix products.
 
-Work for a pair: 2 M G^2 integer operations for the counts at G = 64 cells, 2.4 MFLOP and 11,000 logarithms for
-the ladder. The few pairs above 0.7 nats are done again, some at a time, on finer cells.
+Work for a pair at G = 32 cells: M increments, which take a CPU less time than a product of one-hot operands
+(`benchmarks/counts.py`), 0.3 MFLOP and 2,700 logarithms. The pairs above 0.1 nats are done again on finer cells.
 """
 
 import functools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,68 +20,105 @@ from mikernels.adaptive import (
     takeover,
 )
 from mikernels.tiles import cut
-from mikernels.torch_impl.integer import integer_gram
 from mikernels.transforms import Variables
 
-STRIP_CELLS = 2**19
-"""Joint cells whose ladder is climbed at once: its temporaries (about 8 MB) stay near the cache."""
-
-
-class Panel(NamedTuple):
-    ranks: Tensor  # [n, M] int32
-    features: Tensor  # [M, n * G] int8, one-hot cells
+STRIP = 2**19
+"""Joint cells and samples of the pairs that are counted at once: what they take stays near the cache."""
 
 
 class Adaptive:
-    tile = 32
-    halvings = 1
+    tile = 128
+    halvings = 0
 
     def panel_bytes(self, n_samples: int) -> int:
-        return n_samples * (CELLS[0] + 16)
+        return 8 * n_samples
 
     def tile_bytes(self, tile: int, n_samples: int) -> int:
-        ladder = 24 * max(STRIP_CELLS, tile * CELLS[0] ** 2)
-        return 16 * (tile * CELLS[0]) ** 2 + max(ladder, refine_bytes(STRIP_CELLS, n_samples))
+        return 1024 * tile**2 + estimate_bytes(tile, STRIP, n_samples)
 
-    def panel(self, variables: Variables, columns: slice) -> Panel:
-        ranks = variables.data[columns]
-        cell = cell_of_rank(variables.n_samples, CELLS[0]).to(ranks.device)
-        one_hot = torch.eye(CELLS[0], dtype=torch.int8, device=ranks.device)[cell]  # [M, G]
-        features = one_hot.index_select(0, ranks.t().reshape(-1)).view(variables.n_samples, -1)
-        return Panel(ranks, features)
+    def panel(self, variables: Variables, columns: slice) -> Tensor:
+        return finest_cells(variables.data[columns])
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
-        g = CELLS[0]
-        a = left.features[:, rows.start * g : rows.stop * g]
-        b = right.features[:, cols.start * g : cols.stop * g]
-        x, y = left.ranks[rows], right.ranks[cols]
-        joint = integer_gram(a, b).view(len(x), g, len(y), g)
-        strips = joint.split(max(1, STRIP_CELLS // (len(y) * g * g)))
-        n_samples = x.shape[1]
-        ladder = rungs(n_samples, g)
-        parts = [extrapolated(climb(s.float(), ladder, n_samples), ladder, n_samples) for s in strips]
-        values = torch.cat(parts)
-        refine(values, x, y, strip=STRIP_CELLS, upper=upper)
+    def compute(self, left: Tensor, rows: slice, right: Tensor, cols: slice, *, upper: bool) -> Tensor:
+        x, y = left[rows], right[cols]
+        wanted = torch.ones(len(x), len(y), dtype=torch.bool, device=x.device)
+        row, col = (wanted.triu_() if upper else wanted).nonzero().unbind(1)
+        values = torch.zeros(len(x), len(y), dtype=torch.float64, device=x.device)
+        values[row, col] = estimate(x, y, row, col, CELLS[0], strip=STRIP)
+        refine(values, x, y, CELLS[1:], strip=STRIP, upper=upper)
         return values.float()
 
 
+def finest_cells(ranks: Tensor) -> Tensor:
+    """`[n, M]` int64 of ranks `[n, M]`; coarser cells are these without their last bits."""
+    return cell_of_rank(ranks.shape[1], CELLS[-1]).to(ranks.device)[ranks]
+
+
+def refine(values: Tensor, x: Tensor, y: Tensor, cells: tuple[int, ...], *, strip: int, upper: bool) -> None:
+    """Take those in `values [n, k]` (nats) that exceed a limit over to the finer of `cells`, in place.
+
+    Args:
+        x, y: finest cells `[n, M]` and `[k, M]`.
+        cells: the last few of `CELLS`.
+        strip: joint cells and samples of pairs at once; never less than one pair.
+        upper: only pairs on or above the diagonal are wanted.
+    """
+    n_samples = x.shape[1]
+    at_once = max(1, strip // n_samples)
+    for finer, limit in zip(cells, limits(n_samples)[-len(cells) :], strict=True):
+        exceeds = values > limit * (1 - OVERLAP)
+        row, col = (exceeds.triu_() if upper else exceeds).nonzero().unbind(1)
+        if not len(row):
+            return
+        value = values[row, col]
+        fine = value.new_full(value.shape, _itself(n_samples, finer))
+        differ = torch.cat([_differ(x, y, row[some], col[some]) for some in cut(len(row), at_once)])
+        fine[differ] = estimate(x, y, row[differ], col[differ], finer, strip=strip).to(value.dtype)
+        values[row, col] = value.lerp(fine, takeover(value, limit))
+
+
+def estimate(x: Tensor, y: Tensor, row: Tensor, col: Tensor, cells: int, *, strip: int) -> Tensor:
+    """Nats `[P]`, float64, of the pairs `x[row]`, `y[col]` on so many cells."""
+    n_samples = x.shape[1]
+    ladder = rungs(n_samples, cells)
+    at_once = max(1, strip // (cells**2 + n_samples))
+    shift = (CELLS[-1] // cells).bit_length() - 1
+    left, right = (x >> shift) * cells, y >> shift
+    ratios = [x.new_empty(len(ladder), 0, dtype=torch.float64)]
+    for some in cut(len(row), at_once):
+        places = left.index_select(0, row[some]).add_(right.index_select(0, col[some]))
+        ratios.append(climb(counts_of(places, cells), ladder, n_samples))
+    return extrapolated(torch.cat(ratios, dim=1), ladder, n_samples)
+
+
+def _differ(x: Tensor, y: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Which of the pairs `x[row]`, `y[col]` are not twice the same."""
+    return (x.index_select(0, row) != y.index_select(0, col)).any(1)
+
+
+def counts_of(places: Tensor, cells: int) -> Tensor:
+    """`[P, G, G]` float32 of joint places `[P, M]`, each G a + b."""
+    counts = torch.zeros(len(places), cells**2, device=places.device)
+    counts.scatter_add_(1, places, counts.new_ones(()).expand_as(places))  # whole numbers: in any order
+    return counts.view(-1, cells, cells)
+
+
 def climb(counts: Tensor, ladder: tuple[Rung, ...], n_samples: int) -> Tensor:
-    """V on every rung: `[rungs, n, k]` float64 from counts `[n, G, k, G]` (float32)."""
+    """V on every rung: `[rungs, P]` float64 from counts `[P, G, G]` (float32)."""
     ratios = []
     for rung in ladder:
-        n, g, k, _ = counts.shape
-        if rung.cells < g:
+        g = rung.cells
+        if g < counts.shape[1]:
             counts = counts[:, 0::2] + counts[:, 1::2]
             counts = counts[..., 0::2] + counts[..., 1::2]
-            g = rung.cells
         kernel = rung.kernel.to(counts.device, torch.float32)
         if g < 256:
-            f = (kernel @ (counts @ kernel).view(n, g, k * g)).view_as(counts)
+            f = kernel @ (counts.view(-1, g) @ kernel).view(-1, g, g)
         else:
-            f = _banded(_banded(counts, kernel).transpose(1, 3), kernel).transpose(1, 3)
+            f = _banded(_banded(counts, kernel).transpose(1, 2), kernel).transpose(1, 2)
         logs = f.sub_(1.5).square_().add_(1 / 12).log_().mul_(counts)
         # torch adds in an order that depends on the shape; in float64 that is lost in the rounding to float32.
-        total = logs.sum(3, dtype=torch.float64).sum(1)
+        total = logs.sum(2).sum(1, dtype=torch.float64)
         ratios.append(total / (2 * n_samples) - rung.margin)
     return torch.stack(ratios)
 
@@ -94,48 +130,14 @@ def _banded(values: Tensor, kernel: Tensor) -> Tensor:
     return (blocks @ some).view(values.shape)
 
 
-def refine(values: Tensor, x: Tensor, y: Tensor, *, strip: int, upper: bool) -> None:
-    """Take those in `values [n, k]` (nats) that exceed a limit over to the finer cells, in place.
-
-    Args:
-        x, y: ranks `[n, M]` and `[k, M]`.
-        strip: joint cells and samples of pairs at once, which take 40 bytes each; never less than one pair.
-        upper: only pairs on or above the diagonal are wanted.
-    """
-    n_samples = x.shape[1]
-    for cells, limit in zip(CELLS[1:], limits(n_samples), strict=True):
-        exceeds = values > limit - OVERLAP
-        pairs = (exceeds.triu_() if upper else exceeds).nonzero()
-        for some in cut(len(pairs), max(1, strip // (cells**2 + n_samples))):
-            row, col = pairs[some].unbind(1)
-            a, b = x[row], y[col]
-            finer = values.new_full((len(a),), _itself(n_samples, cells))
-            differ = (a != b).any(1)
-            finer[differ] = _finer(a[differ], b[differ], cells).to(values.dtype)
-            value = values[row, col]
-            values[row, col] = value.lerp(finer, takeover(value, limit))
-
-
-def refine_bytes(strip: int, n_samples: int) -> int:
-    """Memory that `refine` needs."""
-    return 40 * max(strip, CELLS[-1] ** 2 + n_samples)
-
-
-def _finer(x: Tensor, y: Tensor, cells: int) -> Tensor:
-    """Nats `[P]`, float64, of ranks `x [P, M]` with `y [P, M]`, row by row."""
-    n_pairs, n_samples = x.shape
-    cell = cell_of_rank(n_samples, cells).to(x.device)
-    place = cell[x] * cells + cell[y]
-    counts = x.new_zeros(n_pairs, cells**2, dtype=torch.float32)
-    counts.scatter_add_(1, place, counts.new_ones(()).expand_as(place))  # whole numbers: in any order
-    ladder = rungs(n_samples, cells)
-    return extrapolated(climb(counts.view(n_pairs, cells, 1, cells), ladder, n_samples), ladder, n_samples)[
-        :, 0
-    ]
-
-
 @functools.lru_cache(maxsize=32)
 def _itself(n_samples: int, cells: int) -> float:
     """Nats of a variable with itself or its copy: the same for all."""
-    rank = torch.arange(n_samples)[None]
-    return float(_finer(rank, rank, cells))
+    places = finest_cells(torch.arange(n_samples)[None])
+    zero = torch.zeros(1, dtype=torch.int64)
+    return float(estimate(places, places, zero, zero, cells, strip=1))
+
+
+def estimate_bytes(tile: int, strip: int, n_samples: int) -> int:
+    """Memory that `estimate` and `refine` need for a tile of pairs."""
+    return 40 * max(strip, CELLS[-1] ** 2 + n_samples) + 64 * tile * n_samples

@@ -8,7 +8,8 @@ ladder keeps one table in registers: `f = K n K` on every rung is two small prod
 
 with the margin c of `mikernels.adaptive.Rung` inside of the logarithm, so that the terms, and their rounding
 errors, are small. What is left is one number a rung and pair, and goes on in torch, as do the few pairs that
-take finer cells.
+take finer cells. The ladder of 32 cells is the rest of that of 64, which every pair gets: here the products are
+cheap, and pairs that go back for finer cells are not.
 """
 
 import functools
@@ -20,13 +21,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mikernels.adaptive import CELLS, COARSEST, Rung, cell_of_rank, extrapolated, rungs
-from mikernels.torch_impl.adaptive import refine, refine_bytes
+from mikernels.adaptive import (
+    BANDWIDTHS,
+    CELLS,
+    COARSEST,
+    Rung,
+    cell_of_rank,
+    extrapolated,
+    limits,
+    rungs,
+    takeover,
+)
+from mikernels.torch_impl.adaptive import estimate_bytes, finest_cells, refine
 from mikernels.transforms import Variables
 from mikernels.triton_impl.gram import multiply_add, tile_of
 from mikernels.triton_impl.grid import gather_kernel
 from mikernels.triton_impl.launch import Launcher, padded
 
+TABLE_CELLS = CELLS[1]
+"""Of the tables that the kernels make: their ladder goes on as that of `CELLS[0]`."""
 LADDER_WARPS = 4
 LADDER_COLUMNS = {"sm_80": 16}
 """Of the finest table, smoothed at a time where the operands of all of them do not fit the registers."""
@@ -153,17 +166,17 @@ class Adaptive:
         self.launcher = launcher
 
     def panel_bytes(self, n_samples: int) -> int:
-        return CELLS[0] * padded(n_samples) + 4 * n_samples
+        return TABLE_CELLS * padded(n_samples) + 4 * n_samples
 
     def tile_bytes(self, tile: int, n_samples: int) -> int:
-        counts = 4 * (tile * CELLS[0]) ** 2
-        ladder = 64 * 2 * len(rungs(n_samples, CELLS[0])) * tile**2
-        return max(counts + ladder, refine_bytes(_strip(tile, tile), n_samples))
+        counts = 4 * (tile * TABLE_CELLS) ** 2
+        ladder = 64 * 2 * len(rungs(n_samples, TABLE_CELLS)) * tile**2
+        return max(counts + ladder, estimate_bytes(tile, _strip(tile, tile), n_samples))
 
     def panel(self, variables: Variables, columns: slice) -> Panel:
         ranks, n_samples = variables.data[columns], variables.n_samples
         n_inner = padded(n_samples)
-        features = ranks.new_empty(len(ranks) * CELLS[0], n_inner, dtype=torch.int8)
+        features = ranks.new_empty(len(ranks) * TABLE_CELLS, n_inner, dtype=torch.int8)
         block_t = 64
         self.launcher.run(
             gather_kernel,
@@ -173,7 +186,7 @@ class Adaptive:
             features,
             n_samples,
             n_inner,
-            W=CELLS[0],
+            W=TABLE_CELLS,
             BT=block_t,
         )
         return Panel(ranks, features)
@@ -181,16 +194,21 @@ class Adaptive:
     def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
         x, y = left.ranks[rows], right.ranks[cols]
         n_samples = x.shape[1]
-        ladder = rungs(n_samples, CELLS[0])
-        values = extrapolated(self._climb(left, rows, right, cols, ladder, upper), ladder, n_samples)
-        refine(values, x, y, strip=_strip(len(x), len(y)), upper=upper)
+        ladder = rungs(n_samples, TABLE_CELLS)
+        ratios = self._climb(left, rows, right, cols, ladder, upper)
+        finer = len(BANDWIDTHS)  # rungs before those of half the cells
+        values = extrapolated(ratios[finer:], ladder[finer:], n_samples)
+        fine = extrapolated(ratios, ladder, n_samples)
+        values = values.lerp(fine, takeover(values, limits(n_samples)[0]))
+        strip = _strip(len(x), len(y))
+        refine(values, finest_cells(x), finest_cells(y), CELLS[2:], strip=strip, upper=upper)
         return values
 
     def _climb(
         self, left: Panel, rows: slice, right: Panel, cols: slice, ladder: tuple[Rung, ...], upper: bool
     ) -> Tensor:
         """V on every rung, `[rungs, n, k]` nats; below the diagonal anything where `upper`."""
-        g = CELLS[0]
+        g = TABLE_CELLS
         a = left.features[rows.start * g : rows.stop * g]
         b = right.features[cols.start * g : cols.stop * g]
         n, k, n_samples = len(a) // g, len(b) // g, left.ranks.shape[1]
@@ -228,13 +246,13 @@ def dot_precision(chip: str) -> str:
 
 def _strip(n: int, k: int) -> int:
     """Joint cells of pairs that are refined at once: they take what the counts of the tile have taken."""
-    return n * k * CELLS[0] ** 2 // 10
+    return n * k * TABLE_CELLS**2 // 10
 
 
 @functools.lru_cache(maxsize=8)
 def _tables(n_samples: int, device: torch.device) -> Tables:
-    ladder = rungs(n_samples, CELLS[0])
-    one_hot = torch.eye(CELLS[0], dtype=torch.int8)[cell_of_rank(n_samples, CELLS[0])]
+    ladder = rungs(n_samples, TABLE_CELLS)
+    one_hot = torch.eye(TABLE_CELLS, dtype=torch.int8)[cell_of_rank(n_samples, TABLE_CELLS)]
     kernel = torch.stack([rung.kernel for rung in ladder[:2]]).float()
     scale = torch.tensor([math.exp(-2 * rung.margin) for rung in ladder])
     return Tables(one_hot.to(device), kernel.to(device), scale.to(device))

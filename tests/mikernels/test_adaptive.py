@@ -49,7 +49,7 @@ def test_two_inputs_ragged_tiles_and_strips(monkeypatch):
     x, y = correlated(100, 11).split([7, 4], dim=1)
     expected = estimate(x, y, impl="reference", calibrate=False)
     monkeypatch.setattr(implementation.Adaptive, "tile", 3)
-    monkeypatch.setattr(implementation, "STRIP_CELLS", 1)
+    monkeypatch.setattr(implementation, "STRIP", 1)
     torch.testing.assert_close(estimate(x, y, calibrate=False), expected, rtol=0, atol=1e-5)
     monkeypatch.setattr(kernels.Adaptive, "tile", 3)
     torch.testing.assert_close(triton(x, y), expected, rtol=0, atol=1e-5)
@@ -133,13 +133,15 @@ def test_a_gpu_gets_the_kernels():
 
 def test_refinement_in_one_batch_or_pair_by_pair():
     ranks = transform_samples(torch.cat(strong(2000), dim=1), "rank", seed=0).data
+    places = implementation.finest_cells(ranks)
     coarse = torch.tensor([[0.0, 0.3, 1.0, 2.2, 3.2, 3.2]]).expand(6, 6).contiguous()
     whole, single = coarse.clone(), coarse.clone()
-    implementation.refine(whole, ranks, ranks, strip=2**24, upper=False)
-    implementation.refine(single, ranks, ranks, strip=1, upper=False)
+    finer = adaptive.CELLS[1:]
+    implementation.refine(whole, places, places, finer, strip=2**24, upper=False)
+    implementation.refine(single, places, places, finer, strip=1, upper=False)
     torch.testing.assert_close(whole, single, rtol=0, atol=1e-6)
-    assert torch.equal(whole[:, :2], coarse[:, :2])
-    assert (whole != coarse)[:, 2:].any(1).all()
+    assert torch.equal(whole[:, :1], coarse[:, :1])
+    assert (whole != coarse)[:, 1:].any(1).all()
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.1, 0.5, 1.0, 2.0])
@@ -248,8 +250,10 @@ def test_ladder_of_independent_counts_is_near_zero():
 
 
 def test_takeover_is_continuous():
-    values = [torch.tensor([0.0, 0.45, 0.7, 0.95, 2.0]), *[torch.full((5,), 1.0)] * 3]
-    torch.testing.assert_close(adaptive.refined(values, 100_000), torch.tensor([0.0, 0.45, 0.85, 1.0, 1.0]))
+    coarse = torch.tensor([0.0, 0.45, 0.7, 0.95, 2.0])
+    values = [coarse, coarse, *[torch.full((5,), 1.0)] * 3]
+    expected = torch.tensor([0.0, 0.45, 0.85, 1.0, 1.0])
+    torch.testing.assert_close(adaptive.refined(values, 100_000), expected)
 
 
 def test_what_it_cannot_do():
