@@ -79,7 +79,7 @@ def agreement_table(curves: dict[str, Curve]) -> str:
 
 
 def target_table(curves: dict[str, Curve]) -> str:
-    """Where `TARGET` was reached against what `samples_for` had said from the fewest tokens and from four times them."""
+    """Where `TARGET` was reached, against what `samples_for` had said from fewer tokens."""
     lines = [
         "| estimator | layer | reached at | said from 512 | said from 2,048 |",
         "|---|---|---:|---:|---:|",
@@ -121,8 +121,8 @@ def text(curves: dict[str, Curve], row: Row) -> str:
             f"seed {case['seed']}, commit {row['commit']}, {row['date']}.\n",
             agreement_table(curves),
             "![Reliability against tokens and time](reliability.png)\n",
-            f"Tokens of a matrix at which two of them agree by {TARGET}: interpolated between the sizes measured, and as "
-            "`samples_for` said from matrices of fewer.\n",
+            f"Tokens of a matrix at which two of them agree by {TARGET}: interpolated between the sizes measured, "
+            "and as `samples_for` said from matrices of fewer.\n",
             target_table(curves),
         ]
     )

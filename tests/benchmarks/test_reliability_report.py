@@ -25,7 +25,8 @@ def rows(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("".join(chr(33 + i * i % 90) for i in range(700)))
     monkeypatch.setattr(reliability, "load_model", lambda name: (tiny_model("Llama"), Bytes()))
-    options = "--layers 0 2 --neurons 8 --tokens 64 256 512 --estimators grid kde linear".split()
+    sizes = ["--layers", "0", "2", "--neurons", "8", "--tokens", "64", "256", "512"]
+    options = [*sizes, "--estimators", "grid", "kde", "linear"]
     out = tmp_path / "reliability.jsonl"
     monkeypatch.setattr(sys, "argv", ["reliability", "tiny", str(text), *options, f"--out={out}"])
     reliability.main()
