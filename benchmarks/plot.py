@@ -8,13 +8,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.readme import write_block
 from benchmarks.record import RESULTS
 from benchmarks.throughput import figures
 from benchmarks.throughput.rows import Row, conditions, load, of
 from benchmarks.throughput.tables import comparison, comparison_notes, sweep
 
 ROOT = RESULTS.parents[1]
-BEGIN, END = "<!-- throughput:begin -->", "<!-- throughput:end -->"
 
 
 def main() -> None:
@@ -32,9 +32,7 @@ def main() -> None:
         if path.stem == "throughput-cpu":
             plot = args.plots / f"{path.stem}-error.png"
             block = summary(rows, plot.resolve().relative_to(args.readme.resolve().parent).as_posix())
-            args.readme.write_text(
-                between_markers(args.readme.read_text(encoding="utf-8"), block), encoding="utf-8"
-            )
+            write_block(args.readme, "throughput", block)
 
 
 def summary(rows: Sequence[Row], plot: str) -> str:
@@ -61,15 +59,6 @@ def all_tables(rows: Sequence[Row], name: str) -> str:
             parts += [comparison(some), comparison_notes(some)]
     parts += [f"![{what}]({name}-{what}.png)" for what in ("error", "scaling", "roofline")]
     return "\n\n".join(parts) + "\n"
-
-
-def between_markers(text: str, block: str) -> str:
-    """`text` with what stands between the markers replaced."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected the markers {BEGIN} and {END} in the README, got a text without them")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """A table and a plot of stored rows: bias and root mean square error against the truth, with intervals.
 
-    python -m benchmarks.accuracy.report --out docs
+    python -m benchmarks.accuracy.report
 
-Writes `accuracy.md`, `accuracy.png` and `accuracy.svg`. Of several rows of an estimator at one M the last one
-counts. Intervals are 95 % of bootstrap samples of the repeats.
+Writes `accuracy.md`, `accuracy.png` and `accuracy.svg`, and the README's table between its markers. Of several rows
+of an estimator at one M the last one counts. Intervals are 95 % of bootstrap samples of the repeats.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.accuracy.estimators import ESTIMATORS
+from benchmarks.readme import write_block
 from benchmarks.record import RESULTS
 
 RESAMPLES = 1000
@@ -88,6 +89,27 @@ def table(rows: dict[tuple[str, int], Errors]) -> str:
                 cells.append(text)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+IN_README = {
+    "adaptive": "adaptive",
+    "KSG": "KSG (scikit-learn)",
+    "ennemi, normal scores": "KSG on normal scores (ennemi)",
+    "kde": "kde",
+    "grid": "grid",
+    "B-spline": "B-spline (widestats)",
+}
+
+
+def readme_table(rows: dict[tuple[str, int], Errors]) -> str:
+    """Mean RMSE over the reported cases, one line an M."""
+    shown = [name for name in IN_README if any(name == other for other, _ in rows)]
+    lines = [f"| M | {' | '.join(IN_README[name] for name in shown)} |", "|---" * (len(shown) + 1) + "|"]
+    for m in sorted({m for _, m in rows}):
+        found = [rows.get((name, m)) for name in shown]
+        cells = ["-" if e is None else f"{mean_rmse(e.half('reported')):.3f}" for e in found]
+        lines.append(f"| {m} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def case_table(rows: dict[tuple[str, int], Errors], n_samples: int, names: tuple[str, ...]) -> str:
@@ -181,6 +203,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=RESULTS / "accuracy.jsonl")
     parser.add_argument("--samples", type=int, default=2000, help="M of what is shown case by case")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, default=RESULTS.parents[1] / "README.md")
     args = parser.parse_args()
     rows = load(args.rows)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -188,6 +211,7 @@ def main() -> None:
     text = table(rows) + "\n" + case_table(rows, args.samples, names)
     (args.out / "accuracy.md").write_text(text, encoding="utf-8")
     plot(rows, args.samples, args.out)
+    write_block(args.readme, "accuracy", readme_table(rows))
     print(table(rows))
 
 

@@ -11,7 +11,7 @@ class Case:
         N, M: variables and samples.
         estimator: of `mikernels`, or what another package estimates ("ksg", "b-spline", "full-kde").
         nodes: G of `grid`, and the bins of B-splines.
-        precision: of the arithmetic, "int8", "fp32" or "fp64".
+        precision: of the arithmetic, "int8", "fp32" or "fp64"; "auto" where the estimator has but one.
         device: where it runs.
         seed: of the samples.
     """
@@ -36,8 +36,16 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Of the products over the upper triangle with its diagonal: 2 G^2 M, 2 M^2 or (`renyi2`) M^2 a pair."""
-        per_pair = {"grid": 2 * self.nodes**2 * self.M, "kde": 2 * self.M**2, "renyi2": self.M**2}
+        """Of the products over the upper triangle with its diagonal: 2 G^2 M, 2 M^2 or (`renyi2`) M^2 a pair.
+
+        `adaptive` has those of the ladder of 32 cells, two products of G^3 on each of two rungs for every G.
+        """
+        per_pair = {
+            "grid": 2 * self.nodes**2 * self.M,
+            "kde": 2 * self.M**2,
+            "renyi2": self.M**2,
+            "adaptive": sum(8 * cells**3 for cells in (32, 16, 8, 4)),
+        }
         return per_pair[self.estimator] * self.N * (self.N + 1) / 2
 
     @property
@@ -65,7 +73,7 @@ def all_series(device: str, seed: int) -> list[Series]:
     grid = Case(256, 2048, device=device, seed=seed)
     kde = replace(grid, estimator="kde", precision="fp32")
     everyone = (
-        *("ours", "ours-fp32", "ours-kde", "ours-renyi2", "widestats"),
+        *("ours", "ours-fp32", "ours-adaptive", "ours-kde", "ours-renyi2", "widestats"),
         *("scikit-learn", "ennemi", "scipy", "keops", "hoi"),
     )
     return [

@@ -20,7 +20,13 @@ from benchmarks.throughput.rows import Row, exponent, of, variants
 from benchmarks.throughput.tables import duration, is_ours, label
 
 INK, GREY = "#2b2f36", "#7d828b"
-COLOURS = {"grid": "#1f5fa8", "kde": "#2a8f82", "renyi2": "#7a5aa6", "b-spline": "#b9772c"}
+COLOURS = {
+    "grid": "#1f5fa8",
+    "adaptive": "#c2185b",
+    "kde": "#2a8f82",
+    "renyi2": "#7a5aa6",
+    "b-spline": "#b9772c",
+}
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#b9bec6",
     "axes.grid": True,

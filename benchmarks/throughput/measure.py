@@ -23,7 +23,7 @@ from benchmarks.throughput.samples import samples
 from benchmarks.throughput.variants import VARIANTS
 
 Row = dict[str, Any]
-ESTIMATORS = {"grid", "kde", "renyi2"}  # of mikernels, which have a float64 reference
+ESTIMATORS = {"grid", "kde", "renyi2"}  # of mikernels, whose float64 reference takes seconds
 
 
 @dataclass(frozen=True)

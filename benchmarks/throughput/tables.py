@@ -8,6 +8,7 @@ from benchmarks.throughput.variants import VARIANTS
 
 ESTIMATES = {
     "grid": "KDE on {nodes} nodes",
+    "adaptive": "KDE, a bandwidth a pair",
     "kde": "KDE at the samples",
     "renyi2": "Rényi, order 2",
     "b-spline": "B-splines, {nodes} bins",
@@ -91,11 +92,9 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def label(row: Row) -> str:
     """Name of the variant; of ours with its estimator and precision."""
     case = row["case"]
-    return (
-        f"mikernels {case['estimator']} {case['precision']}"
-        if is_ours(row)
-        else VARIANTS[case["variant"]].label
-    )
+    if not is_ours(row):
+        return VARIANTS[case["variant"]].label
+    return f"mikernels {case['estimator']} {case['precision']}".removesuffix(" auto")
 
 
 def is_ours(row: Row) -> bool:

@@ -85,6 +85,7 @@ VARIANTS = {
     for variant in (
         _ours("ours"),
         _ours("ours-fp32", precision="fp32"),
+        _ours("ours-adaptive", estimator="adaptive", precision="auto"),
         _ours("ours-kde", **KDE),
         _ours("ours-renyi2", estimator="renyi2", precision="fp32"),
         Variant(

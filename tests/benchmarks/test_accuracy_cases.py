@@ -114,4 +114,5 @@ def test_rows_make_a_table(tmp_path):
     low, high = report.interval(loaded["Gaussian", 60].values)
     assert low <= report.mean_rmse(loaded["Gaussian", 60].values) <= high
     assert "| Gaussian |" in report.table(loaded)
+    assert "B-spline" not in report.readme_table(loaded)
     assert "gaussian 0.9" in report.case_table(loaded, 60, ("Gaussian",))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.readme import between_markers, markers
 from benchmarks.throughput import __main__ as recorder
 from benchmarks.throughput import measure
 from benchmarks.throughput.accuracy import accuracy, references, spearman
@@ -153,7 +154,8 @@ def test_plots_and_tables_are_made_from_rows_alone(recorded, tmp_path, monkeypat
     ]
     (tmp_path / "throughput-cpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n")
+    begin, end = markers("throughput")
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     folder = tmp_path / "plots"
     monkeypatch.setattr("sys.argv", ["", f"--results={tmp_path}", f"--plots={folder}", f"--readme={readme}"])
     plot.main()
@@ -163,8 +165,8 @@ def test_plots_and_tables_are_made_from_rows_alone(recorded, tmp_path, monkeypat
     }
     assert made.keys() == names | {"throughput-cpu.md"}
     text = readme.read_text()
-    assert text.startswith(f"before\n{plot.BEGIN}\n![")
-    assert text.endswith(f"\n{plot.END}\nafter\n")
+    assert text.startswith(f"before\n{begin}\n![")
+    assert text.endswith(f"\n{end}\nafter\n")
     assert "old" not in text
     assert "| torch, broadcasting | KDE at the samples |" in text
     plot.main()
@@ -172,11 +174,8 @@ def test_plots_and_tables_are_made_from_rows_alone(recorded, tmp_path, monkeypat
 
 
 def test_a_readme_without_markers_is_refused():
-    pytest.importorskip("matplotlib")
-    from benchmarks import plot
-
-    with pytest.raises(ValueError, match="expected the markers"):
-        plot.between_markers("no markers", "block")
+    with pytest.raises(ValueError, match="expected the markers <!-- name:begin -->"):
+        between_markers("no markers", "name", "block")
 
 
 def with_size(row, series, case):
