@@ -78,6 +78,7 @@ def all_series(device: str, seed: int) -> list[Series]:
     )
     return [
         Series("everyone", (replace(grid, M=2000),), everyone),
+        Series("adaptive", (replace(grid, M=2000),), ("ours-adaptive", "ours", "scikit-learn", "ennemi")),
         Series("widestats", (replace(grid, N=1536, M=2000, nodes=10),), ("ours", "widestats")),
         Series("broadcast", (replace(kde, N=64, M=512),), ("ours", "torch-broadcast")),
         Series("grid over N", tuple(replace(grid, N=n) for n in powers(256, 16384)), ("ours", "widestats")),
