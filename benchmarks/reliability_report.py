@@ -104,7 +104,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
 def text(curves: dict[str, Curve], row: Row) -> str:
@@ -129,10 +129,11 @@ def text(curves: dict[str, Curve], row: Row) -> str:
 
 
 def plot(curves: dict[str, Curve], out: Path) -> None:
-    """Agreement against tokens, with the range of the layers, and against the time of one matrix."""
+    """Agreement against tokens, each layer as a thin line, and against the time of one matrix."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "mikernels"  # so that equal rows give equal files
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
@@ -141,16 +142,15 @@ def plot(curves: dict[str, Curve], out: Path) -> None:
         mean = curve.agreement.mean(0)
         style = {"color": COLOURS[name], "marker": "o", "ms": 4, "lw": 1.8, "label": name}
         left.plot(halves, mean, **style)
-        left.fill_between(
-            halves, curve.agreement.min(0), curve.agreement.max(0), color=COLOURS[name], alpha=0.08, lw=0
-        )
+        left.plot(halves, curve.agreement.T, color=COLOURS[name], lw=0.7, alpha=0.3)
         right.plot(curve.seconds, mean, **style)
     left.set(xscale="log", xlabel="tokens of each matrix", ylabel="Spearman's correlation of two matrices")
     ticks = sorted({m // 2 for curve in curves.values() for m in curve.tokens})
     left.set_xticks(ticks, [f"{m:,}" for m in ticks])
     left.minorticks_off()
     left.set_title("Same order of pairs from other tokens", loc="left", fontsize=10)
-    right.set(xscale="log", xlabel="seconds for one matrix")
+    right.set(xscale="log", xlabel="time of one matrix")
+    right.xaxis.set_major_formatter(lambda value, _: duration(value))
     right.set_title("and what it costs", loc="left", fontsize=10)
     left.legend(frameon=False, loc="lower right")
     for axis in (left, right):
@@ -158,7 +158,8 @@ def plot(curves: dict[str, Curve], out: Path) -> None:
         axis.grid(color="#eceef1")
         axis.axhline(TARGET, color="black", lw=0.6, ls=":")
     for suffix in ("png", "svg"):
-        figure.savefig(out.with_suffix(f".{suffix}"), dpi=150)
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(out.with_suffix(f".{suffix}"), dpi=150, metadata=metadata)
     plt.close(figure)
 
 

@@ -22,8 +22,8 @@ from mikernels.adaptive import (
 from mikernels.tiles import cut
 from mikernels.transforms import Variables
 
-STRIP = 2**19
-"""Joint cells and samples of the pairs that are counted at once: what they take stays near the cache."""
+STRIP = 2**20
+"""Joint cells and samples of the pairs that are counted at once: near the cache, and enough work for threads."""
 
 
 class Adaptive:
