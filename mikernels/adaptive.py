@@ -48,7 +48,10 @@ from mikernels.transforms import normal_scores
 CELLS = (32, 64, 128, 256, 512)
 """Each twice the one before, so that finer cells nest in coarser ones."""
 LIMITS = (0.1, 0.7, 1.5, 3.0)
-"""Nats above which the next number of cells takes over, where M fills them."""
+"""Nats above which the next number of cells takes over, where M fills them.
+
+What the first one saves costs weak dependence with sharp edges 0.006 nats at M = 8000, 0.008 at 32,000.
+"""
 OVERLAP = 0.35
 """Share of a limit on either side of it over which it does so."""
 COARSEST = 4
