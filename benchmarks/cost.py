@@ -1,10 +1,11 @@
-"""What a matrix of mutual information costs, and the least time that a chip could take for it.
+"""What a matrix of mutual information costs, and the least time that a chip could take for it and for all of pruning.
 
     python -m benchmarks.cost [--N 11008]
 
 Counted, not measured: operations of the tensor cores, bytes from device memory and from L2, and special functions
 (exponentials and logarithms), for the kernels of `mikernels.triton_impl` with their shipped tiles. The floor is the
-largest of the four times; a measured time stands beside it where there is one (`benchmarks.gpu`).
+largest of the four times; a measured time stands beside it where there is one (`benchmarks.gpu`). The other stages
+of pruning a model are floors too: their products at the chip's rate, and a disk to save to.
 """
 
 import argparse
@@ -26,6 +27,8 @@ class Chip:
         memory: bytes of device memory, from the data sheet.
         l2: bytes that L2 gives to the multiprocessors; published microbenchmarks, good to a fifth.
         special: exponentials or logarithms, 16 per clock and multiprocessor at the boost clock.
+        algebra: operations of products and factorisations in the maker's libraries, from the data sheet: on each of
+            these chips float32 without TF32 and float64 on the tensor cores have the same peak.
     """
 
     family: str
@@ -33,15 +36,18 @@ class Chip:
     memory: float
     l2: float
     special: float
+    algebra: float
 
 
 HOPPER = {"fp16": 989e12, "int8": 1979e12, "fp8": 1979e12, "fp32": 495e12 / 3}
 CHIP = {
-    "H100": Chip("sm_90", HOPPER, 3.35e12, 5.5e12, 16 * 132 * 1.755e9),
-    "H200": Chip("sm_90", HOPPER, 4.8e12, 5.5e12, 16 * 132 * 1.755e9),
-    "A100": Chip("sm_80", {"fp16": 312e12, "int8": 624e12, "fp32": 156e12 / 3}, 2.04e12, 4.0e12, 16 * 108 * 1.41e9),
+    "H100": Chip("sm_90", HOPPER, 3.35e12, 5.5e12, 16 * 132 * 1.755e9, 67e12),
+    "H200": Chip("sm_90", HOPPER, 4.8e12, 5.5e12, 16 * 132 * 1.755e9, 67e12),
+    "A100": Chip(
+        "sm_80", {"fp16": 312e12, "int8": 624e12, "fp32": 156e12 / 3}, 2.04e12, 4.0e12, 16 * 108 * 1.41e9, 19.5e12
+    ),
     "MI300X": Chip(
-        "gfx942", {"fp16": 1307e12, "int8": 2615e12, "fp32": 163e12}, 5.3e12, 10e12, 16 * 304 * 2.1e9
+        "gfx942", {"fp16": 1307e12, "int8": 2615e12, "fp32": 163e12}, 5.3e12, 10e12, 16 * 304 * 2.1e9, 163e12
     ),
 }  # fmt: skip
 
@@ -102,8 +108,56 @@ def floor(
     return seconds[binding], binding
 
 
-LAYERS = {"Llama-2-7B": (32, 11008), "Llama-3-70B": (80, 28672), "Llama-3.1-405B": (126, 53248)}
-"""Layers of a model, and the neurons of each."""
+class Model(NamedTuple):
+    """Shape of a language model with gated FFNs."""
+
+    layers: int
+    neurons: int  # of a layer's FFN
+    width: int  # of the residual stream
+    parameters: float
+
+
+MODELS = {
+    "Llama-2-7B": Model(32, 11008, 4096, 6.74e9),
+    "Llama-3-70B": Model(80, 28672, 8192, 70.6e9),
+    "Llama-3.1-405B": Model(126, 53248, 16384, 405.9e9),
+}
+RATIO = 0.2
+"""Share of the neurons that goes."""
+
+SAMPLES = 4096
+"""Of them MI is measured."""
+
+TOKENS_PER_NEURON = 4
+"""Calibration tokens for each neuron that stays, as least squares wants them."""
+
+DISK = 2e9
+"""Bytes per second that a good solid-state disk writes."""
+
+
+def stages(model: Model, chip: str) -> dict[str, float]:
+    """Least seconds of each stage of pruning, by the names that a manifest gives them.
+
+    As if the weights fitted on one chip: on several, all stages but the last shrink with their number.
+    """
+    n, d, rates = model.neurons, model.width, CHIP[chip]
+    kept = round(n * (1 - RATIO))
+    gone = n - kept
+    tokens = TOKENS_PER_NEURON * kept
+    moments = 2.0 * n**2 * tokens  # float32, the whole square
+    # The inverse of the moments, then a rank-one update of what is left for each neuron that goes, in blocks.
+    elimination = n**3 + 2 * (n**3 - kept**3) / 3
+    # Cholesky, the solution for what is gone, and its product with the output projection.
+    least_squares = kept**3 / 3 + 2.0 * kept**2 * gone + 2.0 * d * gone * kept
+    weights = model.parameters - model.layers * 3 * d * gone
+    return {
+        "capture": 2 * model.parameters * tokens / rates.matrix["fp16"]
+        + model.layers * moments / rates.algebra,
+        "measure": model.layers * floor("grid", n, SAMPLES, "int8", chip)[0],
+        "select": model.layers * elimination / rates.algebra,
+        "repair": model.layers * least_squares / rates.algebra,
+        "save": 2 * weights / DISK,  # 16-bit
+    }
 
 
 def main() -> None:
@@ -126,10 +180,13 @@ def main() -> None:
                 else:
                     cells.append("-")
             print(f"{estimator:10}{m:>6} {precision:6}" + "".join(f"{cell:>28}" for cell in cells))
-    print("\nPredicted floors of whole models, grid, 16 nodes, int8, M = 4096; seconds\n")
-    for model, (layers, n) in LAYERS.items():
-        cells = [f"{name} {layers * floor('grid', n, 4096, 'int8', name)[0]:.1f}" for name in CHIP]
-        print(f"{model:16}{layers:>4} x {n:<6}" + "".join(f"{cell:>16}" for cell in cells))
+    print(
+        f"\nPredicted floors of pruning {RATIO:.0%} of whole models: grid, 16 nodes, int8, M = {SAMPLES}; seconds\n"
+    )
+    for name in CHIP:
+        for model, shape in MODELS.items():
+            cells = [f"{stage} {seconds:.1f}" for stage, seconds in stages(shape, name).items()]
+            print(f"{name:8}{model:16}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Tables and plots of the stored rows of throughput: `python -m benchmarks.plot`.
+"""Tables and plots of stored rows: `python -m benchmarks.plot`.
 
 For each `results/throughput-DEVICE.jsonl` it writes `plots/throughput-DEVICE-*.png` and `.svg` and all tables to
-`plots/throughput-DEVICE.md`, and one plot and one table into the README, between its markers.
+`plots/throughput-DEVICE.md`, and one plot and one table into the README, between its markers. `plots/stages.md` has
+the stages of pruning a model.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import stages
 from benchmarks.readme import write_block
 from benchmarks.record import RESULTS
 from benchmarks.throughput import figures
@@ -25,6 +27,8 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, default=RESULTS.parent / "plots")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
+    if (rows_of_demo := args.results / "cpu.jsonl").exists():
+        stages.write(rows_of_demo, args.plots)
     for path in sorted(args.results.glob("throughput-*.jsonl")):
         rows = load(path)
         figures.draw_all(rows, args.plots, path.stem)

@@ -1,6 +1,6 @@
 """Plots of stored rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,21 +53,26 @@ SWEEPS = ("grid over N", "grid over M", "kde over N", "kde over M")
 
 def draw_all(rows: Sequence[Row], folder: Path, name: str) -> list[Path]:
     """PNG and SVG, `NAME-what.png`, of every figure whose series are all there; where they were written."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for what, draw, needed in (
         ("error", error, ("everyone",)),
         ("scaling", scaling, SWEEPS),
         ("roofline", roofline, SWEEPS),
     ):
-        if not all(of(rows, series) for series in needed):
-            continue
-        with plt.rc_context(STYLE):
-            figure = draw(rows)
-            for suffix in ("png", "svg"):
-                paths.append(folder / f"{name}-{what}.{suffix}")
-                figure.savefig(paths[-1], metadata={"Date": None} if suffix == "svg" else None)
-            plt.close(figure)
+        if all(of(rows, series) for series in needed):
+            paths += save(draw, (rows,), folder / f"{name}-{what}")
+    return paths
+
+
+def save(draw: Callable[..., Figure], arguments: Sequence[Any], path: Path) -> list[Path]:
+    """What `draw` makes of its arguments, as PNG and SVG: equal arguments give equal files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
+    with plt.rc_context(STYLE):
+        figure = draw(*arguments)
+        for file in paths:
+            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+        plt.close(figure)
     return paths
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mikernels.problem import Problem
+from mikernels.tiles import tiles
 from mikernels.transforms import Variables
 
 SAMPLES_PER_LOG = 8
@@ -23,9 +24,13 @@ class Panel(NamedTuple):
     log_margin: Tensor  # [n], L above
 
 
+HALVINGS = 3
+"""Of products on the diagonal of the matrix."""
+
+
 class Kde:
     tile = 512
-    halvings = 3
+    halvings = 0  # a piece of a tile would make its rows again: only the products are halved
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -46,14 +51,18 @@ class Kde:
     def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
         x, y = left.scores[rows], right.scores[cols]
         n_samples = x.shape[1]
+        pieces = list(tiles(len(x), len(y), max(len(x), len(y)), upper=upper, halvings=HALVINGS))
         total = x.new_zeros(len(x), len(y))
         for start in range(0, n_samples, SAMPLES_PER_LOG):
             samples = slice(start, start + SAMPLES_PER_LOG)
-            sums = kernel_rows(x, samples) @ kernel_rows(y, samples).mT  # [8, rows, cols]
-            if n_samples <= MAX_SAMPLES_FOR_PRODUCTS:
-                total += sums.prod(0).log_()
-            else:
-                total += sums.log_().sum(0)
+            a = kernel_rows(x, samples)  # [8, rows, M]
+            b = a if upper else kernel_rows(y, samples)
+            for some, others in pieces:
+                sums = a[:, some] @ b[:, others].mT  # [8, rows, cols]
+                if n_samples <= MAX_SAMPLES_FOR_PRODUCTS:
+                    total[some, others] += sums.prod(0).log_()
+                else:
+                    total[some, others] += sums.log_().sum(0)
         mean_log = total / n_samples + math.log(n_samples)
         return mean_log - left.log_margin[rows, None] - right.log_margin[cols]
 

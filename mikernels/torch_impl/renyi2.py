@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mikernels.problem import Problem
+from mikernels.tiles import tiles
 from mikernels.transforms import Variables
 
 PAIRS_PER_PRODUCT = 8192
@@ -22,9 +23,13 @@ class Panel(NamedTuple):
     log_potential: Tensor  # [n], log V
 
 
+HALVINGS = 3
+"""Of products on the diagonal of the matrix."""
+
+
 class Renyi2:
     tile = 512
-    halvings = 3
+    halvings = 0  # a piece of a tile would make its kernels again: only the products are halved
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -44,8 +49,12 @@ class Renyi2:
     def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
         x, y = left.scores[rows], right.scores[cols]
         joint = x.new_zeros(len(x), len(y), dtype=torch.float64)
-        for a, b in zip(_squared_kernels(x), _squared_kernels(y), strict=True):
-            joint += a @ b.t()
+        pieces = list(tiles(len(x), len(y), max(len(x), len(y)), upper=upper, halvings=HALVINGS))
+        kernels = _squared_kernels(x)
+        both = ((a, a) for a in kernels) if upper else zip(kernels, _squared_kernels(y), strict=True)
+        for a, b in both:
+            for some, others in pieces:
+                joint[some, others] += a[some] @ b[others].t()
         log_joint = _log_potential(joint, x.shape[1]) + 2 * math.log(x.shape[1])
         return log_joint - left.log_potential[rows, None] - right.log_potential[cols]
 

@@ -113,6 +113,22 @@ def test_any_integer_is_a_seed(seed):
     assert torch.equal(mutual_information(x, seed=seed), mutual_information(x, seed=seed % 2**32))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_ranks_are_those_of_a_stable_sort_by_value_and_random_bits(dtype):
+    x = correlated(3000, 6).relu().to(dtype)
+    x[:, 5] = 0.0  # 16 random bits are not enough for so many equal values
+    bits = hash32(torch.arange(3000), torch.arange(6)[:, None], 1)
+    if x.dtype.itemsize == 2:
+        bits >>= 16
+    order = bits.argsort(dim=1, stable=True)
+    order = order.gather(1, x.T.gather(1, order).argsort(dim=1, stable=True))
+    assert torch.equal(transform_samples(x, "rank", seed=1).data.argsort(dim=1), order)
+
+
+def test_tie_breaking_bits_differ_within_a_column():
+    assert len(hash32(torch.arange(2**20), torch.tensor(5), 7).unique()) == 2**20
+
+
 def test_tie_breaking_bits_are_uniform_and_differ_between_columns_and_seeds():
     index, column = torch.arange(2**16), torch.arange(2)[:, None]
     bits = torch.cat([hash32(index, column, seed) for seed in (0, 1)])
