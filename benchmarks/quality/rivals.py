@@ -90,31 +90,35 @@ class Rival:
         return [_positions(before, _rows(after)) for before, after in zip(dense, pruned, strict=True)]
 
 
-def osscar(model: PreTrainedModel, windows: Tensor, n_keep: int) -> None:
-    """OSSCAR with the defaults of fmchisel's modifier: one neuron at a time, damping of 0.01, no local search.
+def osscar(*, dampening: float = 0.01) -> Run:
+    """OSSCAR as fmchisel's modifier runs it: one neuron at a time, without local search.
 
-    As the modifier does, blocks are pruned in their order, each from what those before it give once pruned.
+    Blocks are pruned in their order, each from what those before it give once pruned. The damping (by default
+    the modifier's) is a share of the mean second moment of a layer's neurons.
     Source: Meng, Ibrahim, Behdin, Hazimeh, Ponomareva, Mazumder, OSSCAR, arXiv 2403.12983.
     """
-    code = _osscar_code()
 
-    def compress(ffn: FFN, z: Tensor) -> None:
-        hessian, _ = code.accumulate_hessian(
-            z, ffn.output, torch.zeros(ffn.width, ffn.width, device=z.device), 0
-        )
-        _, weight = code.sparsify_weight(
-            module=ffn.output,
-            hessians_dict={ffn.output: hessian},
-            num_keep=n_keep,
-            num_cin=ffn.width,
-            update_iter=1,
-            percdamp=0.01,
-        )
-        keep = weight.norm(dim=0).nonzero().flatten()  # fmchisel's `pack` finds them like this
-        bias = None if ffn.output.bias is None else ffn.output.bias.detach()
-        prune_ffn(ffn, keep, Projection(weight[:, keep], bias))
+    def run(model: PreTrainedModel, windows: Tensor, n_keep: int) -> None:
+        code = _osscar_code()
 
-    _in_sequence(model, windows, compress)
+        def compress(ffn: FFN, z: Tensor) -> None:
+            empty = torch.zeros(ffn.width, ffn.width, device=z.device)
+            hessian, _ = code.accumulate_hessian(z, ffn.output, empty, 0)
+            _, weight = code.sparsify_weight(
+                module=ffn.output,
+                hessians_dict={ffn.output: hessian},
+                num_keep=n_keep,
+                num_cin=ffn.width,
+                update_iter=1,
+                percdamp=dampening,
+            )
+            keep = weight.norm(dim=0).nonzero().flatten()  # fmchisel's `pack` finds them like this
+            bias = None if ffn.output.bias is None else ffn.output.bias.detach()
+            prune_ffn(ffn, keep, Projection(weight[:, keep], bias))
+
+        _in_sequence(model, windows, compress)
+
+    return run
 
 
 def torch_pruning_magnitude(model: PreTrainedModel, windows: Tensor, n_keep: int) -> None:
@@ -169,7 +173,7 @@ def optipfair(method: str, *, calibrated: bool = False) -> Run:
 
 
 RIVALS = {
-    "fmchisel-osscar": Rival("fmchisel", osscar),
+    "fmchisel-osscar": Rival("fmchisel", osscar()),
     "torch-pruning-magnitude": Rival("torch-pruning", torch_pruning_magnitude),
     "torch-pruning-activation": Rival("torch-pruning", torch_pruning_activation),
     "torch-pruning-taylor": Rival("torch-pruning", torch_pruning_taylor, causal=True),
