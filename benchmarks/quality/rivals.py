@@ -174,6 +174,8 @@ def optipfair(method: str, *, calibrated: bool = False) -> Run:
 
 RIVALS = {
     "fmchisel-osscar": Rival("fmchisel", osscar()),
+    # In its favour: where one neuron is massive, as in layer 11 of SmolLM2, a hundredth of the mean swamps the others.
+    "fmchisel-osscar-1e-4": Rival("fmchisel", osscar(dampening=1e-4)),
     "torch-pruning-magnitude": Rival("torch-pruning", torch_pruning_magnitude),
     "torch-pruning-activation": Rival("torch-pruning", torch_pruning_activation),
     "torch-pruning-taylor": Rival("torch-pruning", torch_pruning_taylor, causal=True),
