@@ -64,17 +64,20 @@ def restored_on_error(ffns: Sequence[FFN]) -> Iterator[None]:
         raise
 
 
-def remember(ffns: Sequence[FFN]) -> list[tuple[nn.Linear, nn.Parameter, nn.Parameter | None]]:
+Remembered = list[tuple[nn.Linear, dict[str, nn.Parameter]]]
+
+
+def remember(ffns: Sequence[FFN]) -> Remembered:
     """The parameters of the FFNs, which surgery replaces and never changes in place."""
-    return [(linear, linear.weight, linear.bias) for ffn in ffns for linear in (*ffn.inputs, ffn.output)]
+    return [(linear, dict(linear.named_parameters())) for ffn in ffns for linear in (*ffn.inputs, ffn.output)]
 
 
-def recall(before: list[tuple[nn.Linear, nn.Parameter, nn.Parameter | None]]) -> None:
+def recall(before: Remembered) -> None:
     """Put remembered parameters back."""
-    for linear, weight, bias in before:
-        linear.out_features, linear.in_features = weight.shape
-        linear.weight = weight
-        linear.register_parameter("bias", bias)
+    for linear, parameters in before:
+        linear.out_features, linear.in_features = parameters["weight"].shape
+        for name in ("weight", "bias"):
+            linear.register_parameter(name, parameters.get(name))
 
 
 def _replace(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

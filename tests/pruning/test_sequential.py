@@ -61,7 +61,7 @@ def test_later_layers_make_up_for_what_earlier_ones_lost(windows):
 
 
 def test_tokens_of_massive_norm_do_not_rule_the_fit(windows):
-    """The first token of each window has an embedding a thousand times as large; the others are repaired all the same."""
+    """The first token of each window is a thousand times as large; the others are repaired all the same."""
     model = tiny_model("Llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[3] *= 1000
