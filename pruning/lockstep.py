@@ -58,12 +58,14 @@ class Stream:
         twin._ffns, twin._calls, twin.hidden = self._ffns, self._calls, list(self.hidden)
         return twin
 
-    def steps(self, index: int) -> Iterator[Step]:
-        """Run layer `index` batch by batch, without moving on."""
+    def steps(self, index: int, *, advance: bool = False) -> Iterator[Step]:
+        """Run layer `index` batch by batch; with `advance` each batch moves on behind it."""
         ffn = self._ffns[index]
-        for hidden in self.hidden:
+        for i, hidden in enumerate(self.hidden):
             with _observed(ffn) as seen, torch.no_grad():
                 after = self._run(index, hidden)
+            if advance:
+                self.hidden[i] = after
             added = seen["added"].flatten(0, -2).float()
             read, z = seen["read"].flatten(0, -2), seen["z"].flatten(0, -2)
             skipped = read.float() if ffn.normed_after else after.flatten(0, -2).float() - added

@@ -1,6 +1,8 @@
 """Repair in the order of the layers: each pruned FFN is fitted to what the dense model has after its layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,13 +10,17 @@ from transformers import PreTrainedModel
 
 from pruning.capture import evaluation_mode
 from pruning.families import FFN
-from pruning.lockstep import Step, Stream
+from pruning.lockstep import Stream
+from pruning.refine import refine_ffn
 from pruning.repair import Projection
 from pruning.surgery import prune_ffn, restored_on_error
 
-RIDGE = 0.3
+RIDGE = 0.5
 """Share of each kept neuron's own second moment that pulls its column towards the dense weights. Strong, since what
 earlier layers lost is in great part noise to this one; chosen on text that no table reports."""
+
+REFINE_STEPS = 300
+"""Of `pruning.refine`, for each FFN."""
 
 
 def repair_in_sequence(
@@ -32,14 +38,17 @@ def repair_in_sequence(
     The dense and the pruned stream run side by side. With z the kept neurons in the pruned stream and t what is
     missing to the dense residual, the projection minimises `sum |t - W z - b|^2 / |h|^2` over tokens, h being the
     dense residual (without that weight a few tokens of massive norm decide), with a ridge towards the dense weights.
-    It is ridge least squares: closed form, without labels, gradients or hyper-parameters that depend on the model.
+    Closed form: no labels and no gradients.
 
     Args:
         kept: for each FFN the neurons that stay, ascending.
         batches: windows of tokens `[B, L]`.
         intercept: whether to fit b.
+        refine: whether to let all weights of each FFN descend on the same error afterwards (`pruning.refine`).
+        seed: of the order of tokens in that descent.
 
-    Memory: the hidden states of all tokens, twice, on the model's device.
+    Memory: the hidden states of all tokens, twice, on the model's device; with `refine` also what one FFN reads, its
+    neurons and what it should add.
 
     Raises:
         ValueError: activations that are not finite. The model is then as it was.
@@ -48,20 +57,44 @@ def repair_in_sequence(
         dense = Stream(model, ffns, batches)
         pruned = dense.copy()
         for index, (ffn, keep) in enumerate(zip(ffns, kept, strict=True)):
-            hidden, residuals = [], []
-            for step in dense.steps(index):
-                hidden.append(step.hidden)
-                residuals.append(step.residual)
-            dense.hidden = hidden
-            projection = fit(ffn, keep, pruned.steps(index), residuals, intercept=intercept)
-            prune_ffn(ffn, keep, projection)
+            examples: Iterable[Examples] = _examples(dense, pruned, index)
+            if refine:
+                examples = list(examples)
+            prune_ffn(ffn, keep, fit(ffn, keep, examples, intercept=intercept))
+            if refine:
+                read, target, weight = (
+                    torch.cat([getattr(example, name) for example in examples])
+                    for name in ("read", "target", "weight")
+                )
+                refine_ffn(ffn, read, target, weight, steps=REFINE_STEPS, seed=seed)
             pruned.advance(index)
 
 
-def fit(
-    ffn: FFN, keep: Tensor, steps: Iterable[Step], residuals: Iterable[Tensor], *, intercept: bool
-) -> Projection:
-    """The output projection of the kept neurons that comes closest to the dense residuals `[T, d]`.
+class Examples(NamedTuple):
+    """What one FFN should learn from one batch of T tokens.
+
+    Attributes:
+        read: `[T, d]`, what it reads in the pruned stream.
+        z: `[T, N]`, its neurons there.
+        target: `[T, d]` float32, what it should add for the stream to be the dense one.
+        weight: `[T]` float32, of each token.
+    """
+
+    read: Tensor
+    z: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def _examples(dense: Stream, pruned: Stream, index: int) -> Iterator[Examples]:
+    """Of layer `index`, which the dense stream passes on the way."""
+    for ahead, behind in zip(dense.steps(index, advance=True), pruned.steps(index), strict=True):
+        weight = ahead.residual.square().mean(1).clamp_min(1e-12).reciprocal()
+        yield Examples(behind.read, behind.z, ahead.residual - behind.skipped, weight)
+
+
+def fit(ffn: FFN, keep: Tensor, examples: Iterable[Examples], *, intercept: bool) -> Projection:
+    """The output projection of the kept neurons that comes closest to the targets.
 
     Raises:
         ValueError: activations that are not finite.
@@ -71,16 +104,16 @@ def fit(
     size = len(keep) + intercept
     gram = weight.new_zeros(size, size)
     cross = weight.new_zeros(size, len(weight))
-    for step, residual in zip(steps, residuals, strict=True):
-        z = step.z[:, keep].float()
-        missing = residual - step.skipped - z @ weight.t()
+    for example in examples:
+        z = example.z[:, keep].float()
+        missing = example.target - z @ weight.t()
         if bias is not None:
             missing -= bias
         if intercept:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-        importance = residual.square().mean(1, keepdim=True).clamp_min(1e-12).reciprocal()
-        gram.addmm_((z * importance).t(), z)
-        cross.addmm_((z * importance).t(), missing)
+        weighted = z * example.weight[:, None]
+        gram.addmm_(weighted.t(), z)
+        cross.addmm_(weighted.t(), missing)
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(
             f"{ffn.name}: expected finite activations in the pruned model, got NaN or infinite ones"
