@@ -18,17 +18,19 @@ class Layout:
     Attributes:
         inputs: paths, from the block, of the projections whose rows are neurons.
         output: path of the projection whose columns are neurons.
+        reader: path of the smallest module that computes the neurons from what the FFN reads, "" for the block.
         bias_switch: name of the config entry that makes the class store the biases of a block that has none.
     """
 
     inputs: tuple[str, ...]
     output: str
+    reader: str
     bias_switch: str | None = None
 
 
 LAYOUTS = (
-    Layout(("gate_proj", "up_proj"), "down_proj", "mlp_bias"),  # Llama, Mistral, Qwen2, Qwen3, SmolLM
-    Layout(("intermediate.dense",), "output.dense"),  # BERT
+    Layout(("gate_proj", "up_proj"), "down_proj", "", "mlp_bias"),  # Llama, Mistral, Qwen2, Qwen3, SmolLM
+    Layout(("intermediate.dense",), "output.dense", "intermediate"),  # BERT
 )
 WIDTH = "intermediate_size"
 """The config entry that says how many neurons each FFN has."""
@@ -42,6 +44,7 @@ class FFN:
         name: of the block within the model.
         inputs: projections `[N, d]`.
         output: projection `[d, N]`.
+        reader: the smallest module that computes the neurons from what the FFN reads; it may run `output` too.
         can_store_bias: whether a model with a bias in `output` loads back as its stock class.
     """
 
@@ -49,6 +52,7 @@ class FFN:
     block: nn.Module
     inputs: tuple[nn.Linear, ...]
     output: nn.Linear
+    reader: nn.Module
     can_store_bias: bool
 
     @property
@@ -111,7 +115,8 @@ def _match(name: str, block: nn.Module, layout: Layout, config: PretrainedConfig
     if len(linears) < len(inputs) or not isinstance(output, nn.Linear):
         return None
     switchable = layout.bias_switch is not None and hasattr(config, layout.bias_switch)
-    return FFN(name, block, linears, output, can_store_bias=output.bias is not None or switchable)
+    can_store_bias = output.bias is not None or switchable
+    return FFN(name, block, linears, output, block.get_submodule(layout.reader), can_store_bias)
 
 
 def _submodule(block: nn.Module, path: str) -> nn.Module | None:
