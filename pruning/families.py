@@ -18,6 +18,7 @@ class Layout:
     Attributes:
         inputs: paths, from the block, of the projections whose rows are neurons.
         output: path of the projection whose columns are neurons.
+        reader: path of the smallest module that computes the neurons from what the FFN reads, "" for the block.
         bias_switch: name of the config entry that makes the class store the biases of a block that has none.
         normed_after: whether the layer adds the FFN's input to its output and then normalises (BERT), rather than
             normalising what the FFN reads (Llama).
@@ -25,13 +26,14 @@ class Layout:
 
     inputs: tuple[str, ...]
     output: str
+    reader: str
     bias_switch: str | None = None
     normed_after: bool = False
 
 
 LAYOUTS = (
-    Layout(("gate_proj", "up_proj"), "down_proj", "mlp_bias"),  # Llama, Mistral, Qwen2, Qwen3, SmolLM
-    Layout(("intermediate.dense",), "output.dense", normed_after=True),  # BERT
+    Layout(("gate_proj", "up_proj"), "down_proj", "", "mlp_bias"),  # Llama, Mistral, Qwen2, Qwen3, SmolLM
+    Layout(("intermediate.dense",), "output.dense", "intermediate", normed_after=True),  # BERT
 )
 WIDTH = "intermediate_size"
 """The config entry that says how many neurons each FFN has."""
@@ -47,6 +49,7 @@ class FFN:
         name: of the block within the model.
         inputs: projections `[N, d]`.
         output: projection `[d, N]`.
+        reader: the smallest module that computes the neurons from what the FFN reads; it may run `output` too.
         can_store_bias: whether a model with a bias in `output` loads back as its stock class.
         layer: the transformer layer that the block belongs to, whose output goes to the next one.
         normed_after: see `Layout`.
@@ -57,6 +60,7 @@ class FFN:
     layer: nn.Module
     inputs: tuple[nn.Linear, ...]
     output: nn.Linear
+    reader: nn.Module
     can_store_bias: bool
     normed_after: bool
 
@@ -126,6 +130,7 @@ def _match(model: PreTrainedModel, name: str, block: nn.Module, layout: Layout) 
         layer=block if layout.normed_after else model.get_submodule(name.rpartition(".")[0]),
         inputs=linears,
         output=output,
+        reader=block.get_submodule(layout.reader),
         can_store_bias=output.bias is not None or switchable,
         normed_after=layout.normed_after,
     )

@@ -1,7 +1,6 @@
 """Repair in the order of the layers: each pruned FFN is fitted to what the dense model has after its layer."""
 
 from collections.abc import Iterable, Iterator, Sequence
-
 from typing import NamedTuple
 
 import torch

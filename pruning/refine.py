@@ -1,0 +1,206 @@
+"""Refining a pruned FFN against what it should add to the stream: Adam on one block, no labels, no other layer.
+
+The closed form solves for the output projection alone. What is left of the error is in the neurons themselves, so
+here the rows of the input projections move, through the non-linearity, while the output projection stays where the
+closed form put it: trained as well, it follows the noise of the calibration tokens, and the error on other tokens
+rises. Afterwards it is solved for once more, with a ridge towards where it was.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning.families import FFN
+
+BATCH = 1024
+"""Tokens of a step."""
+PEAK = 3e-3
+"""Learning rate after the warm-up."""
+WARM_UP = 10
+"""Steps over which the learning rate rises; then it falls to 0 as a cosine."""
+BETAS = (0.9, 0.98)
+RIDGE = 5.0
+"""Of the last solution for the output projection, towards where it was; 1 is a neuron's own variance."""
+HELD_BACK = 0.1
+"""Share of the tokens, the last ones, that are not learned from but decide whether the result is taken."""
+CHUNK = 8192
+"""Tokens whose neurons are in memory at a time, outside the steps."""
+
+
+def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: int, seed: int) -> None:
+    """Move `ffn` closer to `target`, in place; where held-back tokens do not confirm it, leave it as it was.
+
+    The error is `sum_t weights[t] |ffn(inputs[t]) - target[t]|^2`. Products are in bfloat16 where the model is,
+    the weights that learn in float32. Equal arguments give equal weights on one machine.
+
+    Args:
+        ffn: its kept neurons, with an output projection that is already solved for.
+        inputs: `[T, d]`, what the FFN reads in the pruned model. Tokens of one text should be neighbours, since
+            the last tenth is held back.
+        target: `[T, d]`, what the FFN should add, in the same order.
+        weights: `[T]`, of the tokens, not negative.
+        steps: of Adam, on 1,024 tokens each; 0 only solves for the output projection.
+        seed: of the order of the tokens.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than two tokens, values that are not finite, weights that are
+            negative or all 0, or negative `steps`.
+    """
+    _validate(ffn, inputs, target, weights, steps)
+    held = max(1, int(len(inputs) * HELD_BACK))
+    with torch.no_grad():
+        begin = _state(ffn)
+        before = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
+        learned = inputs[:-held], target[:-held], weights[:-held]
+        if float(learned[2].sum()) > 0:
+            _descend(ffn, *learned, steps=steps, seed=seed)
+            _solve_output(ffn, *learned)
+        after = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
+        if not after < before:  # also where it is NaN
+            for parameter, value in begin:
+                parameter.copy_(value)
+
+
+def polish(weight: Tensor, neurons: Tensor, target: Tensor, ridge: float) -> Tensor:
+    """The `weight [d, N]` that maps `neurons [T, N]` to `target [T, d]` with least squares, held towards `weight`.
+
+    Args:
+        neurons: with the weights of tokens and the means taken care of.
+        ridge: 0 is least squares; 1 holds each column as strongly as the neuron's own second moment moves it.
+    """
+    return _polish(weight, neurons.t() @ neurons, neurons.t() @ (target - neurons @ weight.t()), ridge)
+
+
+def _descend(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: int, seed: int) -> None:
+    """Adam on the input projections."""
+    names = _input_names(ffn)
+    masters: dict[str, Tensor] = {name: nn.Parameter(p.detach().float().clone()) for name, p in names.items()}
+    optimizer = torch.optim.Adam(masters.values(), lr=PEAK, betas=BETAS)
+    # Any scale of the target serves Adam, but for its epsilon.
+    scale = float((weights * target.square().sum(1)).mean().clamp_min(torch.finfo(torch.float32).tiny))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(steps):
+        if len(order) < min(BATCH, len(inputs)):
+            order = torch.randperm(len(inputs), generator=generator)
+        batch, order = order[:BATCH].to(inputs.device), order[BATCH:]
+        for group in optimizer.param_groups:
+            warm = min((step + 1) / WARM_UP, 1.0)
+            group["lr"] = PEAK * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        with torch.enable_grad(), _products(ffn):
+            output = F.linear(_neurons(ffn, inputs[batch], masters), ffn.output.weight, ffn.output.bias)
+            errors = (output.float() - target[batch]).square().sum(1)
+            loss = (weights[batch] * errors).mean() / scale
+        gradients = torch.autograd.grad(loss, list(masters.values()))
+        for parameter, gradient in zip(masters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    for name, parameter in names.items():
+        parameter.copy_(masters[name])
+
+
+def _solve_output(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> None:
+    """Weighted ridge regression of what is missing on the neurons, around the means where there is a bias."""
+    weight, bias = ffn.output.weight.float(), ffn.output.bias
+    share = weights / weights.sum()
+    width = ffn.width
+    mean = torch.zeros(width, device=weight.device)
+    gram = torch.zeros(width, width, device=weight.device)
+    cross = torch.zeros(width, len(weight), device=weight.device)
+    middle = share @ target if bias is not None else torch.zeros(len(weight), device=weight.device)
+    centre = None
+    for start in range(0, len(inputs), CHUNK):
+        part = slice(start, start + CHUNK)
+        z = _activations(ffn, inputs[part])
+        # Centred on the first chunk's mean, so that large means cost no precision.
+        if centre is None:
+            centre = z.mean(0) if bias is not None else torch.zeros(width, device=weight.device)
+        z = z - centre
+        scaled = z * share[part, None]
+        mean += scaled.sum(0)
+        gram.addmm_(scaled.t(), z)
+        cross.addmm_(scaled.t(), target[part] - middle)
+    if bias is not None:
+        gram -= torch.outer(mean, mean)  # `cross` needs no change: the target is centred
+    solution = _polish(weight, gram, cross - gram @ weight.t(), RIDGE)
+    ffn.output.weight.copy_(solution)
+    if bias is not None and centre is not None:
+        # With the rounded weights, so that the means agree in the model's dtype.
+        bias.copy_(middle - ffn.output.weight.float() @ (mean + centre))
+
+
+def _polish(weight: Tensor, gram: Tensor, residual: Tensor, ridge: float) -> Tensor:
+    scale = gram.diagonal().clamp_min(0).sqrt()
+    scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons learn nothing
+    system = (gram / torch.outer(scale, scale)).double()
+    system.diagonal().add_(max(ridge, 1e-6))
+    change = torch.cholesky_solve((residual / scale[:, None]).double(), torch.linalg.cholesky(system))
+    return weight + (change.float() / scale[:, None]).t()
+
+
+def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:
+    total = 0.0
+    for start in range(0, len(inputs), CHUNK):
+        part = slice(start, start + CHUNK)
+        with _products(ffn):
+            output = F.linear(_neurons(ffn, inputs[part]), ffn.output.weight, ffn.output.bias)
+        total += float(
+            (weights[part] * (output.float() - target[part]).square().sum(1)).sum(dtype=torch.float64)
+        )
+    return total
+
+
+def _activations(ffn: FFN, inputs: Tensor) -> Tensor:
+    with _products(ffn):
+        return _neurons(ffn, inputs).float()
+
+
+def _neurons(ffn: FFN, inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
+    """The input of the output projection `[T, N]`, with `parameters` in the place of the reader's own."""
+    seen: list[Tensor] = []
+    handle = ffn.output.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    try:
+        output = torch.func.functional_call(
+            ffn.reader, parameters or {}, (inputs.to(ffn.output.weight.dtype),)
+        )
+    finally:
+        handle.remove()
+    return seen[0] if seen else output
+
+
+def _input_names(ffn: FFN) -> dict[str, nn.Parameter]:
+    own = {id(p) for linear in ffn.inputs for p in linear.parameters()}
+    return {name: p for name, p in ffn.reader.named_parameters() if id(p) in own}
+
+
+def _products(ffn: FFN) -> torch.autocast:
+    weight = ffn.output.weight
+    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
+
+
+def _state(ffn: FFN) -> list[tuple[nn.Parameter, Tensor]]:
+    return [(p, p.detach().clone()) for linear in (*ffn.inputs, ffn.output) for p in linear.parameters()]
+
+
+def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, steps: int) -> None:
+    tokens, d_in, d_out = len(inputs), ffn.inputs[0].in_features, ffn.output.out_features
+    for name, tensor, shape in (
+        ("inputs", inputs, (tokens, d_in)),
+        ("target", target, (tokens, d_out)),
+        ("weights", weights, (tokens,)),
+    ):
+        if tensor.shape != shape:
+            raise ValueError(f"{ffn.name}: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+        if not torch.isfinite(tensor).all():
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise ValueError(
+                f"{ffn.name}: expected finite {name}, got {wrong} NaN or infinite of {tensor.numel()} values"
+            )
+    if tokens < 2:
+        raise ValueError(f"{ffn.name}: expected at least two tokens, got {tokens}")
+    if float(weights.min()) < 0 or float(weights.sum()) == 0:
+        raise ValueError(f"{ffn.name}: expected weights that are not negative and not all 0")
+    if steps < 0:
+        raise ValueError(f"{ffn.name}: expected steps >= 0, got {steps}")
