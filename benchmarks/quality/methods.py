@@ -68,7 +68,7 @@ def unknown_setting(settings: Mapping[str, Any]) -> str | None:
 CRITERIA = {
     "random": "random",
     "magnitude": "weight magnitude",
-    "random-pairs": "random pairs above an MI (the paper's)",
+    "random-pairs": "random pairs by MI (the paper's)",
     "pairwise-mi": "pairwise MI",
     "wanda": "Wanda",
     "flap": "FLAP",

@@ -7,6 +7,7 @@ method at one ratio the last one counts.
 """
 
 import argparse
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from benchmarks.throughput.tables import duration, table
 REFERENCE = "flap, lstsq"
 COLOURS = ("#1f77b4", "#17a2b8", "#5d6d7e", "#e07b00", "#8d6e63", "#2e8b57", "#9a8c00", "#7b6fd0")
 OURS = ("#f48fb1", "#d81b60", "#880e4f", "#6a1b9a")
-HIGHEST = 6.0
-"""Perplexity at the top of the plot, as a multiple of the dense model's; lines leave it there."""
+WORST = {"perplexity": 6.0, "spearman": 0.15}
+"""Where lines leave the plot: as a multiple of the dense model's perplexity, or as a loss of correlation."""
+
+TITLES = {"perplexity": "perplexity", "spearman": "Spearman's correlation"}
 
 
 def measured(sheet: Sheet) -> list[Method]:
@@ -185,115 +188,121 @@ def plot(found: Sequence[Sheet], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = first_sheets(found)
+    ours, others = itertools.cycle(OURS), itertools.cycle(COLOURS)
+    colours = {
+        m.name: next(ours if m.name.startswith("conditional") else others)
+        for m in METHODS.values()
+        if m.notable
+    }
     figure, axes = plt.subplots(
         1, len(panels), figsize=(8.2 * len(panels), 5.2), layout="constrained", squeeze=False
     )
     for axis, sheet in zip(axes[0], panels, strict=True):
-        _panel(axis, sheet)
+        _panel(axis, sheet, colours)
     for suffix in ("png", "svg"):
         metadata = {"Date": None} if suffix == "svg" else None
         figure.savefig(out / f"quality.{suffix}", dpi=150, metadata=metadata)
     plt.close(figure)
 
 
-def _panel(axis, sheet: Sheet) -> None:  # type: ignore[no-untyped-def]
+def _panel(axis, sheet: Sheet, colours: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     logarithmic = sheet.measure == "perplexity"
-    dense = sheet.dense.value
-    methods = [m for m in measured(sheet) if m.notable]
-    top = dense * HIGHEST if logarithmic else math.inf
-    ours, others = iter(OURS), iter(COLOURS)
+    dense, worst = sheet.dense.value, WORST[sheet.measure]
+    limit = dense * worst if logarithmic else dense - worst
     ends = []
-    for method in methods:
-        strong = "conditional" in method.name
-        colour = next(ours if strong else others, "#999999")
+    for method in [m for m in measured(sheet) if m.notable]:
+        strong = method.name.startswith("conditional")
         points = [(0.0, dense)] + [
             (100 * r, s.value) for (name, r), s in sorted(sheet.scores.items()) if name == method.name
         ]
         x, y = map(np.array, zip(*points, strict=True))
-        line = {
-            "color": colour,
-            "marker": "o",
-            "ms": 4,
-            "lw": 2.4 if strong else 1.5,
-            "zorder": 3 if strong else 2,
-        }
-        axis.plot(x, y, **line)
-        ends.append((method, colour, *_end(x, y, top)))
+        width, order = (2.6, 3) if strong else (1.6, 2)
+        axis.plot(x, y, color=colours[method.name], marker="o", ms=4, lw=width, zorder=order)
+        ends.append((method, *_end(x, y, limit, logarithmic)))
     axis.axhline(dense, color="black", lw=0.7, ls=":")
-    last = 100 * max(sheet.ratios, default=0.5)
+    seen = [dense, *(y for *_, y in ends)]
     if logarithmic:
         axis.set_yscale("log")
-        seen = [y for *_, y, _ in ends]
-        axis.set_ylim(dense * 0.96, min(top, max(seen, default=dense * 2) * 1.1))
+        axis.set_ylim(dense * 0.96, min(limit, max(seen) * 1.05))
         low, high = axis.get_ylim()
-        ticks = [
-            t
-            for t in (10, 12, 15, 20, 25, 30, 35, 40, 50, 60, 70, 80, 100, 120, 150, 200, 300)
-            if low <= t <= high
-        ]
-        axis.set_yticks(ticks, [str(t) for t in ticks])
+        ticks = [t * 10**e for e in range(5) for t in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+        ticks = [t for t in ticks if low <= t <= high]
+        axis.set_yticks(ticks, [f"{t:,g}" for t in ticks])
         axis.minorticks_off()
+    else:
+        axis.set_ylim(max(limit, min(seen) - 0.005), max(seen) + 0.01)
+    last = 100 * max(sheet.ratios, default=0.5)
     axis.set_xlim(0, last)
     axis.set_xticks([0, *(100 * r for r in sheet.ratios)])
     axis.set_xlabel("FFN neurons dropped, %")
-    axis.set_title(f"{sheet.model}: {sheet.measure}, {sheet.last['case']['task']}", loc="left", fontsize=11)
+    axis.set_title(
+        f"{sheet.model}: {TITLES[sheet.measure]}, {sheet.last['case']['task']}", loc="left", fontsize=11
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#eceef1")
-    right = [e for e in ends if e[2] == last]
-    _label_right(axis, right, logarithmic)
-    _label_top([e for e in ends if e[2] < last], axis)
+    _label_right(axis, [e for e in ends if e[2] != limit and e[1] == last], colours, logarithmic)
+    _label_left(axis, [e for e in ends if e[2] == limit], colours, upwards=logarithmic)
 
 
-def _end(x: np.ndarray, y: np.ndarray, top: float) -> tuple[float, float, bool]:
-    """Where a line ends or leaves the plot at the top."""
-    above = np.flatnonzero(y > top)
-    if len(above) == 0:
-        return float(x[-1]), float(y[-1]), False
-    i = int(above[0])
-    share = (math.log(top) - math.log(y[i - 1])) / (math.log(y[i]) - math.log(y[i - 1]))
-    return float(x[i - 1] + share * (x[i] - x[i - 1])), top, True
+def _end(x: np.ndarray, y: np.ndarray, limit: float, logarithmic: bool) -> tuple[float, float]:
+    """Where a line ends or leaves the plot."""
+    beyond = np.flatnonzero(y > limit if logarithmic else y < limit)
+    if len(beyond) == 0:
+        return float(x[-1]), float(y[-1])
+    i = int(beyond[0])
+    before, after, at = (math.log(v) if logarithmic else v for v in (y[i - 1], y[i], limit))
+    return float(x[i - 1] + (at - before) / (after - before) * (x[i] - x[i - 1])), limit
 
 
-def _label_right(axis, ends, logarithmic: bool, gap: float = 0.045) -> None:  # type: ignore[no-untyped-def]
+def _label_right(axis, ends, colours, logarithmic: bool, gap: float = 0.05) -> None:  # type: ignore[no-untyped-def]
     """Beside the ends of the lines, moved apart where they would overlap."""
     low, high = (math.log(v) if logarithmic else v for v in axis.get_ylim())
-    ends = sorted(ends, key=lambda e: e[3])
-    heights = [((math.log(y) if logarithmic else y) - low) / (high - low) for _, _, _, y, _ in ends]
+    ends = sorted(ends, key=lambda e: e[2])
+    heights = [((math.log(y) if logarithmic else y) - low) / (high - low) for *_, y in ends]
     places = list(heights)
-    for _ in range(200):  # each pair that is too close shares what is missing
+    for _ in range(300):  # each pair that is too close shares what is missing, within the axis
         for i in range(len(places) - 1):
-            missing = gap - (places[i + 1] - places[i])
-            if missing > 0:
-                places[i] -= missing / 2
-                places[i + 1] += missing / 2
-    for (method, colour, *_), height, place in zip(ends, heights, places, strict=True):
+            missing = max(0.0, gap - (places[i + 1] - places[i]))
+            places[i] -= missing / 2
+            places[i + 1] += missing / 2
+        if places:
+            places[0], places[-1] = max(places[0], 0.0), min(places[-1], 1.0)
+    for (method, *_), height, place in zip(ends, heights, places, strict=True):
         axis.annotate(
             f"{method.label}, {method.group}",
             (1, height),
-            (1.025, place),
+            (1.05, place),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            color=colour,
+            color=colours[method.name],
             fontsize=9,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[method.name],
+                "lw": 0.6,
+                "relpos": (0, 0.5),
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
         )
 
 
-def _label_top(ends, axis) -> None:  # type: ignore[no-untyped-def]
-    """Under the points where lines leave the plot, each a step lower, to the right of its line."""
-    for step, (method, colour, x, *_) in enumerate(sorted(ends, key=lambda e: -e[2])):
+def _label_left(axis, ends, colours, *, upwards: bool) -> None:  # type: ignore[no-untyped-def]
+    """Where lines leave the plot, each a step further in."""
+    for step, (method, x, _) in enumerate(sorted(ends, key=lambda e: -e[1])):
+        offset = 10 + 14 * step
         axis.annotate(
             f"{method.label}, {method.group}",
-            (x, 1),
-            (4, -10 - 14 * step),
+            (x, 1 if upwards else 0),
+            (5, -offset if upwards else offset),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
-            color=colour,
+            color=colours[method.name],
             fontsize=9,
             va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
         )
 
 

@@ -76,7 +76,7 @@ class WikiText:
         folder = data / "wikitext-2"
         windows = token_windows(tokenizer, read_text(folder / "valid.txt"), length)
         self.calibration = spread(windows[: max(1, int(CALIBRATION_SHARE * len(windows)))], n_windows)
-        self.said = f"{CALIBRATION_SHARE:.0%} of wikitext-2/valid.txt, evenly"
+        self.said = f"evenly from the first {100 * CALIBRATION_SHARE:g} % of wikitext-2/valid.txt"
         test = read_text(folder / "test.txt")
         wanted = {name: PROTOCOLS[name] for name in protocols}
         cut = {n: token_windows(tokenizer, test, n) for n in {w.length for w in wanted.values()}}
@@ -112,7 +112,7 @@ class Similarity:
             s for first, second, _ in read_pairs(folder / "stsb-en-test.csv") for s in (first, second)
         )
         self.calibration = spread(token_windows(tokenizer, text, length, whole=True), n_windows)
-        self.said = "sentences of stsb-en-test.csv, evenly"
+        self.said = "evenly from the sentences of stsb-en-test.csv"
         self.tokenizer = tokenizer
         self.pairs = read_pairs(folder / "stsb-en-dev.csv")
 

@@ -19,11 +19,11 @@ from benchmarks.quality.tasks import spread as evenly
 from pruning import prune
 from pruning.families import find_ffns
 
-from tiny import VOCABULARY, outputs, tiny_model
+from tiny import VOCABULARY, outputs, tiny_model, tiny_tokenizer
 
 WINDOWS = torch.randint(3, VOCABULARY, (8, 32), generator=torch.Generator().manual_seed(0))
 RATIO = 0.25
-WORDS = [
+WORDS = (
     "grey",
     "dogs",
     "run",
@@ -38,10 +38,14 @@ WORDS = [
     "sing",
     "in",
     "trees",
-    "and",
-    "nobody",
-    "looks",
-]
+)
+
+
+@pytest.fixture
+def tokenizer():
+    found = tiny_tokenizer()
+    found.model_max_length = 64
+    return found
 
 
 @pytest.fixture
@@ -137,7 +141,6 @@ def test_protocols():
 
 
 def test_padding_does_not_change_a_sentence(tokenizer):
-    tokenizer.model_max_length = 64
     model = tiny_model("Bert")
     sentences = ["a bird", "two small birds sing in the trees", "x"]
     together = embed(model, tokenizer, sentences)
@@ -172,7 +175,6 @@ def test_paired_errors():
 def test_from_models_to_table_plot_and_spread(data, tokenizer, tmp_path, capsys, monkeypatch):
     rows = tmp_path / "quality.jsonl"
     names = ("flap, none", "random, none", "flap, lstsq", "random, lstsq", "optipfair-maw")
-    tokenizer.model_max_length = 64
     encoder = tiny_model("Bert", max_position_embeddings=128)
     assert isinstance(encoder.config, BertConfig)
     for model, name in ((causal(), "tiny"), (encoder, "encoder")):
