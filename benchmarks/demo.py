@@ -24,7 +24,7 @@ def main() -> None:
     case = manifest["settings"] | {"model": Path(manifest["model"]).name}
     result = {
         "evaluation": manifest["evaluation"],
-        "neurons_per_layer": manifest["neurons_per_layer"],
+        "neurons": manifest["neurons"],
         "seconds": round(seconds, 1),
         "seconds_of_stages": manifest["seconds"],
         "peak_memory_mb": round(peak / 1e6),

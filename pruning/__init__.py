@@ -1,6 +1,7 @@
 """Structured pruning of language models by the mutual information between neurons, without retraining."""
 
+from pruning.checkpoint import load_model
 from pruning.pipeline import Settings, prune
 from pruning.report import Report
 
-__all__ = ["Report", "Settings", "prune"]
+__all__ = ["Report", "Settings", "load_model", "prune"]

@@ -21,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pruning.families import WIDTH, WIDTHS, find_ffns
 from pruning.report import MANIFEST, Report
-from pruning.surgery import weight_bytes
+from pruning.surgery import resize_ffn, weight_bytes
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -57,9 +58,12 @@ def load_model(
     elif path.is_absolute() or source.startswith(".") or source.count("/") > 1:
         raise FileNotFoundError(f"{source}: no such folder")
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    model = _model_class(config).from_pretrained(
-        source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    if path.is_dir() and getattr(config.get_text_config(), WIDTHS, None):
+        model = load_uneven(path, dtype)
+    else:
+        model = _model_class(config).from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer
 
@@ -141,10 +145,11 @@ def save_pruned(
 
 
 def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -> float:
-    """Largest difference between the outputs of `model` and of what plain transformers loads from `folder`,
-    relative to the largest output; NaN where either has one.
+    """Largest difference between the outputs of `model` and of what is loaded from `folder`, relative to the largest
+    output; NaN where either has one.
 
-    The checkpoint is loaded in a fresh process that knows nothing of this package.
+    The checkpoint is loaded in a fresh process, by plain transformers that knows nothing of this package, or by
+    `load_model` where the widths of the layers differ.
 
     Args:
         ids: `[B, L]` tokens to compare on.
@@ -152,6 +157,7 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
     Raises:
         RuntimeError: the fresh process could not load the checkpoint.
     """
+    uneven = bool(getattr(model.config.get_text_config(), WIDTHS, None))
     kind = "AutoModelForCausalLM" if model.can_generate() else type(model).__name__
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch, "ids.safetensors"), Path(scratch, "output.safetensors")
@@ -159,7 +165,7 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
         command = [
             sys.executable,
             "-c",
-            RELOAD,
+            RELOAD_UNEVEN if uneven else RELOAD,
             kind,
             str(folder),
             str(model.device),
@@ -186,6 +192,43 @@ with torch.inference_mode():
     output = model(input_ids=load_file(source)["ids"].to(device))[0]
 save_file({"output": output.cpu().contiguous()}, target)
 """
+
+
+RELOAD_UNEVEN = RELOAD.replace(
+    'getattr(transformers, kind).from_pretrained(folder, dtype="auto")', "load_uneven(folder)"
+).replace("import sys", "from pruning.checkpoint import load_uneven; import sys")
+
+
+def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The stock class with layers of the widths that the config in `folder` lists, by default in the dtype saved.
+
+    Raises:
+        ValueError: weights that are missing, or that the model does not have.
+    """
+    folder, config = Path(folder), AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    widest = getattr(text, WIDTH)
+    widths = getattr(text, WIDTHS)
+    setattr(text, WIDTH, 1)  # FFNs of one neuron cost nothing to initialise
+    delattr(text, WIDTHS)
+    model: PreTrainedModel = _model_class(config)._from_config(config, dtype=dtype or config.dtype)
+    ffns = find_ffns(model)
+    if len(ffns) != len(widths):
+        raise ValueError(f"{folder}: expected {len(ffns)} widths in {WIDTHS}, found {len(widths)}")
+    for ffn, width in zip(ffns, widths, strict=True):
+        resize_ffn(ffn, width)
+    setattr(text, WIDTH, widest)
+    setattr(text, WIDTHS, widths)
+    absent = set(model.state_dict())
+    for file in sorted(folder.glob("*.safetensors")):
+        absent -= set(weights := load_file(file))
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"{folder}: expected the weights of {type(model).__name__}, found {unknown[0]}")
+    model.tie_weights()
+    if absent - set(model.all_tied_weights_keys):
+        raise ValueError(f"{folder}: expected all weights of the model, found none named {min(absent)}")
+    return model
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -11,9 +11,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from mikernels.problem import Estimator
+from pruning.budget import Budget
 from pruning.checkpoint import check_output, load_model, reload_difference, save_pruned
 from pruning.comparison import closing_table, measure, summary
-from pruning.pipeline import Criterion, Settings, prepare, prune, rounded_width
+from pruning.pipeline import Criterion, Settings, prepare, prune
 from pruning.repair import Repair
 from pruning.surgery import weight_bytes
 from pruning.text import builtin_text, read_text, token_windows
@@ -43,6 +44,8 @@ def _run(args: argparse.Namespace) -> None:
     # All that can be wrong is found out before the first long step.
     start = time.perf_counter()
     settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+    if args.statistics is not None and not Path(args.statistics).is_file():
+        raise FileNotFoundError(f"{args.statistics}: no such file of statistics")
     calibration = builtin_text()[0] if args.calibration == BUILTIN else read_text(args.calibration)
     evaluation = None
     if args.evaluate is not None:
@@ -62,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
     ffns, calibration_windows = prepare(model, tokenizer, calibration, settings)
     print(
         f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: {len(ffns)} FFNs "
-        f"of {ffns[0].width} neurons, of which {rounded_width(ffns[0].width, settings)} stay"
+        f"of {ffns[0].width} neurons, of which {1 - settings.ratio:.0%} stay"
     )
     check_output(out, needed_bytes=weight_bytes(model), force=args.force)
     windows = None
@@ -74,7 +77,15 @@ def _run(args: argparse.Namespace) -> None:
     progress = not args.quiet
     shown = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
     dense = measure(model, tokenizer, windows, name="dense", **shown)
-    report = prune(model, tokenizer, calibration=calibration_windows, settings=settings, progress=progress)
+    report = prune(
+        model,
+        tokenizer,
+        calibration=calibration_windows,
+        statistics=args.statistics,
+        save_statistics=args.save_statistics,
+        settings=settings,
+        progress=progress,
+    )
     pruned = measure(model, tokenizer, windows, name="pruned", **shown)
 
     report.notes |= {"model": args.model, "calibration_text": args.calibration}
@@ -88,7 +99,7 @@ def _run(args: argparse.Namespace) -> None:
         print(
             f"Conditions: {len(windows)} windows of {windows.shape[1]} tokens of {args.evaluate} text, calibrated on "
             f"{report.calibration_tokens} tokens of {args.calibration} text; {settings.criterion}, "
-            f"{settings.repair} repair, seed {settings.seed}."
+            f"{settings.repair} repair, {settings.budget} budget, seed {settings.seed}."
         )
     for name, sentence in (("dense", dense.sentence), ("pruned", pruned.sentence)):
         if sentence is not None:
@@ -98,8 +109,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.verify:
         ids = windows[:1] if windows is not None else torch.arange(2, 66)[None]
         difference = reload_difference(model, out, ids)
+        loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
         print(
-            f"Reloaded with plain transformers in a fresh process: outputs differ by {difference:.3g} of the largest."
+            f"Reloaded with {loader} in a fresh process: outputs differ by {difference:.3g} of the largest."
         )
         if not difference <= RELOAD_TOLERANCE:  # NaN too
             raise RuntimeError(f"{out}: expected the reloaded model to give the outputs of the one in memory")
@@ -123,6 +135,14 @@ def _parser() -> argparse.ArgumentParser:
         help="UTF-8 text; half of CPython's language reference",
     )
     parser.add_argument(
+        "--save-statistics", metavar="FILE", help="keep what was measured, for other ratios and criteria"
+    )
+    parser.add_argument(
+        "--statistics",
+        metavar="FILE",
+        help="start from what --save-statistics kept: nothing is measured again",
+    )
+    parser.add_argument(
         "--evaluate",
         metavar="FILE",
         help=f"compare dense and pruned on this UTF-8 text; {BUILTIN} is the other half of that reference",
@@ -138,11 +158,20 @@ def _parser() -> argparse.ArgumentParser:
         "--trust-remote-code", action="store_true", help="allow code that comes with the model"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    choices = {"criterion": get_args(Criterion), "repair": get_args(Repair), "estimator": get_args(Estimator)}
+    choices = {
+        "criterion": get_args(Criterion),
+        "repair": get_args(Repair),
+        "budget": get_args(Budget),
+        "estimator": get_args(Estimator),
+    }
     helps = {
         "ratio": "share of neurons to drop",
         "criterion": "what goes first",
         "repair": "what makes up for the dropped neurons",
+        "refine": "after sequential repair of each layer, a short descent on its weights: slower, better",
+        "budget": "how many go from each layer: mi and kl spare sensitive ones, and stock transformers cannot load "
+        "the result (pruning.load_model can)",
+        "max_layer_ratio": "the most that a budget takes from one layer",
         "threshold": "Tr of random-pairs: nats, or null:0.999 for that quantile of independent neurons; "
         "each layer's median MI by default",
         "multiple_of": "round the width that stays to a multiple",
@@ -155,8 +184,12 @@ def _parser() -> argparse.ArgumentParser:
         "seed": "of everything random",
     }
     for f in fields(Settings):
+        flag = "--" + f.name.replace("_", "-")
+        if isinstance(f.default, bool):
+            parser.add_argument(flag, action="store_true", help=helps[f.name])
+            continue
         parser.add_argument(
-            "--" + f.name.replace("_", "-"),
+            flag,
             type=_threshold if f.name == "threshold" else type(f.default),
             default=f.default,
             choices=choices.get(f.name),

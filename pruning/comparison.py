@@ -64,7 +64,6 @@ def summary(dense: Measured, pruned: Measured) -> dict[str, float]:
 
 def closing_table(report: Report, dense: Measured, pruned: Measured) -> str:
     """The table, a warning where the ratio is past what repair can hold, and an example of a reason."""
-    n_layers = len(report.layers)
     rows: list[tuple[str, ...]] = []
     lines: list[str] = []
     if dense.perplexity is not None and pruned.perplexity is not None:
@@ -84,21 +83,21 @@ def closing_table(report: Report, dense: Measured, pruned: Measured) -> str:
             )
     if dense.hidden is not None and pruned.hidden is not None:
         rows.append(("hidden-state cosine", "1", f"{_cosine(dense.hidden, pruned.hidden):.4f}", ""))
-    before_neurons, after_neurons = n_layers * report.width_before, n_layers * report.width_after
-    rows.append(_row("FFN neurons", before_neurons, after_neurons, "{:,}"))
+    rows.append(_row("FFN neurons", report.neurons_before, report.neurons_after, "{:,}"))
     rows.append(_row("parameters (M)", dense.parameters / 1e6, pruned.parameters / 1e6, "{:.1f}"))
     rows.append(_row("weights (MB)", dense.weight_bytes / 1e6, pruned.weight_bytes / 1e6, "{:.1f}"))
     return "\n".join([table(rows, ("", "dense", "pruned", "change")), "", *lines, _reason(report)])
 
 
 def _reason(report: Report) -> str:
-    layer = report.layers[len(report.layers) // 2]
+    layers = [layer for layer in report.layers if len(layer.dropped)]
+    layer = layers[len(layers) // 2]
     most = int(layer.mi.argmax())
     return (
         f"Why, for example: neuron {int(layer.dropped[most])} of {layer.name} shares "
         f"{float(layer.mi[most]):.2f} nats with neuron {int(layer.partner[most])}, which stays (the layer's "
-        f"median pair: {layer.median_mi:.3f}); the kept neurons predict {float(layer.linear_r2[most]):.0%} of its "
-        f"variance."
+        f"median pair: {layer.median_mi:.3f}; one in 1,000 independent ones: {layer.null_mi:.3f}); the kept "
+        f"neurons predict {float(layer.linear_r2[most]):.0%} of its variance."
     )
 
 

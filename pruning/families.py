@@ -19,19 +19,24 @@ class Layout:
         inputs: paths, from the block, of the projections whose rows are neurons.
         output: path of the projection whose columns are neurons.
         bias_switch: name of the config entry that makes the class store the biases of a block that has none.
+        normed_after: whether the layer adds the FFN's input to its output and then normalises (BERT), rather than
+            normalising what the FFN reads (Llama).
     """
 
     inputs: tuple[str, ...]
     output: str
     bias_switch: str | None = None
+    normed_after: bool = False
 
 
 LAYOUTS = (
     Layout(("gate_proj", "up_proj"), "down_proj", "mlp_bias"),  # Llama, Mistral, Qwen2, Qwen3, SmolLM
-    Layout(("intermediate.dense",), "output.dense"),  # BERT
+    Layout(("intermediate.dense",), "output.dense", normed_after=True),  # BERT
 )
 WIDTH = "intermediate_size"
 """The config entry that says how many neurons each FFN has."""
+WIDTHS = "ffn_widths"
+"""Ours: a list of the neurons of each FFN where they differ, for `pruning.load_model`; `WIDTH` is then the largest."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,17 @@ class FFN:
         inputs: projections `[N, d]`.
         output: projection `[d, N]`.
         can_store_bias: whether a model with a bias in `output` loads back as its stock class.
+        layer: the transformer layer that the block belongs to, whose output goes to the next one.
+        normed_after: see `Layout`.
     """
 
     name: str
     block: nn.Module
+    layer: nn.Module
     inputs: tuple[nn.Linear, ...]
     output: nn.Linear
     can_store_bias: bool
+    normed_after: bool
 
     @property
     def width(self) -> int:
@@ -68,7 +77,7 @@ def find_ffns(model: PreTrainedModel) -> list[FFN]:
         ffn
         for name, block in model.named_modules()
         for layout in LAYOUTS
-        if (ffn := _match(name, block, layout, config))
+        if (ffn := _match(model, name, block, layout))
     ]
     if not found:
         linears = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -77,8 +86,8 @@ def find_ffns(model: PreTrainedModel) -> list[FFN]:
             f"{type(model).__name__}: expected blocks with {expected} as torch.nn.Linear, found "
             f"{'linear layers named ' + ', '.join(sorted(linears)) if linears else 'no linear layer'}"
         )
-    width = getattr(config, WIDTH, None)
-    for ffn in found:
+    widths = getattr(config, WIDTHS, None) or [getattr(config, WIDTH, None)] * len(found)
+    for ffn, width in zip(found, widths, strict=True):
         if ffn.width != width:
             raise ValueError(
                 f"{ffn.name}: expected {WIDTH}={width} neurons as the config says, found {ffn.width}"
@@ -104,14 +113,22 @@ def bias_switch(ffn: FFN) -> str | None:
     )
 
 
-def _match(name: str, block: nn.Module, layout: Layout, config: PretrainedConfig) -> FFN | None:
+def _match(model: PreTrainedModel, name: str, block: nn.Module, layout: Layout) -> FFN | None:
     inputs = tuple(_submodule(block, path) for path in layout.inputs)
     output = _submodule(block, layout.output)
     linears = tuple(m for m in inputs if isinstance(m, nn.Linear))
     if len(linears) < len(inputs) or not isinstance(output, nn.Linear):
         return None
-    switchable = layout.bias_switch is not None and hasattr(config, layout.bias_switch)
-    return FFN(name, block, linears, output, can_store_bias=output.bias is not None or switchable)
+    switchable = layout.bias_switch is not None and hasattr(text_config(model), layout.bias_switch)
+    return FFN(
+        name=name,
+        block=block,
+        layer=block if layout.normed_after else model.get_submodule(name.rpartition(".")[0]),
+        inputs=linears,
+        output=output,
+        can_store_bias=output.bias is not None or switchable,
+        normed_after=layout.normed_after,
+    )
 
 
 def _submodule(block: nn.Module, path: str) -> nn.Module | None:

@@ -2,33 +2,36 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import mikernels
 from mikernels.null import null_level, null_threshold
 from mikernels.problem import Estimator, make_problem
 from mikernels.validation import MIN_SAMPLES
-from pruning import select
+from pruning import select, sensitivity
+from pruning.budget import Budget, allocate, check_cap, uniform_width
 from pruning.capture import Statistics, capture
+from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
 from pruning.progress import track
 from pruning.repair import Repair, complement, explained_variance, repair_projection
 from pruning.report import Layer, Report
+from pruning.sequential import repair_in_sequence
 from pruning.surgery import prune_ffn, update_config
 from pruning.text import builtin_text, read_text, token_windows
 
 TOKENS_PER_NEURON = 4
 """Calibration tokens for each kept neuron below which least squares is warned about."""
+SENSITIVITY_TOKENS = 2048
+"""Calibration tokens on which `budget="kl"` measures each layer."""
 
-Criterion = Literal["pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
+Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,14 @@ class Settings:
     """How to prune; `prune` says what each means."""
 
     ratio: float = 0.2
-    criterion: Criterion = "pairwise-mi"
-    repair: Repair = "lstsq"
+    criterion: Criterion = "conditional-mi"
+    repair: Repair = "sequential"
+    refine: bool = False
+    budget: Budget = "uniform"
+    max_layer_ratio: float = 0.8
     threshold: float | str | None = None
     multiple_of: int = 32
-    calibration_tokens: int = 16_384
+    calibration_tokens: int = 57_344
     sequence_length: int = 512
     batch_size: int = 4
     sample_size: int = 4096
@@ -49,9 +55,13 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio: expected a number between 0 and 1, both excluded, got {self.ratio}")
-        for name, options in (("criterion", Criterion), ("repair", Repair), ("estimator", Estimator)):
+        for name in ("ratio", "max_layer_ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}: expected a number between 0 and 1, both excluded, got {getattr(self, name)}"
+                )
+        choices = {"criterion": Criterion, "repair": Repair, "budget": Budget, "estimator": Estimator}
+        for name, options in choices.items():
             value = getattr(self, name)
             if value not in get_args(options):
                 raise ValueError(f"{name}: expected one of {', '.join(get_args(options))}, got {value!r}")
@@ -68,6 +78,8 @@ class Settings:
             )
         if isinstance(self.threshold, str):
             null_level(self.threshold)
+        if self.refine and self.repair != "sequential":
+            raise ValueError(f"refine: expected only with repair='sequential', got it with {self.repair!r}")
 
 
 def prune(
@@ -75,6 +87,8 @@ def prune(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     calibration: str | Path | Tensor | None = None,
+    statistics: str | Path | None = None,
+    save_statistics: str | Path | None = None,
     settings: Settings | None = None,
     progress: bool = False,
     **options: object,
@@ -86,13 +100,24 @@ def prune(
         tokenizer: of the model; may be None where `calibration` is a tensor.
         calibration: a text (str), the path of a UTF-8 text file (Path), or windows of tokens `[n, L]`. By
             default half of the language reference that ships inside CPython.
+        statistics: a file that an earlier run wrote to `save_statistics`; nothing is captured or measured then,
+            and with `repair="lstsq"` the model does not run at all.
+        save_statistics: a file for the statistics, for other ratios, criteria and budgets later.
         settings, options: as a whole, or one by one by keyword, which has the last word:
-            ratio: share of the neurons to drop, in every layer alike.
-            criterion: `"pairwise-mi"` drops what has both low fluctuation and a kept partner that shares
-                its information; `"random-pairs"` is the paper's; `"flap"`, `"wanda"`, `"magnitude"` and
+            ratio: share of the neurons to drop.
+            criterion: `"conditional-mi"` drops what tells least about the layer's output, given what stays;
+                `"pairwise-mi"` drops what has both low fluctuation and a kept partner that shares its
+                information; `"random-pairs"` is the paper's; `"flap"`, `"wanda"`, `"magnitude"` and
                 `"random"` are baselines.
-            repair: `"lstsq"` folds a least-squares prediction of the dropped neurons into the output
-                projection, `"bias"` adds their means (only where the class stores a bias), `"none"` cuts.
+            repair: `"sequential"` fits each layer's output projection to the dense hidden states after it, with
+                what earlier layers lost; `"lstsq"` folds a least-squares prediction of the dropped neurons into
+                it, `"bias"` adds their means (only where the class stores a bias), `"none"` cuts.
+            refine: after each layer's sequential repair, a short descent on all its weights towards the same
+                target: block by block, without labels and without gradients through the model.
+            budget: `"uniform"` drops the same number in every layer, so that stock transformers loads the result;
+                `"mi"` and `"kl"` give sensitive layers more (`pruning.sensitivity`): better, and
+                `pruning.load_model` loads it.
+            max_layer_ratio: the most that a budget takes from one layer.
             threshold: Tr of `"random-pairs"`: nats, or `"null:0.999"` for what independent neurons exceed with
                 probability 0.001 at this sample size and estimator; by default each layer's median MI.
             multiple_of: the width that stays is rounded to the nearest multiple of it. 32 suits GGUF's
@@ -103,48 +128,74 @@ def prune(
             seed: of the sample of tokens and of what is random in a criterion.
         progress: show a bar with the time left for each stage.
 
-    Memory beyond the model: for each layer N^2 x 4 bytes of moments and `sample_size` x N activations, on the
-    device of its weights, until all layers are pruned.
+    Memory beyond the model: for each layer N^2 x 8 bytes of moments and mutual information and `sample_size` x N
+    activations, on the device of its weights, until all layers are pruned; then for sequential repair the hidden
+    states of all tokens twice, and their residual.
 
     Returns:
         What was dropped and why. The model's config describes what is left, so that
-        `model.save_pretrained` gives a checkpoint that stock transformers loads.
+        `model.save_pretrained` gives a checkpoint that stock transformers loads (with `budget="uniform"`).
 
     Raises:
-        ValueError: settings out of range, no known FFN, too little text, a ratio that the rounding makes
-            unreachable, NaN or infinite activations. The model is then as it was.
+        ValueError: settings out of range, no known FFN, too little text, a ratio that the rounding or the cap
+            makes unreachable, statistics of another model, NaN or infinite activations. The model is then as it
+            was.
+        FileNotFoundError: no such file of statistics.
     """
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
-    ffns, windows = prepare(model, tokenizer, calibration, settings)
-    n_keep = rounded_width(ffns[0].width, settings)
+    need_windows = statistics is None or settings.repair == "sequential" or settings.budget == "kl"
+    ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
+    batches = windows.split(settings.batch_size) if windows is not None else ()
     intercept = settings.repair == "bias" or ffns[0].output.bias is not None
-
-    if settings.repair == "lstsq" and windows.numel() < TOKENS_PER_NEURON * n_keep:
-        warnings.warn(
-            f"calibration: {windows.numel()} tokens for {n_keep} kept neurons a layer; least squares wants "
-            f"{TOKENS_PER_NEURON} for each or more, with fewer it fits their noise",
-            stacklevel=2,
-        )
     seconds: dict[str, float] = {}
-    with _clock(seconds, "capture"):
-        batches = track(windows.split(settings.batch_size), "capture", show=progress)
-        statistics = capture(model, ffns, batches, sample_size=settings.sample_size, seed=settings.seed)
-    layers = []
-    with _clock(seconds, "measure"):
-        for ffn, gathered in track(list(zip(ffns, statistics, strict=True)), "measure", show=progress):
-            layers.append(_plan(ffn, gathered, n_keep, settings))
-    with _clock(seconds, "repair"):
-        plans = list(zip(ffns, statistics, layers, strict=True))
-        projections = [
-            repair_projection(
-                ffn.output.weight, ffn.output.bias, layer.kept, gathered, settings.repair, intercept=intercept
-            ).to(ffn.output.weight.dtype)
-            for ffn, gathered, layer in track(plans, "repair", show=progress)
+    if statistics is None:
+        with _clock(seconds, "capture"):
+            shown = track(batches, "capture", show=progress)
+            captured = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
+        with _clock(seconds, "measure"):
+            pairs = track(list(zip(ffns, captured, strict=True)), "measure", show=progress)
+            evidence = [
+                measure(ffn, gathered, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
+                for ffn, gathered in pairs
+            ]
+    else:
+        evidence = load_evidence(statistics, ffns)
+    if save_statistics is not None:
+        evidence_file = Path(save_statistics)
+        save_evidence(evidence, evidence_file)
+    n_tokens = evidence[0].statistics.n_tokens
+    _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
+    with _clock(seconds, "select"):
+        widths, sensitivities = _widths(model, ffns, evidence, batches, settings)
+        layers = [
+            _select(ffn, known, width, sensitive, settings)
+            for ffn, known, width, sensitive in zip(ffns, evidence, widths, sensitivities, strict=True)
         ]
-        for ffn, layer, projection in zip(ffns, layers, projections, strict=True):
-            prune_ffn(ffn, layer.kept, projection)
+    with _clock(seconds, "repair"):
+        kept = [layer.kept for layer in layers]
+        if settings.repair == "sequential":
+            del evidence  # as large as the hidden states that come now
+            shown = track(kept, "repair", show=progress)
+            repair_in_sequence(
+                model, ffns, shown, batches, intercept=intercept, refine=settings.refine, seed=settings.seed
+            )
+        else:
+            plans = track(list(zip(ffns, evidence, kept, strict=True)), "repair", show=progress)
+            projections = [
+                repair_projection(
+                    ffn.output.weight,
+                    ffn.output.bias,
+                    keep,
+                    known.statistics,
+                    settings.repair,
+                    intercept=intercept,
+                ).to(ffn.output.weight.dtype)
+                for ffn, known, keep in plans
+            ]
+            for ffn, keep, projection in zip(ffns, kept, projections, strict=True):
+                prune_ffn(ffn, keep, projection)
         update_config(model, ffns)
-    return Report(asdict(settings), windows.numel(), layers, seconds)
+    return Report(asdict(settings), n_tokens, layers, seconds)
 
 
 def prepare(
@@ -152,16 +203,29 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase | None,
     calibration: str | Path | Tensor | None,
     settings: Settings,
-) -> tuple[list[FFN], Tensor]:
+    *,
+    need_windows: bool = True,
+) -> tuple[list[FFN], Tensor | None]:
     """The FFNs and the windows of calibration tokens, after all that can be checked without running the model.
 
     Raises:
         ValueError: as `prune`.
     """
     ffns = find_ffns(model)
-    rounded_width(ffns[0].width, settings)
+    width = ffns[0].width
+    uniform_width(width, settings.ratio, settings.multiple_of)
+    if settings.budget != "uniform":
+        check_cap(width, settings.ratio, settings.multiple_of, settings.max_layer_ratio)
+        if any(ffn.width != width for ffn in ffns):
+            raise ValueError(
+                f"budget: {settings.budget!r} expects layers of one width, got {sorted({f.width for f in ffns})}"
+            )
     if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
-        raise ValueError(f"repair: {type(model).__name__} cannot store a bias, expected 'lstsq' or 'none'")
+        raise ValueError(
+            f"repair: {type(model).__name__} cannot store a bias, expected 'sequential', 'lstsq' or 'none'"
+        )
+    if not need_windows:
+        return ffns, None
     windows = _calibration_windows(model, tokenizer, calibration, settings)
     longest = getattr(text_config(model), "max_position_embeddings", windows.shape[1])
     if windows.shape[1] > longest:
@@ -171,39 +235,53 @@ def prepare(
     return ffns, windows
 
 
-def rounded_width(width: int, settings: Settings) -> int:
-    """Neurons that stay in a layer of `width`: the multiple nearest to what the ratio asks for.
-
-    Raises:
-        ValueError: rounding leaves all of them or none.
-    """
-    multiple = settings.multiple_of
-    n_keep = round(width * (1 - settings.ratio) / multiple) * multiple
-    if not 0 < n_keep < width:
-        raise ValueError(
-            f"ratio: {settings.ratio} of {width} neurons, rounded to a multiple of {multiple}, keeps {n_keep}; "
-            f"expected some to stay and some to go: choose another ratio or a smaller multiple_of"
+def _warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:
+    n_keep = uniform_width(width, settings.ratio, settings.multiple_of)
+    if settings.repair in ("lstsq", "sequential") and n_tokens < TOKENS_PER_NEURON * n_keep:
+        warnings.warn(
+            f"calibration: {n_tokens} tokens for {n_keep} kept neurons a layer; least squares wants "
+            f"{TOKENS_PER_NEURON} for each or more, with fewer it fits their noise",
+            stacklevel=3,
         )
-    return n_keep
 
 
-def _plan(ffn: FFN, statistics: Statistics, n_keep: int, settings: Settings) -> Layer:
-    """Measure and select in one layer."""
-    try:
-        mi = mikernels.mutual_information(
-            statistics.sample, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed
-        )
-    except ValueError as error:
-        raise ValueError(f"{ffn.name}: {error}") from error
-    mi.fill_diagonal_(0.0)
-    n_drop = ffn.width - n_keep
-    pairs = torch.ones_like(mi, dtype=torch.bool).triu_(1)
-    median_mi = float(mi[pairs].median())
+def _widths(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    evidence: Sequence[Evidence],
+    batches: Sequence[Tensor],
+    settings: Settings,
+) -> tuple[list[int], list[float]]:
+    """Neurons that stay in each layer, and the sensitivity that decided it."""
+    if settings.budget == "uniform":
+        widths = [uniform_width(ffn.width, settings.ratio, settings.multiple_of) for ffn in ffns]
+        return widths, [1.0] * len(ffns)
+    if settings.budget == "mi":
+        weights = sensitivity.by_mi(evidence, estimator=settings.estimator, nodes=settings.nodes)
+    else:
+        n_batches = max(1, SENSITIVITY_TOKENS // batches[0].numel())
+        some = [batches[i * len(batches) // n_batches] for i in range(min(n_batches, len(batches)))]
+        weights = sensitivity.by_kl(model, ffns, evidence, some)
+    widths = allocate(
+        [known.damage for known in evidence],
+        weights,
+        ratio=settings.ratio,
+        multiple_of=settings.multiple_of,
+        max_layer_ratio=settings.max_layer_ratio,
+    )
+    return widths, weights
+
+
+def _select(ffn: FFN, known: Evidence, n_keep: int, sensitive: float, settings: Settings) -> Layer:
+    """What goes from one layer, and why."""
+    n_drop, mi, statistics = ffn.width - n_keep, known.mi, known.statistics
     saliency = _saliency(ffn, statistics, settings.criterion)
-    if settings.criterion == "random":
+    if settings.criterion == "conditional-mi":
+        order = known.order
+    elif settings.criterion == "random":
         order = select.random_order(ffn.width, seed=settings.seed)
     elif settings.criterion == "random-pairs":
-        threshold = _nats(settings, len(statistics.sample), median_mi)
+        threshold = _nats(settings, len(statistics.sample), known.median_mi)
         order = select.random_pairs(mi, n_drop, threshold=threshold, seed=settings.seed)
     elif settings.criterion == "pairwise-mi":
         order = select.redundancy_saliency(mi, saliency)
@@ -212,6 +290,9 @@ def _plan(ffn: FFN, statistics: Statistics, n_keep: int, settings: Settings) -> 
     kept = complement(order[:n_drop].to(mi.device), ffn.width)
     dropped = complement(kept, ffn.width)
     best = mi[dropped][:, kept].max(1)
+    null = null_threshold(
+        "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes
+    )
     return Layer(
         name=ffn.name,
         kept=kept,
@@ -220,7 +301,9 @@ def _plan(ffn: FFN, statistics: Statistics, n_keep: int, settings: Settings) -> 
         mi=best.values,
         linear_r2=explained_variance(statistics, kept, dropped),
         saliency=saliency[dropped],
-        median_mi=median_mi,
+        median_mi=known.median_mi,
+        null_mi=null,
+        sensitivity=sensitive,
     )
 
 

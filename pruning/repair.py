@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pruning.capture import Statistics
 
-Repair = Literal["none", "bias", "lstsq"]
+Repair = Literal["none", "bias", "lstsq", "sequential"]
 
 RIDGE = 0.01
 """Share of each kept neuron's own second moment that is added to it, so that the scale of no neuron, however

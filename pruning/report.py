@@ -28,6 +28,8 @@ class Layer:
         linear_r2: share of the variance that a linear map of all kept neurons predicts.
         saliency: what the criterion weighs, or FLAP's fluctuation where it weighs nothing.
         median_mi: over all pairs of the dense layer, nats.
+        null_mi: what a pair of independent neurons exceeds with probability 0.001 at this sample size, nats.
+        sensitivity: of the model to this layer, which decided its width; 1 where all have the same.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Layer:
     linear_r2: Tensor
     saliency: Tensor
     median_mi: float
+    null_mi: float
+    sensitivity: float
 
     def as_json(self) -> dict[str, Any]:
         columns = {
@@ -50,6 +54,8 @@ class Layer:
         return {
             "name": self.name,
             "median_mi_nats": round(self.median_mi, 6),
+            "null_mi_nats": round(self.null_mi, 6),
+            "sensitivity": float(f"{self.sensitivity:.6g}"),
             "kept": self.kept.tolist(),
             "dropped": columns,
         }
@@ -74,19 +80,24 @@ class Report:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def width_before(self) -> int:
-        return len(self.layers[0].kept) + len(self.layers[0].dropped)
+    def widths(self) -> list[int]:
+        """Neurons that stay in each FFN."""
+        return [len(layer.kept) for layer in self.layers]
 
     @property
-    def width_after(self) -> int:
-        return len(self.layers[0].kept)
+    def neurons_before(self) -> int:
+        return self.neurons_after + sum(len(layer.dropped) for layer in self.layers)
+
+    @property
+    def neurons_after(self) -> int:
+        return sum(self.widths)
 
     def manifest(self) -> str:
         """The report as JSON; per layer, the columns under `dropped` belong together entry by entry."""
         document = {
             "settings": self.settings,
             "calibration_tokens": self.calibration_tokens,
-            "neurons_per_layer": {"before": self.width_before, "after": self.width_after},
+            "neurons": {"before": self.neurons_before, "after": self.neurons_after, "widths": self.widths},
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
             "versions": versions(),
             **self.notes,

@@ -1,9 +1,12 @@
 """Taking neurons out of a model, so that its config describes what is left."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.families import FFN, WIDTH, bias_switch, text_config
+from pruning.families import FFN, WIDTH, WIDTHS, bias_switch, text_config
 from pruning.repair import Projection
 
 
@@ -16,24 +19,65 @@ def prune_ffn(ffn: FFN, keep: Tensor, projection: Projection) -> None:
     _replace(ffn.output, projection.weight, projection.bias)
 
 
+def resize_ffn(ffn: FFN, width: int) -> None:
+    """Give an FFN room for the weights of `width` neurons, in place; what they are is undefined."""
+    for linear in ffn.inputs:
+        bias = None if linear.bias is None else linear.bias.new_empty(width)
+        _replace(linear, linear.weight.new_empty(width, linear.in_features), bias)
+    output = ffn.output
+    bias = None if output.bias is None else output.bias.detach()
+    _replace(output, output.weight.new_empty(output.out_features, width), bias)
+
+
 def update_config(model: PreTrainedModel, ffns: list[FFN]) -> None:
     """Write the new width, and the switch for biases that were added, into the config.
 
     A class that switches all biases of its FFN together gets zeros where there were none.
     """
     config = text_config(model)
-    width = ffns[0].width
-    setattr(config, WIDTH, width)
+    widths = [ffn.width for ffn in ffns]
+    setattr(config, WIDTH, max(widths))
+    if len(set(widths)) > 1:
+        setattr(config, WIDTHS, widths)
+    elif hasattr(config, WIDTHS):
+        delattr(config, WIDTHS)
     switch = bias_switch(ffns[0])
     added = ffns[0].output.bias is not None and ffns[0].inputs[0].bias is None
     if added and switch is not None:
         setattr(config, switch, True)
     for ffn in ffns:
         if hasattr(ffn.block, WIDTH):
-            setattr(ffn.block, WIDTH, width)
+            setattr(ffn.block, WIDTH, ffn.width)
         if added:
             for linear in ffn.inputs:
-                _replace(linear, linear.weight.detach(), linear.weight.new_zeros(width))
+                _replace(linear, linear.weight.detach(), linear.weight.new_zeros(ffn.width))
+
+
+@contextmanager
+def restored_on_error(ffns: Sequence[FFN]) -> Iterator[None]:
+    """Give the FFNs back the weights that they had when what is done to them raises."""
+    before = remember(ffns)
+    try:
+        yield
+    except BaseException:
+        recall(before)
+        raise
+
+
+Remembered = list[tuple[nn.Linear, dict[str, nn.Parameter]]]
+
+
+def remember(ffns: Sequence[FFN]) -> Remembered:
+    """The parameters of the FFNs, which surgery replaces and never changes in place."""
+    return [(linear, dict(linear.named_parameters())) for ffn in ffns for linear in (*ffn.inputs, ffn.output)]
+
+
+def recall(before: Remembered) -> None:
+    """Put remembered parameters back."""
+    for linear, parameters in before:
+        linear.out_features, linear.in_features = parameters["weight"].shape
+        for name in ("weight", "bias"):
+            linear.register_parameter(name, parameters.get(name))
 
 
 def _replace(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -8,10 +8,12 @@ from collections import namedtuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from pruning import checkpoint, prune
 from pruning.checkpoint import load_model, reload_difference, save_pruned
+from pruning.families import find_ffns
 from pruning.report import MANIFEST
 
 from tiny import outputs, tiny_model
@@ -22,7 +24,7 @@ def report(llama, windows):
     return prune(llama, None, calibration=windows, ratio=0.25, multiple_of=2)
 
 
-@pytest.mark.parametrize("repair", ["none", "lstsq", "bias"])
+@pytest.mark.parametrize("repair", ["none", "lstsq", "bias", "sequential"])
 def test_saved_model_reloads_with_stock_classes_to_the_same_outputs(
     model, windows, tokenizer, tmp_path, repair
 ):
@@ -35,6 +37,31 @@ def test_saved_model_reloads_with_stock_classes_to_the_same_outputs(
     assert type(reloaded) is type(model)
     assert torch.equal(outputs(reloaded, windows), outputs(model, windows))
     assert (tmp_path / "out" / MANIFEST).read_text() == pruned.manifest()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_layers_of_different_widths_load_back_with_our_loader(windows, tokenizer, tmp_path, tied):
+    model = tiny_model("Llama", tie_word_embeddings=tied)
+    report = prune(
+        model, None, calibration=windows, ratio=0.5, budget="kl", multiple_of=2, max_layer_ratio=0.6
+    )
+    assert len(set(report.widths)) > 1
+    save_pruned(model, tokenizer, report, tmp_path / "out")
+    reloaded, _ = load_model(str(tmp_path / "out"), dtype=torch.float32, device="cpu")
+    assert [ffn.width for ffn in find_ffns(reloaded)] == report.widths
+    assert torch.equal(outputs(reloaded, windows), outputs(model, windows))
+    assert reload_difference(model, tmp_path / "out", windows[:1]) == 0
+
+
+def test_weights_that_are_missing_are_named(windows, tokenizer, tmp_path):
+    model = tiny_model("Llama")
+    report = prune(model, None, calibration=windows, ratio=0.5, budget="kl", multiple_of=2)
+    save_pruned(model, tokenizer, report, tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"found none named model\.norm\.weight"):
+        load_model(str(tmp_path / "out"))
 
 
 def test_fresh_process_confirms_the_checkpoint_and_notices_a_wrong_one(llama, report, windows, tmp_path):

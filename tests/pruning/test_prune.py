@@ -8,8 +8,10 @@ import torch
 import mikernels
 from mikernels.null import null_threshold
 from pruning import Settings, prune
+from pruning.budget import Budget, uniform_width
 from pruning.families import find_ffns
-from pruning.pipeline import Criterion, rounded_width
+from pruning.pipeline import Criterion
+from pruning.repair import Repair
 
 from tiny import FAMILIES, outputs, tiny_model
 
@@ -27,14 +29,42 @@ def test_every_criterion_prunes_every_family(family, criterion, windows):
         assert sorted(layer.kept.tolist() + layer.dropped.tolist()) == list(range(40))
 
 
+@pytest.mark.parametrize("budget", get_args(Budget))
+@pytest.mark.parametrize("repair", [r for r in get_args(Repair) if r != "bias"])
+def test_every_budget_goes_with_every_repair(model, repair, budget, windows):
+    report = prune(
+        model,
+        None,
+        calibration=windows,
+        ratio=0.25,
+        multiple_of=2,
+        repair=repair,
+        budget=budget,
+        sample_size=128,
+    )
+    widths = [ffn.width for ffn in find_ffns(model)]
+    assert widths == report.widths
+    assert sum(widths) == 90
+    assert budget != "uniform" or widths == [30, 30, 30]
+    assert torch.isfinite(outputs(model, windows)).all()
+
+
+def test_a_budget_gives_more_to_the_layer_that_the_model_minds(windows):
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        find_ffns(model)[1].output.weight.mul_(0.01)  # whose FFN hardly matters
+    report = prune(model, None, calibration=windows, ratio=0.5, multiple_of=2, budget="kl")
+    assert report.widths[1] == min(report.widths) < 20
+
+
 def test_repair_brings_the_model_closer_to_the_dense_one(model, windows):
     dense = outputs(model, windows)
     distance = {}
-    for repair in ("none", "lstsq"):
+    for repair in ("none", "lstsq", "sequential"):
         pruned = copy.deepcopy(model)
         prune(pruned, None, calibration=windows, ratio=0.25, repair=repair, multiple_of=2)
         distance[repair] = (outputs(pruned, windows) - dense).square().mean()
-    assert distance["lstsq"] < distance["none"]
+    assert max(distance["sequential"], distance["lstsq"]) < distance["none"]
 
 
 def test_copies_are_dropped_for_the_mutual_information_that_they_share(windows):
@@ -81,7 +111,7 @@ def test_manifest_is_json_with_one_entry_per_dropped_neuron(llama, windows):
     report = prune(llama, None, calibration=windows, ratio=0.25, multiple_of=2, seed=5)
     manifest = json.loads(report.manifest())
     assert manifest["settings"]["seed"] == 5
-    assert manifest["neurons_per_layer"] == {"before": 40, "after": 30}
+    assert manifest["neurons"] == {"before": 120, "after": 90, "widths": [30, 30, 30]}
     assert manifest["calibration_tokens"] == windows.numel()
     for entry in manifest["layers"]:
         assert len(entry["kept"]) == 30
@@ -126,11 +156,15 @@ def test_threshold_by_the_null(windows):
         ({"ratio": float("nan")}, "ratio: expected a number between 0 and 1"),
         ({"ratio": 0.01, "multiple_of": 8}, "rounded to a multiple of 8, keeps 40"),
         ({"ratio": 0.99, "multiple_of": 32}, "rounded to a multiple of 32, keeps 0"),
-        ({"criterion": "best"}, "criterion: expected one of pairwise-mi"),
-        ({"repair": "hope"}, "repair: expected one of none, bias, lstsq, got 'hope'"),
+        ({"criterion": "best"}, "criterion: expected one of conditional-mi"),
+        ({"repair": "hope"}, "repair: expected one of none, bias, lstsq, sequential, got 'hope'"),
         ({"threshold": 0.1}, "threshold: expected only with criterion='random-pairs'"),
         ({"criterion": "random-pairs", "threshold": 50.0}, "above 50 nats there are pairs for 0"),
         ({"criterion": "random-pairs", "threshold": "null:2"}, "threshold: expected nats or 'null:q'"),
+        ({"budget": "mine"}, "budget: expected one of uniform, mi, kl, got 'mine'"),
+        ({"budget": "mi", "ratio": 0.5, "max_layer_ratio": 0.3}, "lets 12 of a layer go.* at least the 20"),
+        ({"max_layer_ratio": 1.5}, "max_layer_ratio: expected a number between 0 and 1"),
+        ({"refine": True, "repair": "lstsq"}, "refine: expected only with repair='sequential'"),
         ({"sample_size": 4}, "sample_size: expected at least 8 tokens, got 4"),
         ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
         ({"calibration": torch.randn(4, 4)}, "expected windows of token ids"),
@@ -152,7 +186,7 @@ def test_bad_settings_are_refused_and_leave_the_model_as_it_was(llama, windows, 
 
 def test_keywords_have_the_last_word_over_settings(llama, windows):
     report = prune(llama, None, calibration=windows, settings=Settings(ratio=0.25, multiple_of=2), ratio=0.5)
-    assert (report.width_after, report.settings["multiple_of"]) == (20, 2)
+    assert (report.widths, report.settings["multiple_of"]) == ([20, 20, 20], 2)
     with pytest.raises(TypeError, match="rate"):
         prune(llama, None, calibration=windows, settings=Settings(), rate=0.5)
 
@@ -184,4 +218,4 @@ def test_text_shorter_than_a_window_is_refused(tokenizer):
     [(1536, 0.2, 32, 1216), (11008, 0.2, 128, 8832), (100, 0.5, 1, 50), (64, 0.4, 32, 32)],
 )
 def test_width_is_rounded_to_the_nearest_multiple(width, ratio, multiple, expected):
-    assert rounded_width(width, Settings(ratio=ratio, multiple_of=multiple)) == expected
+    assert uniform_width(width, ratio, multiple) == expected

@@ -31,6 +31,57 @@ def test_orders_are_permutations(n, seed):
         assert sorted(order.tolist()) == list(range(n))
 
 
+def least_squares_error(z, y, kept):
+    """Mean squared error of y [T, d] on the kept columns of z [T, N]; both centred."""
+    fit = torch.linalg.lstsq(z[:, kept], y).solution
+    return float((y - z[:, kept] @ fit).square().sum() / len(z))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_conditional_mi_drops_what_least_squares_misses_least(seed, monkeypatch):
+    """Against a search that solves every regression anew; more neurons than one block."""
+    monkeypatch.setattr(select, "RIDGE", 1e-6)
+    monkeypatch.setattr(select, "BLOCK", 4)
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(400, 14, generator=generator) @ torch.randn(14, 14, generator=generator)
+    z = (z - z.mean(0)).double()
+    weight = torch.randn(5, 14, generator=generator).double()
+    y = z @ weight.T
+    order, damage = select.conditional_mi(z.T @ z / len(z), weight)
+    kept = list(range(14))
+    for step in range(10):
+        errors = {d: least_squares_error(z, y, [k for k in kept if k != d]) for d in kept}
+        goes = min(errors, key=errors.get)
+        assert int(order[step]) == goes
+        share = errors[goes] / float(y.square().sum() / len(z))
+        assert float(damage[step + 1]) == pytest.approx(share, rel=1e-2, abs=1e-5)
+        kept.remove(goes)
+
+
+@given(n=st.integers(2, 40), rank=st.integers(1, 40), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=30)
+def test_conditional_mi_orders_all_neurons_whatever_their_rank(n, rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(50, rank, generator=generator) @ torch.randn(rank, n, generator=generator)
+    z[:, 0] = 1.0  # constant
+    z[:, -1] *= 1e4  # massive
+    order, damage = select.conditional_mi(statistics_of(z).covariance, torch.randn(3, n, generator=generator))
+    assert sorted(order.tolist()) == list(range(n))
+    assert damage[0] == 0
+    assert (damage.diff() >= 0).all()
+    assert float(damage[-1]) == pytest.approx(1.0, abs=0.02)
+
+
+def test_constant_neurons_and_one_of_two_copies_go_first():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 6, generator=generator)
+    z[:, 1], z[:, 4] = 3.0, z[:, 2]
+    order, damage = select.conditional_mi(statistics_of(z).covariance, torch.ones(4, 6))
+    assert int(order[0]) == 1
+    assert int(order[1]) in (2, 4)
+    assert float(damage[2]) < 0.02 < float(damage[3])
+
+
 def test_equal_saliency_goes_by_index():
     assert select.ascending(torch.tensor([1.0, 0.0, 1.0, 0.0])).tolist() == [1, 3, 0, 2]
     assert select.redundancy_saliency(torch.zeros(4, 4), torch.ones(4)).tolist() == [0, 1, 2, 3]

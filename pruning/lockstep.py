@@ -1,0 +1,122 @@
+"""Two streams of hidden states through a model, layer by layer: the dense one and the pruned one behind it.
+
+What a pruned FFN should add is then known exactly: the dense residual after its layer, less what the pruned stream
+carries past the FFN. Fitted to that, it also makes up for what earlier layers lost.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.families import FFN
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one batch of windows `[B, L]` did in one layer; T = B x L tokens.
+
+    Attributes:
+        hidden: `[B, L, d]`, what goes to the next layer.
+        read: `[T, d]`, what the FFN reads.
+        z: `[T, N]`, its neurons.
+        skipped: `[T, d]` float32, what goes past the FFN.
+        residual: `[T, d]` float32, the sum of that and the FFN's output.
+    """
+
+    hidden: Tensor
+    read: Tensor
+    z: Tensor
+    skipped: Tensor
+    residual: Tensor
+
+
+class Stream:
+    """The hidden states of some windows between two layers of a model."""
+
+    def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Tensor]) -> None:
+        self._ffns = ffns
+        self._calls: dict[int, list[tuple[Any, Any]]] = {}
+        options = {"use_cache": False} if model.can_generate() else {}
+        self.hidden: list[Tensor] = []
+        for batch in batches:
+            # Windows of one length without padding: masks and positions differ with the size of a batch only.
+            whole = len(batch) not in self._calls
+            with _calls(ffns, stop=not whole) as seen, torch.no_grad(), suppress(_StopForward):
+                model.base_model(input_ids=batch.to(model.device), **options)
+            self.hidden.append(seen[0][0])
+            if whole:
+                self._calls[len(batch)] = [(rest, keywords) for _, rest, keywords in seen]
+
+    def copy(self) -> "Stream":
+        """Another stream at the same place."""
+        twin = object.__new__(Stream)
+        twin._ffns, twin._calls, twin.hidden = self._ffns, self._calls, list(self.hidden)
+        return twin
+
+    def steps(self, index: int) -> Iterator[Step]:
+        """Run layer `index` batch by batch, without moving on."""
+        ffn = self._ffns[index]
+        for hidden in self.hidden:
+            with _observed(ffn) as seen, torch.no_grad():
+                after = self._run(index, hidden)
+            added = seen["added"].flatten(0, -2).float()
+            read, z = seen["read"].flatten(0, -2), seen["z"].flatten(0, -2)
+            skipped = read.float() if ffn.normed_after else after.flatten(0, -2).float() - added
+            yield Step(after, read, z, skipped, skipped + added)
+
+    def advance(self, index: int) -> None:
+        """Move on through layer `index`."""
+        with torch.no_grad():
+            self.hidden = [self._run(index, hidden) for hidden in self.hidden]
+
+    def _run(self, index: int, hidden: Tensor) -> Tensor:
+        rest, keywords = self._calls[len(hidden)][index]
+        output = self._ffns[index].layer(hidden, *rest, **keywords)
+        return output if isinstance(output, Tensor) else output[0]
+
+
+class _StopForward(Exception):  # noqa: N818, it ends a forward pass that has done its work
+    pass
+
+
+@contextmanager
+def _calls(ffns: Sequence[FFN], *, stop: bool) -> Iterator[list[tuple[Tensor, Any, Any]]]:
+    """The arguments that each layer is called with: hidden states, the other positional ones, keywords."""
+    seen: list[tuple[Tensor, Any, Any]] = []
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        keywords = dict(keywords)
+        hidden = args[0] if args else keywords.pop("hidden_states")
+        seen.append((hidden, args[1:], keywords))
+        if stop:
+            raise _StopForward
+
+    handles = [ffn.layer.register_forward_pre_hook(hook, with_kwargs=True) for ffn in ffns]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _observed(ffn: FFN) -> Iterator[dict[str, Tensor]]:
+    seen: dict[str, Tensor] = {}
+
+    def reads(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["read"] = args[0]
+
+    def adds(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["z"], seen["added"] = args[0], output
+
+    handles = [ffn.inputs[0].register_forward_pre_hook(reads), ffn.output.register_forward_hook(adds)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

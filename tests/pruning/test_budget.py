@@ -1,0 +1,56 @@
+import itertools
+
+import pytest
+import torch
+
+from pruning.budget import allocate, uniform_width
+
+
+def curves(n_layers, width, seed):
+    """Convex ones, as backward elimination gives."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.rand(n_layers, width, dtype=torch.float64, generator=generator).sort(dim=1).values
+    return list(torch.cat([torch.zeros(n_layers, 1, dtype=torch.float64), steps.cumsum(1)], dim=1))
+
+
+def predicted(damage, sensitivity, widths):
+    width = len(damage[0]) - 1
+    return sum(
+        s * float(curve[width - w] / curve[width // 2])
+        for s, curve, w in zip(sensitivity, damage, widths, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_layout_of_the_same_size_is_predicted_to_lose_less(seed):
+    damage, sensitivity = curves(3, 12, seed), [0.3, 1.0, 2.0]
+    widths = allocate(damage, sensitivity, ratio=0.5, multiple_of=2, max_layer_ratio=0.9)
+    best = min(
+        predicted(damage, sensitivity, other)
+        for other in itertools.product(range(2, 13, 2), repeat=3)
+        if sum(other) == sum(widths)
+    )
+    assert predicted(damage, sensitivity, widths) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("width", "multiple", "ratio"), [(48, 8, 0.4), (50, 8, 0.3), (33, 1, 0.2)])
+def test_layers_together_keep_what_uniform_ones_would_in_whole_multiples(width, multiple, ratio):
+    widths = allocate(
+        curves(4, width, 0), [1.0, 2.0, 3.0, 4.0], ratio=ratio, multiple_of=multiple, max_layer_ratio=0.8
+    )
+    assert abs(sum(widths) - 4 * uniform_width(width, ratio, multiple)) <= 4 * (width % multiple)
+    assert all(w == width or w % multiple == 0 for w in widths)
+    assert min(widths) >= 0.2 * width
+
+
+def test_equal_layers_get_equal_widths():
+    damage = curves(1, 32, 0) * 3
+    widths = allocate(damage, [1.0, 1.0, 1.0], ratio=0.25, multiple_of=4, max_layer_ratio=0.8)
+    assert widths == [24, 24, 24]
+
+
+def test_cap_that_makes_the_ratio_unreachable_is_refused():
+    with pytest.raises(
+        ValueError, match="lets 12 of a layer go, rounded to a multiple of 4; expected at least the 24"
+    ):
+        allocate(curves(2, 32, 0), [1.0, 1.0], ratio=0.75, multiple_of=4, max_layer_ratio=0.4)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from pruning import prune
+from pruning.evidence import load_evidence
+from pruning.families import find_ffns
+
+from tiny import outputs, tiny_model
+
+OPTIONS = {"multiple_of": 2, "sample_size": 128}
+
+
+@pytest.fixture
+def kept(tmp_path, windows):
+    path = tmp_path / "statistics.safetensors"
+    prune(tiny_model("Llama"), None, calibration=windows, save_statistics=path, **OPTIONS)
+    return path
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+@pytest.mark.parametrize("criterion", ["conditional-mi", "pairwise-mi", "flap"])
+def test_kept_statistics_serve_any_ratio_and_give_the_same_model(kept, windows, ratio, criterion):
+    results = []
+    for source in ({"statistics": kept}, {"calibration": windows}):
+        model = tiny_model("Llama")
+        prune(model, None, ratio=ratio, criterion=criterion, repair="lstsq", **source, **OPTIONS)
+        results.append(outputs(model, windows))
+    assert torch.equal(*results)
+
+
+def test_with_kept_statistics_least_squares_runs_no_forward_pass(kept):
+    model = tiny_model("Llama")
+    model.model.forward = None
+    report = prune(model, None, ratio=0.25, repair="lstsq", budget="mi", statistics=kept, **OPTIONS)
+    assert report.calibration_tokens == 24 * 16
+
+
+def test_statistics_of_another_model_are_refused(kept):
+    with pytest.raises(ValueError, match=r"expected statistics of 44 neurons of .*, found 40"):
+        load_evidence(kept, find_ffns(tiny_model("Llama", width=44)))
+    with pytest.raises(ValueError, match="found none; it was made for another model"):
+        load_evidence(kept, find_ffns(tiny_model("Bert")))
+
+
+def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path):
+    ffns = find_ffns(tiny_model("Llama"))
+    with pytest.raises(FileNotFoundError, match="no such file of statistics"):
+        load_evidence(tmp_path / "absent", ffns)
+    (tmp_path / "text").write_text("words")
+    with pytest.raises(ValueError, match="expected statistics in safetensors"):
+        load_evidence(tmp_path / "text", ffns)

@@ -1,0 +1,94 @@
+import copy
+
+import pytest
+import torch
+
+from pruning import prune
+from pruning.families import find_ffns
+from pruning.lockstep import Stream
+from pruning.sequential import repair_in_sequence
+
+from tiny import outputs, tiny_model
+
+
+def everything(ffns):
+    return [torch.arange(ffn.width) for ffn in ffns]
+
+
+def test_a_stream_arrives_where_the_model_does(model, windows):
+    ffns = find_ffns(model)
+    stream = Stream(model, ffns, windows.split(7))  # the last batch is a smaller one
+    for index in range(len(ffns)):
+        stream.advance(index)
+    expected = []
+    handle = ffns[-1].layer.register_forward_hook(
+        lambda _m, _a, output: expected.append(output if torch.is_tensor(output) else output[0])
+    )
+    outputs(model, windows)
+    handle.remove()
+    torch.testing.assert_close(torch.cat(stream.hidden), expected[0])
+
+
+def test_residual_is_what_the_layer_adds_up(model, windows):
+    """A step tells apart what goes past the FFN and what it adds."""
+    ffn = find_ffns(model)[0]
+    step = next(iter(Stream(model, find_ffns(model), [windows]).steps(0)))
+    bias = 0 if ffn.output.bias is None else ffn.output.bias
+    torch.testing.assert_close(step.residual - step.skipped, step.z @ ffn.output.weight.t() + bias)
+
+
+def test_nothing_changes_where_nothing_goes(model, windows):
+    dense = outputs(model, windows)
+    ffns = find_ffns(model)
+    repair_in_sequence(model, ffns, everything(ffns), windows.split(8), intercept=True)
+    torch.testing.assert_close(outputs(model, windows), dense, rtol=1e-4, atol=1e-4)
+
+
+def test_later_layers_make_up_for_what_earlier_ones_lost(windows):
+    """With all neurons of the last layer kept, only a fit to the dense residual can gain anything there."""
+    distance = {}
+    dense = tiny_model("Llama")
+    for fitted in (True, False):
+        model = copy.deepcopy(dense)
+        ffns = find_ffns(model)
+        kept = [torch.arange(10), *everything(ffns)[1:]]
+        if fitted:
+            repair_in_sequence(model, ffns, kept, [windows], intercept=False)
+        else:
+            repair_in_sequence(model, ffns[:1], kept[:1], [windows], intercept=False)
+        distance[fitted] = (outputs(model, windows) - outputs(dense, windows)).square().mean()
+    assert distance[True] < distance[False]
+
+
+def test_tokens_of_massive_norm_do_not_rule_the_fit(windows):
+    """The first token of each window is a thousand times as large; the others are repaired all the same."""
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[3] *= 1000
+    ids = windows.masked_fill(windows == 3, 4)
+    ids[:, 0] = 3
+    dense = outputs(model, ids)[:, 1:]
+    distance = {}
+    for repair in ("none", "sequential"):
+        pruned = copy.deepcopy(model)
+        prune(pruned, None, calibration=ids, ratio=0.25, multiple_of=2, repair=repair)
+        distance[repair] = (outputs(pruned, ids)[:, 1:] - dense).square().mean()
+    assert distance["sequential"] < 0.8 * distance["none"]
+
+
+def test_an_error_half_way_leaves_the_model_as_it_was(windows):
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        find_ffns(model)[2].inputs[0].weight[0, 0] = float("nan")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"layers\.2\.mlp: expected finite activations"):
+        repair_in_sequence(model, find_ffns(model), [torch.arange(30)] * 3, [windows], intercept=False)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) or value.isnan().any()
+
+
+def test_a_second_pruning_starts_from_the_first(windows):
+    model = tiny_model("Llama")
+    for expected in (30, 20):
+        prune(model, None, calibration=windows, ratio=1 - expected / (expected + 10), multiple_of=2)
+        assert [ffn.width for ffn in find_ffns(model)] == [expected] * 3
