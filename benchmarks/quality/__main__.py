@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=112, help="of calibration")
     parser.add_argument("--length", type=int, default=512, help="of a window, tokens")
     parser.add_argument(
-        "--encoder-length", type=int, default=128, help="the same for an encoder, with more windows"
+        "--encoder-length", type=int, default=32, help="the same for an encoder, with more windows"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip-done", action="store_true")

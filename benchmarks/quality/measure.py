@@ -43,7 +43,7 @@ class Plan:
     protocols: Sequence[str] = ("8x512",)
     windows: int = 112
     length: int = 512
-    encoder_length: int = 128
+    encoder_length: int = 32
     seed: int = 0
 
 
@@ -175,10 +175,10 @@ def _conditions(method: Method | None, task: Task, plan: Plan) -> dict[str, Any]
     """What differs between methods; empty for the dense model."""
     if method is None:
         return {}
-    windows, length = task.calibration.shape
-    calibration = {"text": task.said, "windows": min(method.windows or windows, windows), "length": length}
+    windows, length = method.windows(task.calibration).shape
+    calibration = {"text": task.said, "windows": windows, "length": length}
     if method.refit:  # the repair sees all windows, the choice perhaps fewer
-        calibration["repair_windows"] = windows
+        calibration["repair_windows"] = len(task.calibration)
     return {
         "group": method.group,
         "settings": dict(method.settings),

@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.quality.rivals import RIVALS
+from benchmarks.quality.tasks import spread
 from pruning.families import find_ffns
 from pruning.pipeline import Settings
 
 GROUPS = ("no repair", "own repair", "least squares", "sequential", "refined")
-SLOW_WINDOWS = 32
-"""Windows for what would take too long on all of them."""
+SLOW_TOKENS = 32 * 512
+"""Of calibration for what would take too long on all of them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Method:
         settings: for `pruning.prune`, without the ratio.
         rival: of `RIVALS`; None for ours.
         refit: takes only the rival's choice of neurons; `settings` say what is done about the loss.
-        windows: at most so many windows of calibration.
+        tokens: at most so many of calibration.
         notable: has a line in the plot.
     """
 
@@ -36,8 +38,13 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rival: str | None = None
     refit: bool = False
-    windows: int | None = None
+    tokens: int | None = None
     notable: bool = False
+
+    def windows(self, calibration: Tensor) -> Tensor:
+        """Those of the windows `[n, L]` that it is given."""
+        count = len(calibration) if self.tokens is None else max(1, self.tokens // calibration.shape[1])
+        return spread(calibration, count)
 
     def unfit(self, model: PreTrainedModel) -> str | None:
         """Why it cannot run here or on this model, if so."""
@@ -119,11 +126,11 @@ def _criteria() -> list[Method]:
 def _rivals() -> list[Method]:
     found = []
     for rival, label in OTHERS.items():
-        windows = SLOW_WINDOWS if rival in SLOW else None
+        tokens = SLOW_TOKENS if rival in SLOW else None
         own = "own repair" if "osscar" in rival else "no repair"
-        found.append(Method(rival, label, own, {}, rival, windows=windows, notable=rival in NOTABLE))
+        found.append(Method(rival, label, own, {}, rival, tokens=tokens, notable=rival in NOTABLE))
         settings = {"repair": "lstsq"}
-        found.append(Method(f"{rival}, lstsq", label, "least squares", settings, rival, True, windows))
+        found.append(Method(f"{rival}, lstsq", label, "least squares", settings, rival, True, tokens))
     return found
 
 
