@@ -1,7 +1,9 @@
-"""Tiny random models of every supported family."""
+"""Tiny random models of every supported family, and a tokenizer that needs no download."""
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 260
 CAUSAL = ("Llama", "Mistral", "Qwen2", "Qwen3")
@@ -34,6 +36,19 @@ def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> tran
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens."""
+    specials = ["<pad>", "<s>", "</s>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 @torch.inference_mode()

@@ -1,0 +1,128 @@
+"""Many prunings of one model from one calibration: all that knows how a method is run."""
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.quality.methods import Method
+from benchmarks.quality.rivals import RIVALS
+from pruning import Settings, prune
+from pruning.budget import uniform_width
+from pruning.capture import Statistics, capture
+from pruning.evidence import measure, save_evidence
+from pruning.families import find_ffns
+from pruning.repair import repair_projection
+from pruning.surgery import prune_ffn, update_config
+
+T = TypeVar("T")
+Seconds = dict[str, float]
+
+
+class Calibrated:
+    """A dense model and what it does on the calibration windows `[n, L]`, measured when first asked for.
+
+    What is shared counts in the seconds of each method that needs it, as if it had been alone.
+    """
+
+    def __init__(self, model: PreTrainedModel, windows: Tensor, *, seed: int = 0) -> None:
+        self.model = model
+        self.windows = windows
+        self.seed = seed
+        self._folder = tempfile.TemporaryDirectory()
+        self._chosen: dict[tuple[str, float], tuple[list[Tensor], Seconds]] = {}
+
+    def settings(self, method: Method, ratio: float) -> Settings:
+        """Widths are not rounded, so that all methods drop the same number of neurons."""
+        given: dict[str, Any] = {
+            "multiple_of": 1,
+            "calibration_tokens": self.windows.numel(),
+            "sequence_length": self.windows.shape[1],
+            "seed": self.seed,
+        }
+        return Settings(ratio=ratio, **given | dict(method.settings))
+
+    def prune(self, method: Method, ratio: float) -> tuple[PreTrainedModel, Seconds]:
+        """A pruned copy, and the seconds of each stage."""
+        if method.rival is None:
+            return self._ours(self.settings(method, ratio))
+        if not method.refit:
+            return self._rival(method, ratio)
+        if (method.rival, ratio) not in self._chosen:
+            self._rival(method, ratio)
+        return self._refit(*self._chosen[method.rival, ratio])
+
+    @cached_property
+    def _evidence(self) -> tuple[list[Statistics], Path, Seconds]:
+        """Of every FFN; all of it in a file, from which `pruning.prune` takes it."""
+        settings = Settings(seed=self.seed)
+        ffns = find_ffns(self.model)
+        batches = self.windows.split(settings.batch_size)
+        statistics, capturing = clocked(
+            lambda: capture(self.model, ffns, batches, sample_size=settings.sample_size, seed=self.seed)
+        )
+        evidence, measuring = clocked(
+            lambda: [
+                measure(ffn, s, estimator=settings.estimator, nodes=settings.nodes, seed=self.seed)
+                for ffn, s in zip(ffns, statistics, strict=True)
+            ]
+        )
+        path = Path(self._folder.name) / "evidence.safetensors"
+        save_evidence(evidence, path)
+        return statistics, path, {"capture": capturing, "measure": measuring}
+
+    def _ours(self, settings: Settings) -> tuple[PreTrainedModel, Seconds]:
+        model = copy.deepcopy(self.model)
+        _, path, seconds = self._evidence
+        report = prune(model, None, calibration=self.windows, statistics=path, settings=settings)
+        return model, {k: s for k, s in seconds.items() if k in _needed(settings)} | report.seconds
+
+    def _rival(self, method: Method, ratio: float) -> tuple[PreTrainedModel, Seconds]:
+        model = copy.deepcopy(self.model)
+        name = method.rival or ""
+        n_keep = uniform_width(find_ffns(model)[0].width, ratio, 1)
+        kept, seconds = clocked(lambda: RIVALS[name].prune(model, method.windows(self.windows), n_keep))
+        self._chosen[name, ratio] = (kept, {"rival": seconds})
+        return model, {"rival": seconds}
+
+    def _refit(self, kept: list[Tensor], seconds: Seconds) -> tuple[PreTrainedModel, Seconds]:
+        """A copy in which these neurons are left, with our least squares."""
+        model = copy.deepcopy(self.model)
+        ffns = find_ffns(model)
+        statistics, _, shared = self._evidence
+
+        def operate() -> None:
+            for ffn, keep, gathered in zip(ffns, kept, statistics, strict=True):
+                weight, bias = ffn.output.weight, ffn.output.bias
+                fitted = repair_projection(weight, bias, keep, gathered, "lstsq", intercept=bias is not None)
+                prune_ffn(ffn, keep, fitted.to(weight.dtype))
+            update_config(model, ffns)
+
+        _, spent = clocked(operate)
+        return model, seconds | {"capture": shared["capture"], "repair": spent}
+
+
+def _needed(settings: Settings) -> set[str]:
+    """The shared stages that these settings use the results of."""
+    needed = set()
+    if settings.criterion not in ("random", "magnitude") or settings.repair in ("bias", "lstsq"):
+        needed.add("capture")
+    if (
+        settings.criterion in ("conditional-mi", "pairwise-mi", "random-pairs")
+        or settings.budget != "uniform"
+    ):
+        needed |= {"capture", "measure"}
+    return needed
+
+
+def clocked(run: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds that it took."""
+    start = time.perf_counter()
+    found = run()
+    return found, time.perf_counter() - start
