@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,16 @@ def save_pruned(
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
+        start = time.perf_counter()
         model.save_pretrained(staging)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
-        (staging / MANIFEST).write_text(report.manifest(), encoding="utf-8")
         for file in staging.rglob("*"):
             if file.is_file():
                 _sync(file)
+        report.seconds["save"] = time.perf_counter() - start
+        (staging / MANIFEST).write_text(report.manifest(), encoding="utf-8")
+        _sync(staging / MANIFEST)
         staging.chmod(0o777 & ~_umask())
         _move_into_place(staging, out)
     except BaseException:

@@ -76,6 +76,18 @@ def test_tokens_of_massive_norm_do_not_rule_the_fit(windows):
     assert distance["sequential"] < 0.8 * distance["none"]
 
 
+@pytest.mark.parametrize("family", ["Llama", "Bert"])
+def test_refining_comes_closer_than_the_closed_form(family):
+    ids = torch.randint(3, 260, (64, 32), generator=torch.Generator().manual_seed(2))
+    dense = tiny_model(family)
+    distance = {}
+    for refine in (False, True):
+        model = copy.deepcopy(dense)
+        prune(model, None, calibration=ids[:48], ratio=0.5, multiple_of=2, refine=refine)
+        distance[refine] = (outputs(model, ids[48:]) - outputs(dense, ids[48:])).square().mean()
+    assert distance[True] < distance[False]
+
+
 def test_an_error_half_way_leaves_the_model_as_it_was(windows):
     model = tiny_model("Llama")
     with torch.no_grad():
