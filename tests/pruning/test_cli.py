@@ -52,6 +52,18 @@ def test_prunes_evaluates_saves_and_verifies(folders, tmp_path):
     assert manifest["evaluation"]["perplexity_pruned"] > 0
 
 
+def test_second_ratio_starts_from_kept_statistics_and_uneven_layers_are_verified(folders, tmp_path):
+    kept = tmp_path / "statistics.safetensors"
+    first = mi_prune(folders / "Llama", "--out", tmp_path / "a", "--save-statistics", kept, *SHORT)
+    assert first.returncode == 0, first.stderr
+    options = ("--statistics", kept, "--ratio=0.5", "--repair=lstsq", "--budget=mi", "--verify")
+    second = mi_prune(folders / "Llama", "--out", tmp_path / "b", *options, *SHORT)
+    assert second.returncode == 0, second.stderr
+    assert "capture" not in second.stderr
+    assert "Reloaded with pruning.load_model in a fresh process: outputs differ by 0 of" in second.stdout
+    assert sum(json.loads((tmp_path / "b" / "mi_prune.json").read_text())["neurons"]["widths"]) == 60
+
+
 def test_encoder_is_compared_by_its_hidden_states(folders, tmp_path):
     done = mi_prune(
         folders / "Bert", "--out", tmp_path / "out", "--ratio=0.25", "--evaluate=builtin", "--quiet", *SHORT
@@ -84,6 +96,8 @@ def test_own_text_is_used_and_named(folders, tmp_path):
     [
         (("--ratio=2",), "ratio: expected a number between 0 and 1"),
         (("--calibration=/nowhere.txt",), "/nowhere.txt"),
+        (("--statistics=/nowhere.st",), "/nowhere.st: no such file of statistics"),
+        (("--budget=mi", "--ratio=0.5", "--max-layer-ratio=0.2", "--multiple-of=2"), "lets 8 of a layer go"),
         (("--ratio=0.01", "--multiple-of=8"), "rounded to a multiple of 8, keeps 40"),
         (("--sequence-length=1000000",), "expected text of at least 1000000 tokens"),
     ],
