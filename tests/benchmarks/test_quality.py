@@ -140,6 +140,14 @@ def test_protocols():
     assert evenly(windows, 100).shape == (40, 1)
 
 
+def test_slow_methods_have_as_many_tokens_whatever_the_window():
+    slow = METHODS["fmchisel-osscar"]
+    for length in (32, 512):
+        calibration = torch.zeros(112 * 512 // length, length)
+        assert slow.windows(calibration).numel() == 32 * 512
+        assert len(METHODS["flap, none"].windows(calibration)) == len(calibration)
+
+
 def test_padding_does_not_change_a_sentence(tokenizer):
     model = tiny_model("Bert")
     sentences = ["a bird", "two small birds sing in the trees", "x"]
