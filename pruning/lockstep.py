@@ -78,8 +78,7 @@ class Stream:
 
     def _run(self, index: int, hidden: Tensor) -> Tensor:
         rest, keywords = self._calls[len(hidden)][index]
-        output = self._ffns[index].layer(hidden, *rest, **keywords)
-        return output if isinstance(output, Tensor) else output[0]
+        return _hidden(self._ffns[index].layer(hidden, *rest, **keywords))
 
 
 class _StopForward(Exception):  # noqa: N818, it ends a forward pass that has done its work
@@ -90,20 +89,36 @@ class _StopForward(Exception):  # noqa: N818, it ends a forward pass that has do
 def _calls(ffns: Sequence[FFN], *, stop: bool) -> Iterator[list[tuple[Tensor, Any, Any]]]:
     """The arguments that each layer is called with: hidden states, the other positional ones, keywords."""
     seen: list[tuple[Tensor, Any, Any]] = []
+    last: list[Tensor] = []
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def before(_module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         keywords = dict(keywords)
         hidden = args[0] if args else keywords.pop("hidden_states")
+        if last and not torch.equal(hidden, last[-1]):
+            raise ValueError(
+                f"{ffns[len(seen)].name}: expected its layer to read what the layer of {ffns[len(seen) - 1].name} "
+                f"wrote; where something stands between them, repair='lstsq' is what goes"
+            )
         seen.append((hidden, args[1:], keywords))
         if stop:
             raise _StopForward
 
-    handles = [ffn.layer.register_forward_pre_hook(hook, with_kwargs=True) for ffn in ffns]
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        last[:] = [_hidden(output)]
+
+    handles = [ffn.layer.register_forward_pre_hook(before, with_kwargs=True) for ffn in ffns]
+    handles += [ffn.layer.register_forward_hook(after) for ffn in ffns]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden states among what a layer returns."""
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
 
 
 @contextmanager

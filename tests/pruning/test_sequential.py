@@ -37,6 +37,15 @@ def test_residual_is_what_the_layer_adds_up(model, windows):
     torch.testing.assert_close(step.residual - step.skipped, step.z @ ffn.output.weight.t() + bias)
 
 
+def test_layers_with_something_between_them_are_refused(windows):
+    model = tiny_model("Llama")
+    ffns = find_ffns(model)
+    with pytest.raises(
+        ValueError, match=r"layers\.2\.mlp: expected its layer to read what .*layers\.0\.mlp wrote"
+    ):
+        Stream(model, [ffns[0], ffns[2]], [windows])
+
+
 def test_nothing_changes_where_nothing_goes(model, windows):
     dense = outputs(model, windows)
     ffns = find_ffns(model)
