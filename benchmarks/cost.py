@@ -144,18 +144,22 @@ def stages(model: Model, chip: str) -> dict[str, float]:
     kept = round(n * (1 - RATIO))
     gone = n - kept
     tokens = TOKENS_PER_NEURON * kept
+    forward = 2 * model.parameters * tokens / rates.matrix["fp16"]
     moments = 2.0 * n**2 * tokens  # float32, the whole square
-    # The inverse of the moments, then a rank-one update of what is left for each neuron that goes, in blocks.
-    elimination = n**3 + 2 * (n**3 - kept**3) / 3
-    # Cholesky, the solution for what is gone, and its product with the output projection.
-    least_squares = kept**3 / 3 + 2.0 * kept**2 * gone + 2.0 * d * gone * kept
+    # The inverse of the moments, then a rank-one update of what is left for each neuron, in blocks.
+    elimination = n**3 + 2 * n**3 / 3
+    # How well the kept neurons predict those that go: Cholesky and the solution.
+    explanation = kept**3 / 3 + 2.0 * kept**2 * gone
+    # Moments of the kept neurons in the pruned stream, their product with what is missing, Cholesky, the solution.
+    fit = 2.0 * kept * (kept + d) * tokens + kept**3 / 3 + 2.0 * kept**2 * d
     weights = model.parameters - model.layers * 3 * d * gone
+    mi = floor("grid", n, SAMPLES, "int8", chip)[0]
     return {
-        "capture": 2 * model.parameters * tokens / rates.matrix["fp16"]
-        + model.layers * moments / rates.algebra,
-        "measure": model.layers * floor("grid", n, SAMPLES, "int8", chip)[0],
-        "select": model.layers * elimination / rates.algebra,
-        "repair": model.layers * least_squares / rates.algebra,
+        "capture": forward + model.layers * moments / rates.algebra,
+        "measure": model.layers * (mi + elimination / rates.algebra),
+        "select": model.layers * explanation / rates.algebra,
+        # the dense stream, and the pruned one before and after each layer's fit
+        "repair": 3 * forward + model.layers * fit / rates.algebra,
         "save": 2 * weights / DISK,  # 16-bit
     }
 

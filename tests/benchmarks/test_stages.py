@@ -48,5 +48,5 @@ def test_without_a_demo_nothing_is_made(tmp_path):
 def test_predicted_stages_grow_with_the_model_and_contain_the_floor_of_mi():
     small, medium, large = (cost.stages(model, "H100") for model in cost.MODELS.values())
     assert all(small[stage] < medium[stage] < large[stage] for stage in small)
-    assert small["measure"] == 32 * cost.floor("grid", 11008, 4096, "int8", "H100")[0]
+    assert small["measure"] > 32 * cost.floor("grid", 11008, 4096, "int8", "H100")[0]
     assert small["save"] == pytest.approx(2 * (6.74e9 - 32 * 3 * 4096 * 2202) / cost.DISK)
