@@ -39,7 +39,8 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
         ffn: its kept neurons, with an output projection that is already solved for.
         inputs: `[T, d]`, what the FFN reads in the pruned model. Tokens of one text should be neighbours, since
             the last tenth is held back.
-        target: `[T, d]`, what the FFN should add, in the same order.
+        target: `[T, d]`, what the FFN should add, in the same order. The less of it that `inputs` cannot tell, the
+            better: rather the prediction of an FFN of the full width than a difference of two streams.
         weights: `[T]`, of the tokens, not negative.
         steps: of Adam, on 1,024 tokens each; 0 only solves for the output projection.
         seed: of the order of the tokens.
