@@ -39,7 +39,8 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
         ffn: its kept neurons, with an output projection that is already solved for.
         inputs: `[T, d]`, what the FFN reads in the pruned model. Tokens of one text should be neighbours, since
             the last tenth is held back.
-        target: `[T, d]`, what the FFN should add, in the same order.
+        target: `[T, d]`, what the FFN should add, in the same order. The less of it that `inputs` cannot tell, the
+            better: rather the prediction of an FFN of the full width than a difference of two streams.
         weights: `[T]`, of the tokens, not negative.
         steps: of Adam, on 1,024 tokens each; 0 only solves for the output projection.
         seed: of the order of the tokens.
@@ -50,7 +51,8 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
     """
     _validate(ffn, inputs, target, weights, steps)
     held = max(1, int(len(inputs) * HELD_BACK))
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # also for callers in inference mode
+        target, weights = target.float(), weights.float()
         begin = _state(ffn)
         before = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
         learned = inputs[:-held], target[:-held], weights[:-held]
@@ -61,16 +63,6 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
         if not after < before:  # also where it is NaN
             for parameter, value in begin:
                 parameter.copy_(value)
-
-
-def polish(weight: Tensor, neurons: Tensor, target: Tensor, ridge: float) -> Tensor:
-    """The `weight [d, N]` that maps `neurons [T, N]` to `target [T, d]` with least squares, held towards `weight`.
-
-    Args:
-        neurons: with the weights of tokens and the means taken care of.
-        ridge: 0 is least squares; 1 holds each column as strongly as the neuron's own second moment moves it.
-    """
-    return _polish(weight, neurons.t() @ neurons, neurons.t() @ (target - neurons @ weight.t()), ridge)
 
 
 def _descend(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: int, seed: int) -> None:
@@ -113,7 +105,8 @@ def _solve_output(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> 
     centre = None
     for start in range(0, len(inputs), CHUNK):
         part = slice(start, start + CHUNK)
-        z = _activations(ffn, inputs[part])
+        with _products(ffn):
+            z = _neurons(ffn, inputs[part]).float()
         # Centred on the first chunk's mean, so that large means cost no precision.
         if centre is None:
             centre = z.mean(0) if bias is not None else torch.zeros(width, device=weight.device)
@@ -124,18 +117,23 @@ def _solve_output(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> 
         cross.addmm_(scaled.t(), target[part] - middle)
     if bias is not None:
         gram -= torch.outer(mean, mean)  # `cross` needs no change: the target is centred
-    solution = _polish(weight, gram, cross - gram @ weight.t(), RIDGE)
-    ffn.output.weight.copy_(solution)
+    ffn.output.weight.copy_(_towards(weight, gram, cross - gram @ weight.t()))
     if bias is not None and centre is not None:
         # With the rounded weights, so that the means agree in the model's dtype.
         bias.copy_(middle - ffn.output.weight.float() @ (mean + centre))
 
 
-def _polish(weight: Tensor, gram: Tensor, residual: Tensor, ridge: float) -> Tensor:
+def _towards(weight: Tensor, gram: Tensor, residual: Tensor) -> Tensor:
+    """The projection `[d, N]` of least squared error with a ridge towards `weight`.
+
+    Args:
+        gram: `[N, N]`, (co)variances of the neurons.
+        residual: `[N, d]`, of the neurons with what `weight` leaves over of the target.
+    """
     scale = gram.diagonal().clamp_min(0).sqrt()
     scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons learn nothing
     system = (gram / torch.outer(scale, scale)).double()
-    system.diagonal().add_(max(ridge, 1e-6))
+    system.diagonal().add_(RIDGE)
     change = torch.cholesky_solve((residual / scale[:, None]).double(), torch.linalg.cholesky(system))
     return weight + (change.float() / scale[:, None]).t()
 
@@ -150,11 +148,6 @@ def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:
             (weights[part] * (output.float() - target[part]).square().sum(1)).sum(dtype=torch.float64)
         )
     return total
-
-
-def _activations(ffn: FFN, inputs: Tensor) -> Tensor:
-    with _products(ffn):
-        return _neurons(ffn, inputs).float()
 
 
 def _neurons(ffn: FFN, inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:

@@ -94,6 +94,15 @@ def test_other_layers_and_the_random_state_stay():
     assert not ffn.output._forward_pre_hooks
 
 
+def test_tensors_recorded_in_inference_mode_in_the_dtype_of_the_model_will_do():
+    ffn, *data = problem("Llama", dtype=torch.bfloat16)
+    before = error(ffn, *data)
+    with torch.inference_mode():
+        recorded = [tensor.bfloat16().clone() for tensor in data]
+        refine_ffn(ffn, *recorded, steps=20, seed=0)
+    assert error(ffn, *data) < before
+
+
 @pytest.mark.parametrize("family", ["Llama", "Bert"])
 def test_what_other_tokens_contradict_is_not_taken(family):
     ffn, inputs, _, weights = problem(family)
