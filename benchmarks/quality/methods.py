@@ -102,6 +102,7 @@ NOTABLE = (
     "flap, lstsq",
     "random-pairs, none",
     "conditional-mi, lstsq",
+    "conditional-mi, sequential",
     "conditional-mi, sequential, kl",
     "conditional-mi, sequential, kl, refined",
     "torch-pruning-taylor",
