@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class Evidence:
     order: Tensor
     damage: Tensor
 
-    @property
+    @cached_property
     def median_mi(self) -> float:
         """Over all pairs, nats."""
         return float(self.mi[torch.ones_like(self.mi, dtype=torch.bool).triu_(1)].median())

@@ -21,14 +21,12 @@ class Step:
     """What one batch of windows `[B, L]` did in one layer; T = B x L tokens.
 
     Attributes:
-        hidden: `[B, L, d]`, what goes to the next layer.
         read: `[T, d]`, what the FFN reads.
         z: `[T, N]`, its neurons.
         skipped: `[T, d]` float32, what goes past the FFN.
         residual: `[T, d]` float32, the sum of that and the FFN's output.
     """
 
-    hidden: Tensor
     read: Tensor
     z: Tensor
     skipped: Tensor
@@ -69,7 +67,7 @@ class Stream:
             added = seen["added"].flatten(0, -2).float()
             read, z = seen["read"].flatten(0, -2), seen["z"].flatten(0, -2)
             skipped = read.float() if ffn.normed_after else after.flatten(0, -2).float() - added
-            yield Step(after, read, z, skipped, skipped + added)
+            yield Step(read, z, skipped, skipped + added)
 
     def advance(self, index: int) -> None:
         """Move on through layer `index`."""

@@ -112,8 +112,8 @@ def prune(
             repair: `"sequential"` fits each layer's output projection to the dense hidden states after it, with
                 what earlier layers lost; `"lstsq"` folds a least-squares prediction of the dropped neurons into
                 it, `"bias"` adds their means (only where the class stores a bias), `"none"` cuts.
-            refine: after each layer's sequential repair, a short descent on all its weights towards the same
-                target: block by block, without labels and without gradients through the model.
+            refine: after each layer's sequential repair, a short descent of its input projections towards the
+                same target: block by block, without labels and without gradients through the model.
             budget: `"uniform"` drops the same number in every layer, so that stock transformers loads the result;
                 `"mi"` and `"kl"` give sensitive layers more (`pruning.sensitivity`): better, and
                 `pruning.load_model` loads it.
@@ -161,8 +161,7 @@ def prune(
     else:
         evidence = load_evidence(statistics, ffns)
     if save_statistics is not None:
-        evidence_file = Path(save_statistics)
-        save_evidence(evidence, evidence_file)
+        save_evidence(evidence, save_statistics)
     n_tokens = evidence[0].statistics.n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
     with _clock(seconds, "select"):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.families import FFN
+from pruning.repair import ridge
 
 BATCH = 1024
 """Tokens of a step."""
@@ -117,25 +118,10 @@ def _solve_output(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> 
         cross.addmm_(scaled.t(), target[part] - middle)
     if bias is not None:
         gram -= torch.outer(mean, mean)  # `cross` needs no change: the target is centred
-    ffn.output.weight.copy_(_towards(weight, gram, cross - gram @ weight.t()))
+    ffn.output.weight.copy_(weight + ridge(gram, cross - gram @ weight.t(), RIDGE).t().float())
     if bias is not None and centre is not None:
         # With the rounded weights, so that the means agree in the model's dtype.
         bias.copy_(middle - ffn.output.weight.float() @ (mean + centre))
-
-
-def _towards(weight: Tensor, gram: Tensor, residual: Tensor) -> Tensor:
-    """The projection `[d, N]` of least squared error with a ridge towards `weight`.
-
-    Args:
-        gram: `[N, N]`, (co)variances of the neurons.
-        residual: `[N, d]`, of the neurons with what `weight` leaves over of the target.
-    """
-    scale = gram.diagonal().clamp_min(0).sqrt()
-    scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons learn nothing
-    system = (gram / torch.outer(scale, scale)).double()
-    system.diagonal().add_(RIDGE)
-    change = torch.cholesky_solve((residual / scale[:, None]).double(), torch.linalg.cholesky(system))
-    return weight + (change.float() / scale[:, None]).t()
 
 
 def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:

@@ -70,12 +70,24 @@ def predict(moments: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
     Args:
         moments: `[N, N]` float64, second moments or covariances.
     """
-    scale = moments.diagonal()[keep].sqrt()
+    return ridge(moments[keep][:, keep], moments[keep][:, drop], RIDGE).t()
+
+
+def ridge(gram: Tensor, cross: Tensor, strength: float, *, n_free: int = 0) -> Tensor:
+    """Coefficients `[k, d]` float64 of a ridge regression on k regressors, in units where each has a moment of 1.
+
+    Args:
+        gram: `[k, k]`, (second) moments of the regressors.
+        cross: `[k, d]`, with what is predicted.
+        strength: share of each regressor's own moment that is added to it.
+        n_free: so many of the last regressors, such as a constant, are not penalised.
+    """
+    gram, cross = gram.double(), cross.double()
+    scale = gram.diagonal().clamp_min(0).sqrt()
     scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons predict nothing
-    system = moments[keep][:, keep] / torch.outer(scale, scale)
-    system.diagonal().add_(RIDGE)
-    cross = moments[keep][:, drop] / scale[:, None]
-    return (torch.cholesky_solve(cross, torch.linalg.cholesky(system)) / scale[:, None]).t()
+    system = gram / torch.outer(scale, scale)
+    system.diagonal()[: len(system) - n_free] += strength
+    return torch.cholesky_solve(cross / scale[:, None], torch.linalg.cholesky(system)) / scale[:, None]
 
 
 def explained_variance(statistics: Statistics, keep: Tensor, drop: Tensor) -> Tensor:

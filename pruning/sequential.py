@@ -11,7 +11,7 @@ from pruning.capture import evaluation_mode
 from pruning.families import FFN
 from pruning.lockstep import Stream
 from pruning.refine import refine_ffn
-from pruning.repair import Projection
+from pruning.repair import Projection, ridge
 from pruning.surgery import prune_ffn, restored_on_error
 
 RIDGE = 0.5
@@ -43,7 +43,7 @@ def repair_in_sequence(
         kept: for each FFN the neurons that stay, ascending.
         batches: windows of tokens `[B, L]`.
         intercept: whether to fit b.
-        refine: whether to let all weights of each FFN descend on the same error afterwards (`pruning.refine`).
+        refine: whether the input projections of each FFN then descend on the same error (`pruning.refine`).
         seed: of the order of tokens in that descent.
 
     Memory: the hidden states of all tokens, twice, on the model's device; with `refine` also what one FFN reads, its
@@ -117,18 +117,7 @@ def fit(ffn: FFN, keep: Tensor, examples: Iterable[Examples], *, intercept: bool
         raise ValueError(
             f"{ffn.name}: expected finite activations in the pruned model, got NaN or infinite ones"
         )
-    change = _ridge(gram, cross, n_penalised=len(keep)).t()  # [d, size]
+    change = ridge(gram, cross, RIDGE, n_free=int(intercept)).t().float()  # [d, size]
     if intercept:
         bias = change[:, -1] if bias is None else bias + change[:, -1]
     return Projection(weight + change[:, : len(keep)], bias)
-
-
-def _ridge(gram: Tensor, cross: Tensor, *, n_penalised: int) -> Tensor:
-    """Solve in float64, in units in which each regressor has a second moment of 1; the last may be free."""
-    gram, cross = gram.double(), cross.double()
-    scale = gram.diagonal().sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
-    system = gram / torch.outer(scale, scale)
-    system.diagonal()[:n_penalised] += RIDGE
-    solution = torch.cholesky_solve(cross / scale[:, None], torch.linalg.cholesky(system))
-    return (solution / scale[:, None]).float()
