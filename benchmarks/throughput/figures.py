@@ -101,27 +101,23 @@ def scaling(rows: Sequence[Row]) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(8.6, 4.2), sharey=True)
     for axes, axis, fixed, words in zip(panels, "NM", "MN", ("variables", "samples"), strict=True):
         axes.set(xscale="log", yscale="log")
-        ends, texts, at = [], [], []
+        at = []
         for series in (f"grid over {axis}", f"kde over {axis}"):
             at.append(f"{series.split()[0]} at {fixed} = {of(rows, series)[0]['case'][fixed]:,}")
             for variant in variants(rows, series):
                 some = of(rows, series, variant)
-                axes.plot(
-                    [r["case"][axis] for r in some], [seconds(r) for r in some], "o-", color=colour(some[0])
-                )
                 power = exponent(some, axis)
-                ends.append(some[-1])
-                texts.append(label(some[0]) + (f"\n~ ${axis}^{{{power:.2f}}}$" if power == power else ""))
+                axes.plot(
+                    [r["case"][axis] for r in some],
+                    [seconds(r) for r in some],
+                    "o-",
+                    color=colour(some[0]),
+                    label=label(some[0]) + (f" ~ ${axis}^{{{power:.2f}}}$" if power == power else ""),
+                )
         sizes = {r["case"][axis] for r in rows if r["case"]["series"].endswith(f"over {axis}")}
-        _size_axis(axes, sorted(sizes), room=0.5)
+        _size_axis(axes, sorted(sizes), room=0.1)
         axes.set_xlabel(f"{words}, {axis} ({', '.join(at)})")
-        write_beside(
-            axes,
-            texts,
-            [r["case"][axis] for r in ends],
-            [seconds(r) for r in ends],
-            [colour(r) for r in ends],
-        )
+        axes.legend(loc="lower right", frameon=False, labelcolor="linecolor", fontsize=8)
     panels[0].set(ylabel="time of all pairs", title="Time against the number of variables")
     panels[0].yaxis.set_major_formatter(FuncFormatter(_time_tick))
     panels[1].set_title("and against the number of samples")
