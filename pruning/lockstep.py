@@ -23,14 +23,19 @@ class Step:
     Attributes:
         read: `[T, d]`, what the FFN reads.
         z: `[T, N]`, its neurons.
+        added: `[T, d]`, the FFN's output.
         skipped: `[T, d]` float32, what goes past the FFN.
-        residual: `[T, d]` float32, the sum of that and the FFN's output.
     """
 
     read: Tensor
     z: Tensor
+    added: Tensor
     skipped: Tensor
-    residual: Tensor
+
+    @property
+    def residual(self) -> Tensor:
+        """`[T, d]` float32, the sum of what is added and what goes past."""
+        return self.skipped + self.added
 
 
 class Stream:
@@ -64,15 +69,26 @@ class Stream:
                 after = self._run(index, hidden)
             if advance:
                 self.hidden[i] = after
-            added = seen["added"].flatten(0, -2).float()
-            read, z = seen["read"].flatten(0, -2), seen["z"].flatten(0, -2)
+            read, z, added = (seen[part].flatten(0, -2) for part in ("read", "z", "added"))
             skipped = read.float() if ffn.normed_after else after.flatten(0, -2).float() - added
-            yield Step(read, z, skipped, skipped + added)
+            yield Step(read, z, added, skipped)
 
     def advance(self, index: int) -> None:
         """Move on through layer `index`."""
         with torch.no_grad():
             self.hidden = [self._run(index, hidden) for hidden in self.hidden]
+
+    def resume(self, index: int, steps: Sequence[Step]) -> None:
+        """Move on through layer `index`, whose FFN is another by now, from what `steps` say that it reads."""
+        ffn = self._ffns[index]
+        if ffn.normed_after:  # what follows the FFN is the layer's own business
+            self.advance(index)
+            return
+        with torch.no_grad():
+            self.hidden = [
+                (step.skipped + ffn.block(step.read)).to(hidden.dtype).view_as(hidden)
+                for step, hidden in zip(steps, self.hidden, strict=True)
+            ]
 
     def _run(self, index: int, hidden: Tensor) -> Tensor:
         rest, keywords = self._calls[len(hidden)][index]

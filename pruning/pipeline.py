@@ -175,9 +175,7 @@ def prune(
         if settings.repair == "sequential":
             del evidence  # as large as the hidden states that come now
             shown = track(kept, "repair", show=progress)
-            repair_in_sequence(
-                model, ffns, shown, batches, intercept=intercept, refine=settings.refine, seed=settings.seed
-            )
+            repair_in_sequence(model, ffns, shown, batches, refine=settings.refine, seed=settings.seed)
         else:
             plans = track(list(zip(ffns, evidence, kept, strict=True)), "repair", show=progress)
             projections = [

@@ -1,6 +1,6 @@
 """Repair in the order of the layers: each pruned FFN is fitted to what the dense model has after its layer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pruning.capture import evaluation_mode
 from pruning.families import FFN
-from pruning.lockstep import Stream
+from pruning.lockstep import Step, Stream
 from pruning.refine import refine_ffn
 from pruning.repair import Projection, ridge
 from pruning.surgery import prune_ffn, restored_on_error
@@ -28,7 +28,6 @@ def repair_in_sequence(
     kept: Iterable[Tensor],
     batches: Sequence[Tensor],
     *,
-    intercept: bool,
     refine: bool = False,
     seed: int = 0,
 ) -> None:
@@ -37,12 +36,12 @@ def repair_in_sequence(
     The dense and the pruned stream run side by side. With z the kept neurons in the pruned stream and t what is
     missing to the dense residual, the projection minimises `sum |t - W z - b|^2 / |h|^2` over tokens, h being the
     dense residual (without that weight a few tokens of massive norm decide), with a ridge towards the dense weights.
-    Closed form: no labels and no gradients.
+    There is a b where the dense projection has one; to give others one gains nothing. Closed form: no labels and no
+    gradients.
 
     Args:
         kept: for each FFN the neurons that stay, ascending.
         batches: windows of tokens `[B, L]`.
-        intercept: whether to fit b.
         refine: whether the input projections of each FFN then descend on the same error (`pruning.refine`).
         seed: of the order of tokens in that descent.
 
@@ -56,68 +55,64 @@ def repair_in_sequence(
         dense = Stream(model, ffns, batches)
         pruned = dense.copy()
         for index, (ffn, keep) in enumerate(zip(ffns, kept, strict=True)):
-            examples: Iterable[Examples] = _examples(dense, pruned, index)
+            examples = _examples(dense, pruned, index)
+            prune_ffn(ffn, keep, fit(ffn, keep, examples))
             if refine:
-                examples = list(examples)
-            prune_ffn(ffn, keep, fit(ffn, keep, examples, intercept=intercept))
-            if refine:
-                read, target, weight = (
-                    torch.cat([getattr(example, name) for example in examples])
-                    for name in ("read", "target", "weight")
-                )
+                read = torch.cat([step.read for step in examples.steps])
+                target, weight = torch.cat(examples.target), torch.cat(examples.weight)
                 refine_ffn(ffn, read, target, weight, steps=REFINE_STEPS, seed=seed)
-            pruned.advance(index)
+            pruned.resume(index, examples.steps)
 
 
 class Examples(NamedTuple):
-    """What one FFN should learn from one batch of T tokens.
+    """What one FFN should learn, batch by batch of T tokens.
 
     Attributes:
-        read: `[T, d]`, what it reads in the pruned stream.
-        z: `[T, N]`, its neurons there.
+        steps: what it reads and its neurons, in the pruned stream.
         target: `[T, d]` float32, what it should add for the stream to be the dense one.
         weight: `[T]` float32, of each token.
     """
 
-    read: Tensor
-    z: Tensor
-    target: Tensor
-    weight: Tensor
+    steps: list[Step]
+    target: list[Tensor]
+    weight: list[Tensor]
 
 
-def _examples(dense: Stream, pruned: Stream, index: int) -> Iterator[Examples]:
+def _examples(dense: Stream, pruned: Stream, index: int) -> Examples:
     """Of layer `index`, which the dense stream passes on the way."""
+    examples = Examples([], [], [])
     for ahead, behind in zip(dense.steps(index, advance=True), pruned.steps(index), strict=True):
-        weight = ahead.residual.square().mean(1).clamp_min(1e-12).reciprocal()
-        yield Examples(behind.read, behind.z, ahead.residual - behind.skipped, weight)
+        residual = ahead.residual
+        examples.steps.append(behind)
+        examples.target.append(residual - behind.skipped)
+        examples.weight.append(residual.square().mean(1).clamp_min(1e-12).reciprocal())
+    return examples
 
 
-def fit(ffn: FFN, keep: Tensor, examples: Iterable[Examples], *, intercept: bool) -> Projection:
-    """The output projection of the kept neurons that comes closest to the targets.
+def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:
+    """The output projection of the neurons `keep` that comes closest to the targets.
 
     Raises:
         ValueError: activations that are not finite.
     """
-    weight = ffn.output.weight.detach()[:, keep].float()  # [d, kept]
-    bias = None if ffn.output.bias is None else ffn.output.bias.detach().float()
-    size = len(keep) + intercept
-    gram = weight.new_zeros(size, size)
-    cross = weight.new_zeros(size, len(weight))
-    for example in examples:
-        z = example.z[:, keep].float()
-        missing = example.target - z @ weight.t()
-        if bias is not None:
-            missing -= bias
+    dense = ffn.output.weight.detach()[:, keep].float()  # [d, kept]
+    intercept = ffn.output.bias is not None
+    if intercept:
+        dense = torch.cat([dense, ffn.output.bias.detach().float()[:, None]], dim=1)
+    size = dense.shape[1]
+    gram = dense.new_zeros(size, size)
+    cross = dense.new_zeros(size, len(dense))
+    for step, target, weight in zip(*examples, strict=True):
+        z = step.z[:, keep].float()
         if intercept:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-        weighted = z * example.weight[:, None]
+        weighted = z * weight[:, None]
         gram.addmm_(weighted.t(), z)
-        cross.addmm_(weighted.t(), missing)
+        cross.addmm_(weighted.t(), target)
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(
             f"{ffn.name}: expected finite activations in the pruned model, got NaN or infinite ones"
         )
-    change = ridge(gram, cross, RIDGE, n_free=int(intercept)).t().float()  # [d, size]
-    if intercept:
-        bias = change[:, -1] if bias is None else bias + change[:, -1]
-    return Projection(weight + change[:, : len(keep)], bias)
+    missing = cross - gram @ dense.t()
+    fitted = dense + ridge(gram, missing, RIDGE, n_free=int(intercept)).t().float()  # [d, size]
+    return Projection(fitted[:, : len(keep)], fitted[:, -1] if intercept else None)

@@ -49,7 +49,7 @@ def test_layers_with_something_between_them_are_refused(windows):
 def test_nothing_changes_where_nothing_goes(model, windows):
     dense = outputs(model, windows)
     ffns = find_ffns(model)
-    repair_in_sequence(model, ffns, everything(ffns), windows.split(8), intercept=True)
+    repair_in_sequence(model, ffns, everything(ffns), windows.split(8))
     torch.testing.assert_close(outputs(model, windows), dense, rtol=1e-4, atol=1e-4)
 
 
@@ -62,9 +62,9 @@ def test_later_layers_make_up_for_what_earlier_ones_lost(windows):
         ffns = find_ffns(model)
         kept = [torch.arange(10), *everything(ffns)[1:]]
         if fitted:
-            repair_in_sequence(model, ffns, kept, [windows], intercept=False)
+            repair_in_sequence(model, ffns, kept, [windows])
         else:
-            repair_in_sequence(model, ffns[:1], kept[:1], [windows], intercept=False)
+            repair_in_sequence(model, ffns[:1], kept[:1], [windows])
         distance[fitted] = (outputs(model, windows) - outputs(dense, windows)).square().mean()
     assert distance[True] < distance[False]
 
@@ -103,7 +103,7 @@ def test_an_error_half_way_leaves_the_model_as_it_was(windows):
         find_ffns(model)[2].inputs[0].weight[0, 0] = float("nan")
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"layers\.2\.mlp: expected finite activations"):
-        repair_in_sequence(model, find_ffns(model), [torch.arange(30)] * 3, [windows], intercept=False)
+        repair_in_sequence(model, find_ffns(model), [torch.arange(30)] * 3, [windows])
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) or value.isnan().any()
 
