@@ -16,9 +16,10 @@ from mikernels.problem import Estimator, make_problem
 from mikernels.validation import MIN_SAMPLES
 from pruning import select, sensitivity
 from pruning.budget import Budget, allocate, check_cap, uniform_width
-from pruning.capture import Statistics, capture
+from pruning.capture import Statistics, capture, evaluation_mode
 from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
+from pruning.lockstep import Stream
 from pruning.progress import track
 from pruning.repair import Repair, complement, explained_variance, repair_projection
 from pruning.report import Layer, Report
@@ -30,6 +31,8 @@ TOKENS_PER_NEURON = 4
 """Calibration tokens for each kept neuron below which least squares is warned about."""
 SENSITIVITY_TOKENS = 2048
 """Calibration tokens on which `budget="kl"` measures each layer."""
+PROBE_TOKENS = 8
+"""Tokens on which sequential repair finds out whether it can follow a model from layer to layer."""
 
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 
@@ -137,9 +140,9 @@ def prune(
         `model.save_pretrained` gives a checkpoint that stock transformers loads (with `budget="uniform"`).
 
     Raises:
-        ValueError: settings out of range, no known FFN, too little text, a ratio that the rounding or the cap
-            makes unreachable, statistics of another model, NaN or infinite activations. The model is then as it
-            was.
+        ValueError: settings out of range, no known FFN, something between the known layers where the repair is
+            sequential, too little text, a ratio that the rounding or the cap makes unreachable, statistics of
+            another model, NaN or infinite activations. The model is then as it was.
         FileNotFoundError: no such file of statistics.
     """
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
@@ -205,7 +208,7 @@ def prepare(
     *,
     need_windows: bool = True,
 ) -> tuple[list[FFN], Tensor | None]:
-    """The FFNs and the windows of calibration tokens, after all that can be checked without running the model.
+    """The FFNs and the windows of calibration tokens, after all that can be checked in a moment.
 
     Raises:
         ValueError: as `prune`.
@@ -231,6 +234,9 @@ def prepare(
         raise ValueError(
             f"sequence_length: expected at most the {longest} tokens that the model reads, got {windows.shape[1]}"
         )
+    if settings.repair == "sequential":
+        with evaluation_mode(model):
+            Stream(model, ffns, [windows[:1, :PROBE_TOKENS]])  # raises where something stands between the layers
     return ffns, windows
 
 
