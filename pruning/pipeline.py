@@ -21,15 +21,15 @@ from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
 from pruning.lockstep import Stream
 from pruning.progress import track
-from pruning.repair import Repair, complement, explained_variance, repair_projection
+from pruning.repair import Repair, complement, explained_variance
 from pruning.report import Layer, Report
 from pruning.sequential import repair_in_sequence
-from pruning.surgery import prune_ffn, update_config
+from pruning.surgery import prune_separately, update_config
 from pruning.text import builtin_text, read_text, token_windows
 
 TOKENS_PER_NEURON = 4
 """Calibration tokens for each kept neuron below which least squares is warned about."""
-SENSITIVITY_TOKENS = 2048
+DIVERGENCE_TOKENS = 2048
 """Calibration tokens on which `budget="kl"` measures each layer."""
 PROBE_TOKENS = 8
 """Tokens on which sequential repair finds out whether it can follow a model from layer to layer."""
@@ -103,9 +103,10 @@ def prune(
         tokenizer: of the model; may be None where `calibration` is a tensor.
         calibration: a text (str), the path of a UTF-8 text file (Path), or windows of tokens `[n, L]`. By
             default half of the language reference that ships inside CPython.
-        statistics: a file that an earlier run wrote to `save_statistics`; nothing is captured or measured then,
-            and with `repair="lstsq"` the model does not run at all.
-        save_statistics: a file for the statistics, for other ratios, criteria and budgets later.
+        statistics: a file that an earlier run wrote to `save_statistics`; nothing is captured or measured then but
+            what `budget="kl"` needs and the file lacks, and with `repair="lstsq"` the model does not run at all.
+        save_statistics: a file for the statistics, and for what `budget="kl"` measured, for other ratios, criteria
+            and budgets later; written before anything is selected.
         settings, options: as a whole, or one by one by keyword, which has the last word:
             ratio: share of the neurons to drop.
             criterion: `"conditional-mi"` drops what tells least about the layer's output, given what stays;
@@ -146,12 +147,15 @@ def prune(
         FileNotFoundError: no such file of statistics.
     """
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
-    need_windows = statistics is None or settings.repair == "sequential" or settings.budget == "kl"
+    evidence = None if statistics is None else load_evidence(statistics, find_ffns(model))
+    need_windows = (
+        evidence is None or settings.repair == "sequential" or _wants_divergence(settings, evidence)
+    )
     ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
     batches = windows.split(settings.batch_size) if windows is not None else ()
     intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     seconds: dict[str, float] = {}
-    if statistics is None:
+    if evidence is None:
         with _clock(seconds, "capture"):
             shown = track(batches, "capture", show=progress)
             captured = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
@@ -161,41 +165,29 @@ def prune(
                 measure(ffn, gathered, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
                 for ffn, gathered in pairs
             ]
-    else:
-        evidence = load_evidence(statistics, ffns)
+    if _wants_divergence(settings, evidence):
+        with _clock(seconds, "sensitivity"):
+            evidence = sensitivity.with_divergence(model, ffns, evidence, _few(batches))
     if save_statistics is not None:
         save_evidence(evidence, save_statistics)
     n_tokens = evidence[0].statistics.n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
     with _clock(seconds, "select"):
-        widths, sensitivities = _widths(model, ffns, evidence, batches, settings)
+        widths, sensitivities = _widths(ffns, evidence, settings)
         layers = [
             _select(ffn, known, width, sensitive, settings)
             for ffn, known, width, sensitive in zip(ffns, evidence, widths, sensitivities, strict=True)
         ]
     with _clock(seconds, "repair"):
-        kept = [layer.kept for layer in layers]
+        kept = track([layer.kept for layer in layers], "repair", show=progress)
         if settings.repair == "sequential":
             del evidence  # as large as the hidden states that come now
-            shown = track(kept, "repair", show=progress)
             repair_in_sequence(
-                model, ffns, shown, batches, intercept=intercept, refine=settings.refine, seed=settings.seed
+                model, ffns, kept, batches, intercept=intercept, refine=settings.refine, seed=settings.seed
             )
         else:
-            plans = track(list(zip(ffns, evidence, kept, strict=True)), "repair", show=progress)
-            projections = [
-                repair_projection(
-                    ffn.output.weight,
-                    ffn.output.bias,
-                    keep,
-                    known.statistics,
-                    settings.repair,
-                    intercept=intercept,
-                ).to(ffn.output.weight.dtype)
-                for ffn, known, keep in plans
-            ]
-            for ffn, keep, projection in zip(ffns, kept, projections, strict=True):
-                prune_ffn(ffn, keep, projection)
+            gathered = [known.statistics for known in evidence]
+            prune_separately(ffns, kept, gathered, settings.repair, intercept=intercept)
         update_config(model, ffns)
     return Report(asdict(settings), n_tokens, layers, seconds)
 
@@ -236,7 +228,9 @@ def prepare(
         )
     if settings.repair == "sequential":
         with evaluation_mode(model):
-            Stream(model, ffns, [windows[:1, :PROBE_TOKENS]])  # raises where something stands between the layers
+            Stream(
+                model, ffns, [windows[:1, :PROBE_TOKENS]]
+            )  # raises where something stands between the layers
     return ffns, windows
 
 
@@ -250,12 +244,19 @@ def _warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:
         )
 
 
+def _wants_divergence(settings: Settings, evidence: Sequence[Evidence]) -> bool:
+    """Whether the budget needs what nobody has measured yet."""
+    return settings.budget == "kl" and any(known.divergence is None for known in evidence)
+
+
+def _few(batches: Sequence[Tensor]) -> list[Tensor]:
+    """`DIVERGENCE_TOKENS` of the batches or a little more, spread evenly."""
+    count = min(len(batches), max(1, DIVERGENCE_TOKENS // batches[0].numel()))
+    return [batches[i * len(batches) // count] for i in range(count)]
+
+
 def _widths(
-    model: PreTrainedModel,
-    ffns: Sequence[FFN],
-    evidence: Sequence[Evidence],
-    batches: Sequence[Tensor],
-    settings: Settings,
+    ffns: Sequence[FFN], evidence: Sequence[Evidence], settings: Settings
 ) -> tuple[list[int], list[float]]:
     """Neurons that stay in each layer, and the sensitivity that decided it."""
     if settings.budget == "uniform":
@@ -264,9 +265,7 @@ def _widths(
     if settings.budget == "mi":
         weights = sensitivity.by_mi(evidence, estimator=settings.estimator, nodes=settings.nodes)
     else:
-        n_batches = max(1, SENSITIVITY_TOKENS // batches[0].numel())
-        some = [batches[i * len(batches) // n_batches] for i in range(min(n_batches, len(batches)))]
-        weights = sensitivity.by_kl(model, ffns, evidence, some)
+        weights = sensitivity.by_kl(evidence)
     widths = allocate(
         [known.damage for known in evidence],
         weights,

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pruning import prune
 from pruning.evidence import load_evidence
@@ -33,6 +34,28 @@ def test_with_kept_statistics_least_squares_runs_no_forward_pass(kept):
     model.model.forward = None
     report = prune(model, None, ratio=0.25, repair="lstsq", budget="mi", statistics=kept, **OPTIONS)
     assert report.calibration_tokens == 24 * 16
+
+
+def test_a_budget_by_kl_is_kept_and_then_needs_neither_text_nor_forward_pass(tmp_path, windows):
+    path, options = tmp_path / "statistics.safetensors", {"ratio": 0.25, "repair": "lstsq", "budget": "kl"}
+    measured, model = tiny_model("Llama"), tiny_model("Llama")
+    first = prune(measured, None, calibration=windows, save_statistics=path, **options, **OPTIONS)
+    model.model.forward = None
+    second = prune(model, None, statistics=path, **options, **OPTIONS)
+    del model.model.forward
+    assert [layer.sensitivity for layer in second.layers] == [layer.sensitivity for layer in first.layers]
+    assert torch.equal(outputs(model, windows), outputs(measured, windows))
+
+
+def test_what_a_file_lacks_for_a_budget_by_kl_is_measured_and_kept_from_then_on(kept, tmp_path, windows):
+    path, ffns = tmp_path / "more.safetensors", find_ffns(tiny_model("Llama"))
+    assert [known.divergence for known in load_evidence(kept, ffns)] == [None] * 3
+    options = {"calibration": windows, "budget": "kl", "repair": "lstsq"}
+    report = prune(tiny_model("Llama"), None, statistics=kept, save_statistics=path, **options, **OPTIONS)
+    assert "capture" not in report.seconds
+    expected = [layer.sensitivity for layer in report.layers]
+    assert [known.divergence**0.5 for known in load_evidence(path, ffns)] == expected
+    assert set(load_file(kept)) < set(load_file(path))
 
 
 def test_statistics_of_another_model_are_refused(kept):
