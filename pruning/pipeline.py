@@ -17,6 +17,7 @@ from mikernels.validation import MIN_SAMPLES
 from pruning import select, sensitivity
 from pruning.budget import Budget, allocate, check_cap, uniform_width
 from pruning.capture import Statistics, capture, evaluation_mode
+from pruning.clusters import cluster_neurons
 from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
 from pruning.lockstep import Stream
@@ -48,6 +49,7 @@ class Settings:
     budget: Budget = "uniform"
     max_layer_ratio: float = 0.8
     threshold: float | str | None = None
+    clusters: int = 1
     multiple_of: int = 32
     calibration_tokens: int = 57_344
     sequence_length: int = 512
@@ -68,17 +70,26 @@ class Settings:
             value = getattr(self, name)
             if value not in get_args(options):
                 raise ValueError(f"{name}: expected one of {', '.join(get_args(options))}, got {value!r}")
-        for name in ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size"):
+        counts = (
+            "multiple_of",
+            "calibration_tokens",
+            "sequence_length",
+            "batch_size",
+            "sample_size",
+            "clusters",
+        )
+        for name in counts:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
-        if self.threshold is not None and self.criterion != "random-pairs":
-            raise ValueError(
-                f"threshold: expected only with criterion='random-pairs', got it with {self.criterion!r}"
-            )
+        for name in ("threshold", "clusters"):
+            if getattr(self, name) != getattr(Settings, name) and self.criterion != "random-pairs":
+                raise ValueError(
+                    f"{name}: expected only with criterion='random-pairs', got it with {self.criterion!r}"
+                )
         if isinstance(self.threshold, str):
             null_level(self.threshold)
         if self.refine and self.repair != "sequential":
@@ -124,6 +135,8 @@ def prune(
             max_layer_ratio: the most that a budget takes from one layer.
             threshold: Tr of `"random-pairs"`: nats, or `"null:0.999"` for what independent neurons exceed with
                 probability 0.001 at this sample size and estimator; by default each layer's median MI.
+            clusters: of the neurons of each layer, by what they do (`pruning.clusters`): `"random-pairs"` seeks its
+                pairs within them only.
             multiple_of: the width that stays is rounded to the nearest multiple of it. 32 suits GGUF's
                 block formats; 128 suits GPUs.
             calibration_tokens, sequence_length, batch_size: how much text the model reads, and how.
@@ -208,6 +221,10 @@ def prepare(
     ffns = find_ffns(model)
     width = ffns[0].width
     uniform_width(width, settings.ratio, settings.multiple_of)
+    if settings.clusters > width:
+        raise ValueError(
+            f"clusters: expected at most the {width} neurons of a layer, got {settings.clusters}"
+        )
     if settings.budget != "uniform":
         check_cap(width, settings.ratio, settings.multiple_of, settings.max_layer_ratio)
         if any(ffn.width != width for ffn in ffns):
@@ -286,7 +303,8 @@ def _select(ffn: FFN, known: Evidence, n_keep: int, sensitive: float, settings: 
         order = select.random_order(ffn.width, seed=settings.seed)
     elif settings.criterion == "random-pairs":
         threshold = _nats(settings, len(statistics.sample), known.median_mi)
-        order = select.random_pairs(mi, n_drop, threshold=threshold, seed=settings.seed)
+        cluster = None if settings.clusters == 1 else cluster_neurons(statistics.sample, settings.clusters)
+        order = select.random_pairs(mi, n_drop, threshold=threshold, seed=settings.seed, cluster=cluster)
     elif settings.criterion == "pairwise-mi":
         order = select.redundancy_saliency(mi, saliency)
     else:
