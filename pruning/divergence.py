@@ -1,5 +1,6 @@
 """How far a pruned model is from the dense one, without labels."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,13 +25,15 @@ class Dense:
     def divergence(self) -> float:
         """Of the model as it is now: the mean KL divergence of its next-token distributions from the dense ones, nats.
 
-        Of a model without a language-model head the mean squared change of the last hidden states.
+        Of a model without a language-model head the mean squared change of the last hidden states. Infinite where
+        something in it is not a number.
         """
         parts = [
             _divergence(dense.to(self._model.device), self._output(batch), causal=self._model.can_generate())
             for dense, batch in zip(self._outputs, self._batches, strict=True)
         ]
-        return max(float(torch.stack(parts).mean()), 0.0)
+        mean = float(torch.stack(parts).mean())
+        return math.inf if math.isnan(mean) else max(mean, 0.0)
 
     def _output(self, batch: Tensor) -> Tensor:
         """Logits `[B, L, vocabulary]` of a language model, else hidden states `[B, L, d]`."""

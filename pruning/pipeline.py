@@ -16,6 +16,7 @@ from mikernels.problem import Estimator, make_problem
 from mikernels.validation import MIN_SAMPLES
 from pruning import select, sensitivity
 from pruning.budget import Budget, allocate, check_cap, uniform_width
+from pruning.candidates import divergences
 from pruning.capture import Statistics, capture, evaluation_mode
 from pruning.clusters import cluster_neurons
 from pruning.evidence import Evidence, load_evidence, measure, save_evidence
@@ -31,7 +32,7 @@ from pruning.text import builtin_text, read_text, token_windows
 TOKENS_PER_NEURON = 4
 """Calibration tokens for each kept neuron below which least squares is warned about."""
 DIVERGENCE_TOKENS = 2048
-"""Calibration tokens on which `budget="kl"` measures each layer."""
+"""Calibration tokens on which `budget="kl"` measures each layer, and `candidates` each selection."""
 PROBE_TOKENS = 8
 """Tokens on which sequential repair finds out whether it can follow a model from layer to layer."""
 
@@ -50,6 +51,7 @@ class Settings:
     max_layer_ratio: float = 0.8
     threshold: float | str | None = None
     clusters: int = 1
+    candidates: int = 1
     multiple_of: int = 32
     calibration_tokens: int = 57_344
     sequence_length: int = 512
@@ -70,22 +72,15 @@ class Settings:
             value = getattr(self, name)
             if value not in get_args(options):
                 raise ValueError(f"{name}: expected one of {', '.join(get_args(options))}, got {value!r}")
-        counts = (
-            "multiple_of",
-            "calibration_tokens",
-            "sequence_length",
-            "batch_size",
-            "sample_size",
-            "clusters",
-        )
-        for name in counts:
+        sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
+        for name in (*sizes, "clusters", "candidates"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
-        for name in ("threshold", "clusters"):
+        for name in ("threshold", "clusters", "candidates"):
             if getattr(self, name) != getattr(Settings, name) and self.criterion != "random-pairs":
                 raise ValueError(
                     f"{name}: expected only with criterion='random-pairs', got it with {self.criterion!r}"
@@ -137,6 +132,9 @@ def prune(
                 probability 0.001 at this sample size and estimator; by default each layer's median MI.
             clusters: of the neurons of each layer, by what they do (`pruning.clusters`): `"random-pairs"` seeks its
                 pairs within them only.
+            candidates: selections that `"random-pairs"` draws, by seed, seed + 1 and so on. The one whose pruned
+                model diverges least from the dense one on a few calibration windows is taken; where the repair is
+                sequential, they are judged with least squares.
             multiple_of: the width that stays is rounded to the nearest multiple of it. 32 suits GGUF's
                 block formats; 128 suits GPUs.
             calibration_tokens, sequence_length, batch_size: how much text the model reads, and how.
@@ -162,7 +160,10 @@ def prune(
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
     evidence = None if statistics is None else load_evidence(statistics, find_ffns(model))
     need_windows = (
-        evidence is None or settings.repair == "sequential" or _wants_divergence(settings, evidence)
+        evidence is None
+        or settings.repair == "sequential"
+        or settings.candidates > 1
+        or _wants_divergence(settings, evidence)
     )
     ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
     batches = windows.split(settings.batch_size) if windows is not None else ()
@@ -183,26 +184,39 @@ def prune(
             evidence = sensitivity.with_divergence(model, ffns, evidence, _few(batches))
     if save_statistics is not None:
         save_evidence(evidence, save_statistics)
-    n_tokens = evidence[0].statistics.n_tokens
+    gathered = [known.statistics for known in evidence]
+    n_tokens = gathered[0].n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
     with _clock(seconds, "select"):
         widths, sensitivities = _widths(ffns, evidence, settings)
+        choices = [
+            _choices(ffn, known, width, settings)
+            for ffn, known, width in zip(ffns, evidence, widths, strict=True)
+        ]
+        candidates = dict(zip(_seeds(settings), zip(*choices, strict=True), strict=True))
+        divergence: dict[int, float] = {}
+        if len(candidates) > 1:
+            tried = track(list(candidates.values()), "try", show=progress)
+            found = divergences(
+                model, ffns, tried, gathered, _few(batches), settings.repair, intercept=intercept
+            )
+            divergence = dict(zip(candidates, found, strict=True))
+        kept = candidates[min(divergence, key=divergence.__getitem__, default=settings.seed)]
         layers = [
-            _select(ffn, known, width, sensitive, settings)
-            for ffn, known, width, sensitive in zip(ffns, evidence, widths, sensitivities, strict=True)
+            _explain(ffn, known, keep, sensitive, settings)
+            for ffn, known, keep, sensitive in zip(ffns, evidence, kept, sensitivities, strict=True)
         ]
     with _clock(seconds, "repair"):
-        kept = track([layer.kept for layer in layers], "repair", show=progress)
+        shown = track(kept, "repair", show=progress)
         if settings.repair == "sequential":
-            del evidence  # as large as the hidden states that come now
+            del evidence, gathered  # as large as the hidden states that come now
             repair_in_sequence(
-                model, ffns, kept, batches, intercept=intercept, refine=settings.refine, seed=settings.seed
+                model, ffns, shown, batches, intercept=intercept, refine=settings.refine, seed=settings.seed
             )
         else:
-            gathered = [known.statistics for known in evidence]
-            prune_separately(ffns, kept, gathered, settings.repair, intercept=intercept)
+            prune_separately(ffns, shown, gathered, settings.repair, intercept=intercept)
         update_config(model, ffns)
-    return Report(asdict(settings), n_tokens, layers, seconds)
+    return Report(asdict(settings), n_tokens, layers, seconds, divergence)
 
 
 def prepare(
@@ -244,10 +258,8 @@ def prepare(
             f"sequence_length: expected at most the {longest} tokens that the model reads, got {windows.shape[1]}"
         )
     if settings.repair == "sequential":
-        with evaluation_mode(model):
-            Stream(
-                model, ffns, [windows[:1, :PROBE_TOKENS]]
-            )  # raises where something stands between the layers
+        with evaluation_mode(model):  # raises where something stands between the layers
+            Stream(model, ffns, [windows[:1, :PROBE_TOKENS]])
     return ffns, windows
 
 
@@ -293,23 +305,43 @@ def _widths(
     return widths, weights
 
 
-def _select(ffn: FFN, known: Evidence, n_keep: int, sensitive: float, settings: Settings) -> Layer:
-    """What goes from one layer, and why."""
-    n_drop, mi, statistics = ffn.width - n_keep, known.mi, known.statistics
-    saliency = _saliency(ffn, statistics, settings.criterion)
-    if settings.criterion == "conditional-mi":
-        order = known.order
-    elif settings.criterion == "random":
-        order = select.random_order(ffn.width, seed=settings.seed)
-    elif settings.criterion == "random-pairs":
-        threshold = _nats(settings, len(statistics.sample), known.median_mi)
-        cluster = None if settings.clusters == 1 else cluster_neurons(statistics.sample, settings.clusters)
-        order = select.random_pairs(mi, n_drop, threshold=threshold, seed=settings.seed, cluster=cluster)
-    elif settings.criterion == "pairwise-mi":
-        order = select.redundancy_saliency(mi, saliency)
+def _seeds(settings: Settings) -> range:
+    """Of the candidates."""
+    return range(settings.seed, settings.seed + settings.candidates)
+
+
+def _choices(ffn: FFN, known: Evidence, n_keep: int, settings: Settings) -> list[Tensor]:
+    """The neurons that stay in one layer, by each candidate."""
+    n_drop = ffn.width - n_keep
+    if settings.criterion == "random-pairs":
+        sample = known.statistics.sample
+        threshold = _nats(settings, len(sample), known.median_mi)
+        cluster = None if settings.clusters == 1 else cluster_neurons(sample, settings.clusters)
+        orders = [
+            select.random_pairs(known.mi, n_drop, threshold=threshold, seed=seed, cluster=cluster)
+            for seed in _seeds(settings)
+        ]
     else:
-        order = select.ascending(saliency)
-    kept = complement(order[:n_drop].to(mi.device), ffn.width)
+        orders = [_order(ffn, known, settings)]
+    return [complement(order[:n_drop].to(known.mi.device), ffn.width) for order in orders]
+
+
+def _order(ffn: FFN, known: Evidence, settings: Settings) -> Tensor:
+    """What goes first, by a criterion whose order serves every width."""
+    if settings.criterion == "conditional-mi":
+        return known.order
+    if settings.criterion == "random":
+        return select.random_order(ffn.width, seed=settings.seed)
+    saliency = _saliency(ffn, known.statistics, settings.criterion)
+    if settings.criterion == "pairwise-mi":
+        return select.redundancy_saliency(known.mi, saliency)
+    return select.ascending(saliency)
+
+
+def _explain(ffn: FFN, known: Evidence, kept: Tensor, sensitive: float, settings: Settings) -> Layer:
+    """What goes from one layer, and why."""
+    mi, statistics = known.mi, known.statistics
+    saliency = _saliency(ffn, statistics, settings.criterion)
     dropped = complement(kept, ffn.width)
     best = mi[dropped][:, kept].max(1)
     null = null_threshold(

@@ -25,6 +25,13 @@ def test_it_is_the_mean_kl_divergence_in_nats(llama, windows):
     assert dense.divergence() == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
 
 
+def test_a_model_that_says_nothing_finite_is_infinitely_far(llama, windows):
+    dense = Dense(llama, [windows])
+    with torch.no_grad():
+        find_ffns(llama)[1].output.weight[0, 0] = float("nan")
+    assert dense.divergence() == float("inf")
+
+
 def test_without_a_language_model_head_it_is_the_mean_squared_change(windows):
     model = tiny_model("Bert")
     before = copy.deepcopy(model)

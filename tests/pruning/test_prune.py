@@ -166,6 +166,8 @@ def test_threshold_by_the_null(windows):
         ({"criterion": "random-pairs", "clusters": 0}, "clusters: expected a positive integer, got 0"),
         ({"criterion": "random-pairs", "clusters": 41}, "at most the 40 neurons of a layer, got 41"),
         ({"criterion": "random-pairs", "clusters": 40}, "there are pairs within 40 clusters for 0"),
+        ({"candidates": 2}, "candidates: expected only with criterion='random-pairs'"),
+        ({"criterion": "random-pairs", "candidates": 0}, "candidates: expected a positive integer, got 0"),
         ({"criterion": "random-pairs", "threshold": 50.0}, "above 50 nats there are pairs for 0"),
         ({"criterion": "random-pairs", "threshold": "null:2"}, "threshold: expected nats or 'null:q'"),
         ({"budget": "mine"}, "budget: expected one of uniform, mi, kl, got 'mine'"),
