@@ -170,15 +170,7 @@ def prune(
     intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     seconds: dict[str, float] = {}
     if evidence is None:
-        with _clock(seconds, "capture"):
-            shown = track(batches, "capture", show=progress)
-            captured = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
-        with _clock(seconds, "measure"):
-            pairs = track(list(zip(ffns, captured, strict=True)), "measure", show=progress)
-            evidence = [
-                measure(ffn, gathered, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
-                for ffn, gathered in pairs
-            ]
+        evidence = _gather(model, ffns, batches, settings, seconds, progress=progress)
     if _wants_divergence(settings, evidence):
         with _clock(seconds, "sensitivity"):
             evidence = sensitivity.with_divergence(model, ffns, evidence, _few(batches))
@@ -261,6 +253,27 @@ def prepare(
         with evaluation_mode(model):  # raises where something stands between the layers
             Stream(model, ffns, [windows[:1, :PROBE_TOKENS]])
     return ffns, windows
+
+
+def _gather(
+    model: PreTrainedModel,
+    ffns: list[FFN],
+    batches: Sequence[Tensor],
+    settings: Settings,
+    seconds: dict[str, float],
+    *,
+    progress: bool,
+) -> list[Evidence]:
+    """What is known of each FFN, of which nothing stays behind here."""
+    with _clock(seconds, "capture"):
+        shown = track(batches, "capture", show=progress)
+        captured = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
+    with _clock(seconds, "measure"):
+        pairs = track(list(zip(ffns, captured, strict=True)), "measure", show=progress)
+        return [
+            measure(ffn, statistics, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
+            for ffn, statistics in pairs
+        ]
 
 
 def _warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:

@@ -1,9 +1,12 @@
+import gc
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pruning import prune
-from pruning.evidence import load_evidence
+from pruning.capture import Statistics
+from pruning.evidence import Evidence, load_evidence
 from pruning.families import find_ffns
 
 from tiny import outputs, tiny_model
@@ -72,3 +75,16 @@ def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path):
     (tmp_path / "text").write_text("words")
     with pytest.raises(ValueError, match="expected statistics in safetensors"):
         load_evidence(tmp_path / "text", ffns)
+
+
+def test_evidence_is_let_go_before_sequential_repair_asks_for_memory(windows, monkeypatch):
+    def alive():
+        gc.collect()
+        return sum(type(thing) in (Evidence, Statistics) for thing in gc.get_objects())
+
+    before, then = alive(), []
+    monkeypatch.setattr(
+        "pruning.pipeline.repair_in_sequence", lambda *_args, **_options: then.append(alive())
+    )
+    prune(tiny_model("Llama"), None, calibration=windows, **OPTIONS)
+    assert then == [before]
