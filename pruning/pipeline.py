@@ -110,7 +110,8 @@ def prune(
         calibration: a text (str), the path of a UTF-8 text file (Path), or windows of tokens `[n, L]`. By
             default half of the language reference that ships inside CPython.
         statistics: a file that an earlier run wrote to `save_statistics`; nothing is captured or measured then but
-            what `budget="kl"` needs and the file lacks, and with `repair="lstsq"` the model does not run at all.
+            what `budget="kl"` needs and the file lacks, and with `repair="lstsq"` the model does not run at all
+            (but to compare `candidates`).
         save_statistics: a file for the statistics, and for what `budget="kl"` measured, for other ratios, criteria
             and budgets later; written before anything is selected.
         settings, options: as a whole, or one by one by keyword, which has the last word:
