@@ -174,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         "max_layer_ratio": "the most that a budget takes from one layer",
         "threshold": "Tr of random-pairs: nats, or null:0.999 for that quantile of independent neurons; "
         "each layer's median MI by default",
+        "clusters": "of each layer's neurons, within which random-pairs seeks its pairs",
+        "candidates": "selections that random-pairs draws, by seed, seed + 1, ...: the one is taken whose model stays "
+        "closest to the dense one",
         "multiple_of": "round the width that stays to a multiple",
         "calibration_tokens": "tokens to calibrate on",
         "sequence_length": "tokens per window",

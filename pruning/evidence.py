@@ -27,12 +27,14 @@ class Evidence:
         mi: `[N, N]` float32, nats, 0 on the diagonal.
         order: `[N]` of `pruning.select.conditional_mi`.
         damage: `[N + 1]` of the same.
+        divergence: of the model when this FFN is halved (`pruning.sensitivity.with_divergence`), where measured.
     """
 
     statistics: Statistics
     mi: Tensor
     order: Tensor
     damage: Tensor
+    divergence: float | None = None
 
     @cached_property
     def median_mi(self) -> float:
@@ -74,6 +76,8 @@ def save_evidence(evidence: Sequence[Evidence], path: str | Path) -> None:
             f"{name}.order": layer.order,
             f"{name}.damage": layer.damage,
         }
+        if layer.divergence is not None:
+            tensors[f"{name}.divergence"] = torch.tensor(layer.divergence, dtype=torch.float64)
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
@@ -112,5 +116,14 @@ def load_evidence(path: str | Path, ffns: Sequence[FFN]) -> list[Evidence]:
         statistics = Statistics(
             ffn.name, part["sample"], int(part["n_tokens"]), part["mean"], part["covariance"]
         )
-        evidence.append(Evidence(statistics, part["mi"], part["order"], part["damage"]))
+        divergence = tensors.get(f"{ffn.name}.divergence")
+        evidence.append(
+            Evidence(
+                statistics,
+                part["mi"],
+                part["order"],
+                part["damage"],
+                None if divergence is None else float(divergence),
+            )
+        )
     return evidence

@@ -108,7 +108,7 @@ def _calls(ffns: Sequence[FFN], *, stop: bool) -> Iterator[list[tuple[Tensor, An
     def before(_module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         keywords = dict(keywords)
         hidden = args[0] if args else keywords.pop("hidden_states")
-        if last and not torch.equal(hidden, last[-1]):
+        if last and hidden is not last[-1] and not torch.equal(hidden, last[-1]):  # NaN too is what it wrote
             raise ValueError(
                 f"{ffns[len(seen)].name}: expected its layer to read what the layer of {ffns[len(seen) - 1].name} "
                 f"wrote; where something stands between them, repair='lstsq' is what goes"

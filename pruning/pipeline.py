@@ -16,20 +16,25 @@ from mikernels.problem import Estimator, make_problem
 from mikernels.validation import MIN_SAMPLES
 from pruning import select, sensitivity
 from pruning.budget import Budget, allocate, check_cap, uniform_width
-from pruning.capture import Statistics, capture
+from pruning.candidates import divergences
+from pruning.capture import Statistics, capture, evaluation_mode
+from pruning.clusters import cluster_neurons
 from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
+from pruning.lockstep import Stream
 from pruning.progress import track
-from pruning.repair import Repair, complement, explained_variance, repair_projection
+from pruning.repair import Repair, complement, explained_variance
 from pruning.report import Layer, Report
 from pruning.sequential import repair_in_sequence
-from pruning.surgery import prune_ffn, update_config
+from pruning.surgery import prune_separately, update_config
 from pruning.text import builtin_text, read_text, token_windows
 
 TOKENS_PER_NEURON = 4
 """Calibration tokens for each kept neuron below which least squares is warned about."""
-SENSITIVITY_TOKENS = 2048
-"""Calibration tokens on which `budget="kl"` measures each layer."""
+DIVERGENCE_TOKENS = 2048
+"""Calibration tokens on which `budget="kl"` measures each layer, and `candidates` each selection."""
+PROBE_TOKENS = 8
+"""Tokens on which sequential repair finds out whether it can follow a model from layer to layer."""
 
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 
@@ -45,6 +50,8 @@ class Settings:
     budget: Budget = "uniform"
     max_layer_ratio: float = 0.8
     threshold: float | str | None = None
+    clusters: int = 1
+    candidates: int = 1
     multiple_of: int = 32
     calibration_tokens: int = 57_344
     sequence_length: int = 512
@@ -65,17 +72,19 @@ class Settings:
             value = getattr(self, name)
             if value not in get_args(options):
                 raise ValueError(f"{name}: expected one of {', '.join(get_args(options))}, got {value!r}")
-        for name in ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size"):
+        sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
+        for name in (*sizes, "clusters", "candidates"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
-        if self.threshold is not None and self.criterion != "random-pairs":
-            raise ValueError(
-                f"threshold: expected only with criterion='random-pairs', got it with {self.criterion!r}"
-            )
+        for name in ("threshold", "clusters", "candidates"):
+            if getattr(self, name) != getattr(Settings, name) and self.criterion != "random-pairs":
+                raise ValueError(
+                    f"{name}: expected only with criterion='random-pairs', got it with {self.criterion!r}"
+                )
         if isinstance(self.threshold, str):
             null_level(self.threshold)
         if self.refine and self.repair != "sequential":
@@ -100,9 +109,11 @@ def prune(
         tokenizer: of the model; may be None where `calibration` is a tensor.
         calibration: a text (str), the path of a UTF-8 text file (Path), or windows of tokens `[n, L]`. By
             default half of the language reference that ships inside CPython.
-        statistics: a file that an earlier run wrote to `save_statistics`; nothing is captured or measured then,
-            and with `repair="lstsq"` the model does not run at all.
-        save_statistics: a file for the statistics, for other ratios, criteria and budgets later.
+        statistics: a file that an earlier run wrote to `save_statistics`; nothing is captured or measured then but
+            what `budget="kl"` needs and the file lacks, and with `repair="lstsq"` the model does not run at all
+            (but to compare `candidates`).
+        save_statistics: a file for the statistics, and for what `budget="kl"` measured, for other ratios, criteria
+            and budgets later; written before anything is selected.
         settings, options: as a whole, or one by one by keyword, which has the last word:
             ratio: share of the neurons to drop.
             criterion: `"conditional-mi"` drops what tells least about the layer's output, given what stays;
@@ -120,6 +131,11 @@ def prune(
             max_layer_ratio: the most that a budget takes from one layer.
             threshold: Tr of `"random-pairs"`: nats, or `"null:0.999"` for what independent neurons exceed with
                 probability 0.001 at this sample size and estimator; by default each layer's median MI.
+            clusters: of the neurons of each layer, by what they do (`pruning.clusters`): `"random-pairs"` seeks its
+                pairs within them only.
+            candidates: selections that `"random-pairs"` draws, by seed, seed + 1 and so on. The one whose pruned
+                model diverges least from the dense one on a few calibration windows is taken; where the repair is
+                sequential, they are judged with least squares.
             multiple_of: the width that stays is rounded to the nearest multiple of it. 32 suits GGUF's
                 block formats; 128 suits GPUs.
             calibration_tokens, sequence_length, batch_size: how much text the model reads, and how.
@@ -130,69 +146,68 @@ def prune(
 
     Memory beyond the model: for each layer N^2 x 8 bytes of moments and mutual information and `sample_size` x N
     activations, on the device of its weights, until all layers are pruned; then for sequential repair the hidden
-    states of all tokens twice, and their residual.
+    states of all tokens twice, and of one layer its neurons and what goes past them.
 
     Returns:
         What was dropped and why. The model's config describes what is left, so that
         `model.save_pretrained` gives a checkpoint that stock transformers loads (with `budget="uniform"`).
 
     Raises:
-        ValueError: settings out of range, no known FFN, too little text, a ratio that the rounding or the cap
-            makes unreachable, statistics of another model, NaN or infinite activations. The model is then as it
-            was.
+        ValueError: settings out of range, no known FFN, something between the known layers where the repair is
+            sequential, too little text, a ratio that the rounding or the cap makes unreachable, statistics of
+            another model, NaN or infinite activations. The model is then as it was.
         FileNotFoundError: no such file of statistics.
     """
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
-    need_windows = statistics is None or settings.repair == "sequential" or settings.budget == "kl"
+    evidence = None if statistics is None else load_evidence(statistics, find_ffns(model))
+    need_windows = (
+        evidence is None
+        or settings.repair == "sequential"
+        or settings.candidates > 1
+        or _wants_divergence(settings, evidence)
+    )
     ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
     batches = windows.split(settings.batch_size) if windows is not None else ()
     intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     seconds: dict[str, float] = {}
-    if statistics is None:
-        with _clock(seconds, "capture"):
-            shown = track(batches, "capture", show=progress)
-            captured = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
-        with _clock(seconds, "measure"):
-            pairs = track(list(zip(ffns, captured, strict=True)), "measure", show=progress)
-            evidence = [
-                measure(ffn, gathered, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
-                for ffn, gathered in pairs
-            ]
-    else:
-        evidence = load_evidence(statistics, ffns)
+    if evidence is None:
+        evidence = _gather(model, ffns, batches, settings, seconds, progress=progress)
+    if _wants_divergence(settings, evidence):
+        with _clock(seconds, "sensitivity"):
+            evidence = sensitivity.with_divergence(model, ffns, evidence, _few(batches))
     if save_statistics is not None:
         save_evidence(evidence, save_statistics)
-    n_tokens = evidence[0].statistics.n_tokens
+    gathered = [known.statistics for known in evidence]
+    n_tokens = gathered[0].n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
     with _clock(seconds, "select"):
-        widths, sensitivities = _widths(model, ffns, evidence, batches, settings)
+        widths, sensitivities = _widths(ffns, evidence, settings)
+        choices = [
+            _choices(ffn, known, width, settings)
+            for ffn, known, width in zip(ffns, evidence, widths, strict=True)
+        ]
+        candidates = dict(zip(_seeds(settings), zip(*choices, strict=True), strict=True))
+        divergence: dict[int, float] = {}
+        if len(candidates) > 1:
+            tried = track(list(candidates.values()), "try", show=progress)
+            found = divergences(
+                model, ffns, tried, gathered, _few(batches), settings.repair, intercept=intercept
+            )
+            divergence = dict(zip(candidates, found, strict=True))
+        kept = candidates[min(divergence, key=divergence.__getitem__, default=settings.seed)]
         layers = [
-            _select(ffn, known, width, sensitive, settings)
-            for ffn, known, width, sensitive in zip(ffns, evidence, widths, sensitivities, strict=True)
+            _explain(ffn, known, keep, sensitive, settings)
+            for ffn, known, keep, sensitive in zip(ffns, evidence, kept, sensitivities, strict=True)
         ]
     with _clock(seconds, "repair"):
-        kept = [layer.kept for layer in layers]
+        shown = track(kept, "repair", show=progress)
         if settings.repair == "sequential":
-            del evidence  # as large as the hidden states that come now
-            shown = track(kept, "repair", show=progress)
+            del evidence, gathered  # as large as the hidden states that come now
             repair_in_sequence(model, ffns, shown, batches, refine=settings.refine, seed=settings.seed)
         else:
-            plans = track(list(zip(ffns, evidence, kept, strict=True)), "repair", show=progress)
-            projections = [
-                repair_projection(
-                    ffn.output.weight,
-                    ffn.output.bias,
-                    keep,
-                    known.statistics,
-                    settings.repair,
-                    intercept=intercept,
-                ).to(ffn.output.weight.dtype)
-                for ffn, known, keep in plans
-            ]
-            for ffn, keep, projection in zip(ffns, kept, projections, strict=True):
-                prune_ffn(ffn, keep, projection)
+            prune_separately(ffns, shown, gathered, settings.repair, intercept=intercept)
         update_config(model, ffns)
-    return Report(asdict(settings), n_tokens, layers, seconds)
+    return Report(asdict(settings), n_tokens, layers, seconds, divergence)
 
 
 def prepare(
@@ -203,7 +218,7 @@ def prepare(
     *,
     need_windows: bool = True,
 ) -> tuple[list[FFN], Tensor | None]:
-    """The FFNs and the windows of calibration tokens, after all that can be checked without running the model.
+    """The FFNs and the windows of calibration tokens, after all that can be checked in a moment.
 
     Raises:
         ValueError: as `prune`.
@@ -211,6 +226,10 @@ def prepare(
     ffns = find_ffns(model)
     width = ffns[0].width
     uniform_width(width, settings.ratio, settings.multiple_of)
+    if settings.clusters > width:
+        raise ValueError(
+            f"clusters: expected at most the {width} neurons of a layer, got {settings.clusters}"
+        )
     if settings.budget != "uniform":
         check_cap(width, settings.ratio, settings.multiple_of, settings.max_layer_ratio)
         if any(ffn.width != width for ffn in ffns):
@@ -229,7 +248,31 @@ def prepare(
         raise ValueError(
             f"sequence_length: expected at most the {longest} tokens that the model reads, got {windows.shape[1]}"
         )
+    if settings.repair == "sequential":
+        with evaluation_mode(model):  # raises where something stands between the layers
+            Stream(model, ffns, [windows[:1, :PROBE_TOKENS]])
     return ffns, windows
+
+
+def _gather(
+    model: PreTrainedModel,
+    ffns: list[FFN],
+    batches: Sequence[Tensor],
+    settings: Settings,
+    seconds: dict[str, float],
+    *,
+    progress: bool,
+) -> list[Evidence]:
+    """What is known of each FFN, of which nothing stays behind here."""
+    with _clock(seconds, "capture"):
+        shown = track(batches, "capture", show=progress)
+        captured = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
+    with _clock(seconds, "measure"):
+        pairs = track(list(zip(ffns, captured, strict=True)), "measure", show=progress)
+        return [
+            measure(ffn, statistics, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
+            for ffn, statistics in pairs
+        ]
 
 
 def _warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:
@@ -242,12 +285,19 @@ def _warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:
         )
 
 
+def _wants_divergence(settings: Settings, evidence: Sequence[Evidence]) -> bool:
+    """Whether the budget needs what nobody has measured yet."""
+    return settings.budget == "kl" and any(known.divergence is None for known in evidence)
+
+
+def _few(batches: Sequence[Tensor]) -> list[Tensor]:
+    """`DIVERGENCE_TOKENS` of the batches or a little more, spread evenly."""
+    count = min(len(batches), max(1, DIVERGENCE_TOKENS // batches[0].numel()))
+    return [batches[i * len(batches) // count] for i in range(count)]
+
+
 def _widths(
-    model: PreTrainedModel,
-    ffns: Sequence[FFN],
-    evidence: Sequence[Evidence],
-    batches: Sequence[Tensor],
-    settings: Settings,
+    ffns: Sequence[FFN], evidence: Sequence[Evidence], settings: Settings
 ) -> tuple[list[int], list[float]]:
     """Neurons that stay in each layer, and the sensitivity that decided it."""
     if settings.budget == "uniform":
@@ -256,9 +306,7 @@ def _widths(
     if settings.budget == "mi":
         weights = sensitivity.by_mi(evidence, estimator=settings.estimator, nodes=settings.nodes)
     else:
-        n_batches = max(1, SENSITIVITY_TOKENS // batches[0].numel())
-        some = [batches[i * len(batches) // n_batches] for i in range(min(n_batches, len(batches)))]
-        weights = sensitivity.by_kl(model, ffns, evidence, some)
+        weights = sensitivity.by_kl(evidence)
     widths = allocate(
         [known.damage for known in evidence],
         weights,
@@ -269,22 +317,43 @@ def _widths(
     return widths, weights
 
 
-def _select(ffn: FFN, known: Evidence, n_keep: int, sensitive: float, settings: Settings) -> Layer:
-    """What goes from one layer, and why."""
-    n_drop, mi, statistics = ffn.width - n_keep, known.mi, known.statistics
-    saliency = _saliency(ffn, statistics, settings.criterion)
-    if settings.criterion == "conditional-mi":
-        order = known.order
-    elif settings.criterion == "random":
-        order = select.random_order(ffn.width, seed=settings.seed)
-    elif settings.criterion == "random-pairs":
-        threshold = _nats(settings, len(statistics.sample), known.median_mi)
-        order = select.random_pairs(mi, n_drop, threshold=threshold, seed=settings.seed)
-    elif settings.criterion == "pairwise-mi":
-        order = select.redundancy_saliency(mi, saliency)
+def _seeds(settings: Settings) -> range:
+    """Of the candidates."""
+    return range(settings.seed, settings.seed + settings.candidates)
+
+
+def _choices(ffn: FFN, known: Evidence, n_keep: int, settings: Settings) -> list[Tensor]:
+    """The neurons that stay in one layer, by each candidate."""
+    n_drop = ffn.width - n_keep
+    if settings.criterion == "random-pairs":
+        sample = known.statistics.sample
+        threshold = _nats(settings, len(sample), known.median_mi)
+        cluster = None if settings.clusters == 1 else cluster_neurons(sample, settings.clusters)
+        orders = [
+            select.random_pairs(known.mi, n_drop, threshold=threshold, seed=seed, cluster=cluster)
+            for seed in _seeds(settings)
+        ]
     else:
-        order = select.ascending(saliency)
-    kept = complement(order[:n_drop].to(mi.device), ffn.width)
+        orders = [_order(ffn, known, settings)]
+    return [complement(order[:n_drop].to(known.mi.device), ffn.width) for order in orders]
+
+
+def _order(ffn: FFN, known: Evidence, settings: Settings) -> Tensor:
+    """What goes first, by a criterion whose order serves every width."""
+    if settings.criterion == "conditional-mi":
+        return known.order
+    if settings.criterion == "random":
+        return select.random_order(ffn.width, seed=settings.seed)
+    saliency = _saliency(ffn, known.statistics, settings.criterion)
+    if settings.criterion == "pairwise-mi":
+        return select.redundancy_saliency(known.mi, saliency)
+    return select.ascending(saliency)
+
+
+def _explain(ffn: FFN, known: Evidence, kept: Tensor, sensitive: float, settings: Settings) -> Layer:
+    """What goes from one layer, and why."""
+    mi, statistics = known.mi, known.statistics
+    saliency = _saliency(ffn, statistics, settings.criterion)
     dropped = complement(kept, ffn.width)
     best = mi[dropped][:, kept].max(1)
     null = null_threshold(

@@ -70,6 +70,8 @@ class Report:
         calibration_tokens: tokens that the statistics come from.
         layers: in the order of the model.
         seconds: of each stage.
+        candidates: by seed, how far the model that it gives is from the dense one (`pruning.divergence`), the least of
+            which was taken; empty where there was nothing to choose between.
         notes: further entries for the manifest, such as an evaluation.
     """
 
@@ -77,6 +79,7 @@ class Report:
     calibration_tokens: int
     layers: list[Layer]
     seconds: dict[str, float]
+    candidates: dict[int, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -100,6 +103,7 @@ class Report:
             "neurons": {"before": self.neurons_before, "after": self.neurons_after, "widths": self.widths},
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
             "versions": versions(),
+            "candidates": self.candidates,
             **self.notes,
             "layers": [layer.as_json() for layer in self.layers],
         }

@@ -100,7 +100,9 @@ def random_order(n_neurons: int, *, seed: int) -> Tensor:
     return torch.randperm(n_neurons, generator=torch.Generator().manual_seed(seed))
 
 
-def random_pairs(mi: Tensor, n_drop: int, *, threshold: float, seed: int) -> Tensor:
+def random_pairs(
+    mi: Tensor, n_drop: int, *, threshold: float, seed: int, cluster: Tensor | None = None
+) -> Tensor:
     """The paper's selection: of a random pair whose mutual information exceeds the threshold, one goes.
 
     The neurons are shuffled and paired, each pair above the threshold loses a random member, and the
@@ -109,32 +111,37 @@ def random_pairs(mi: Tensor, n_drop: int, *, threshold: float, seed: int) -> Ten
     Args:
         mi: `[N, N]` nats.
         threshold: Tr, nats.
+        cluster: `[N]`, of each neuron (`pruning.clusters`): only pairs within one count. By default all do.
 
     Returns:
         `[n_drop]`, in the order in which they went.
 
     Raises:
-        ValueError: too few pairs exceed the threshold.
+        ValueError: too few pairs exceed the threshold, or too few of these are within a cluster.
 
     Source: Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030.
     """
     generator = torch.Generator().manual_seed(seed)
     alive = torch.arange(len(mi))
-    mi = mi.cpu()
+    redundant = mi.cpu() > threshold  # [N, N]
+    within = ""
+    if cluster is not None:
+        cluster = cluster.cpu()
+        redundant &= cluster[:, None] == cluster
+        within = f" within {len(cluster.unique())} clusters"
     dropped: list[Tensor] = []
     count = 0
     while count < n_drop:
         alive = alive[torch.randperm(len(alive), generator=generator)]
         half = len(alive) // 2
-        redundant = mi[alive[:half], alive[half : 2 * half]] > threshold
-        goes = redundant.nonzero().flatten()[: n_drop - count]
+        goes = redundant[alive[:half], alive[half : 2 * half]].nonzero().flatten()[: n_drop - count]
         # The pairs are in random order, and so are the members of each: the first of the two is a random one.
-        if len(goes) == 0:  # few pairs are left above the threshold: look for them
-            goes = (mi[alive][:, alive] > threshold).triu_(1).any(1).nonzero().flatten()[:1]
+        if len(goes) == 0:  # few redundant pairs are left: look for them
+            goes = redundant[alive][:, alive].triu_(1).any(1).nonzero().flatten()[:1]
         if len(goes) == 0:
             raise ValueError(
                 f"threshold: expected one that lets {n_drop} of {len(mi)} neurons go; above {threshold:.4g} "
-                f"nats there are pairs for {count}"
+                f"nats there are pairs{within} for {count}"
             )
         dropped.append(alive[goes])
         count += len(goes)

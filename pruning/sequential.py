@@ -45,8 +45,8 @@ def repair_in_sequence(
         refine: whether the input projections of each FFN then descend on the same error (`pruning.refine`).
         seed: of the order of tokens in that descent.
 
-    Memory: the hidden states of all tokens, twice, on the model's device; with `refine` also what one FFN reads, its
-    neurons and what it should add.
+    Memory, on the model's device: the hidden states of all tokens, twice, and of one layer the neurons, what the FFN
+    reads, what goes past it and what it should add.
 
     Raises:
         ValueError: activations that are not finite. The model is then as it was.

@@ -1,13 +1,14 @@
 """Taking neurons out of a model, so that its config describes what is left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruning.capture import Statistics
 from pruning.families import FFN, WIDTH, WIDTHS, bias_switch, text_config
-from pruning.repair import Projection
+from pruning.repair import Projection, Repair, repair_projection
 
 
 def prune_ffn(ffn: FFN, keep: Tensor, projection: Projection) -> None:
@@ -17,6 +18,37 @@ def prune_ffn(ffn: FFN, keep: Tensor, projection: Projection) -> None:
             linear, linear.weight.detach()[keep], None if linear.bias is None else linear.bias.detach()[keep]
         )
     _replace(ffn.output, projection.weight, projection.bias)
+
+
+def prune_separately(
+    ffns: Sequence[FFN],
+    kept: Iterable[Tensor],
+    statistics: Iterable[Statistics],
+    repair: Repair,
+    *,
+    intercept: bool,
+) -> None:
+    """Prune the FFNs in place, each repaired from the moments of the dense model alone: all of them or none.
+
+    Args:
+        kept: for each FFN the neurons that stay, ascending.
+        repair, intercept: as `pruning.repair.repair_projection`.
+
+    Raises:
+        ValueError: as that.
+    """
+    plans = [
+        (
+            ffn,
+            keep,
+            repair_projection(
+                ffn.output.weight, ffn.output.bias, keep, gathered, repair, intercept=intercept
+            ).to(ffn.output.weight.dtype),
+        )
+        for ffn, keep, gathered in zip(ffns, kept, statistics, strict=True)
+    ]
+    for ffn, keep, projection in plans:
+        prune_ffn(ffn, keep, projection)
 
 
 def resize_ffn(ffn: FFN, width: int) -> None:
@@ -51,6 +83,16 @@ def update_config(model: PreTrainedModel, ffns: list[FFN]) -> None:
         if added:
             for linear in ffn.inputs:
                 _replace(linear, linear.weight.detach(), linear.weight.new_zeros(ffn.width))
+
+
+@contextmanager
+def restored(ffns: Sequence[FFN]) -> Iterator[None]:
+    """Give the FFNs back the weights that they had, whatever is done to them."""
+    before = remember(ffns)
+    try:
+        yield
+    finally:
+        recall(before)
 
 
 @contextmanager

@@ -1,8 +1,12 @@
+import gc
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pruning import prune
-from pruning.evidence import load_evidence
+from pruning.capture import Statistics
+from pruning.evidence import Evidence, load_evidence
 from pruning.families import find_ffns
 
 from tiny import outputs, tiny_model
@@ -35,6 +39,28 @@ def test_with_kept_statistics_least_squares_runs_no_forward_pass(kept):
     assert report.calibration_tokens == 24 * 16
 
 
+def test_a_budget_by_kl_is_kept_and_then_needs_neither_text_nor_forward_pass(tmp_path, windows):
+    path, options = tmp_path / "statistics.safetensors", {"ratio": 0.25, "repair": "lstsq", "budget": "kl"}
+    measured, model = tiny_model("Llama"), tiny_model("Llama")
+    first = prune(measured, None, calibration=windows, save_statistics=path, **options, **OPTIONS)
+    model.model.forward = None
+    second = prune(model, None, statistics=path, **options, **OPTIONS)
+    del model.model.forward
+    assert [layer.sensitivity for layer in second.layers] == [layer.sensitivity for layer in first.layers]
+    assert torch.equal(outputs(model, windows), outputs(measured, windows))
+
+
+def test_what_a_file_lacks_for_a_budget_by_kl_is_measured_and_kept_from_then_on(kept, tmp_path, windows):
+    path, ffns = tmp_path / "more.safetensors", find_ffns(tiny_model("Llama"))
+    assert [known.divergence for known in load_evidence(kept, ffns)] == [None] * 3
+    options = {"calibration": windows, "budget": "kl", "repair": "lstsq"}
+    report = prune(tiny_model("Llama"), None, statistics=kept, save_statistics=path, **options, **OPTIONS)
+    assert "capture" not in report.seconds
+    expected = [layer.sensitivity for layer in report.layers]
+    assert [known.divergence**0.5 for known in load_evidence(path, ffns)] == expected
+    assert set(load_file(kept)) < set(load_file(path))
+
+
 def test_statistics_of_another_model_are_refused(kept):
     with pytest.raises(ValueError, match=r"expected statistics of 44 neurons of .*, found 40"):
         load_evidence(kept, find_ffns(tiny_model("Llama", width=44)))
@@ -49,3 +75,16 @@ def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path):
     (tmp_path / "text").write_text("words")
     with pytest.raises(ValueError, match="expected statistics in safetensors"):
         load_evidence(tmp_path / "text", ffns)
+
+
+def test_evidence_is_let_go_before_sequential_repair_asks_for_memory(windows, monkeypatch):
+    def alive():
+        gc.collect()
+        return sum(type(thing) in (Evidence, Statistics) for thing in gc.get_objects())
+
+    before, then = alive(), []
+    monkeypatch.setattr(
+        "pruning.pipeline.repair_in_sequence", lambda *_args, **_options: then.append(alive())
+    )
+    prune(tiny_model("Llama"), None, calibration=windows, **OPTIONS)
+    assert then == [before]

@@ -143,6 +143,32 @@ def test_random_pairs_says_how_many_a_threshold_allows():
         select.random_pairs(mi, 9, threshold=0.5, seed=0)
 
 
+def test_random_pairs_leaves_one_of_each_cluster_of_copies():
+    """All twelve are copies; that pairs across clusters do not count saves one in each."""
+    cluster = torch.arange(12) % 3
+    dropped = select.random_pairs(torch.ones(12, 12), 9, threshold=0.5, seed=0, cluster=cluster)
+    kept = set(range(12)) - set(dropped.tolist())
+    assert sorted(neuron % 3 for neuron in kept) == [0, 1, 2]
+
+
+def test_random_pairs_says_how_many_the_clusters_allow():
+    with pytest.raises(
+        ValueError, match=r"lets 10 of 12 .* above 0\.5 nats there are pairs within 3 clusters for 9"
+    ):
+        select.random_pairs(torch.ones(12, 12), 10, threshold=0.5, seed=0, cluster=torch.arange(12) % 3)
+
+
+@given(n=st.integers(8, 40), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=30)
+def test_one_cluster_is_no_clusters(n, seed):
+    mi = symmetric(n, seed)
+    one = torch.zeros(n, dtype=torch.int64)
+    plain, clustered = (
+        select.random_pairs(mi, n // 4, threshold=0.2, seed=seed, cluster=cluster) for cluster in (None, one)
+    )
+    assert torch.equal(plain, clustered)
+
+
 def test_random_pairs_depends_on_the_seed_and_on_nothing_else():
     mi = symmetric(50, 0)
     runs = [select.random_pairs(mi, 10, threshold=0.3, seed=seed).tolist() for seed in (1, 1, 2)]

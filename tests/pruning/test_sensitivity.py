@@ -6,7 +6,7 @@ import torch
 from pruning.capture import capture
 from pruning.evidence import measure
 from pruning.families import find_ffns
-from pruning.sensitivity import by_kl, by_mi
+from pruning.sensitivity import by_kl, by_mi, with_divergence
 
 from tiny import tiny_model
 
@@ -20,7 +20,7 @@ def evidence_of(model, windows):
 def test_kl_leaves_the_model_as_it_was(model, windows):
     evidence = evidence_of(model, windows)
     before = copy.deepcopy(model.state_dict())
-    values = by_kl(model, find_ffns(model), evidence, [windows[:4]])
+    values = by_kl(with_divergence(model, find_ffns(model), evidence, [windows[:4]]))
     assert min(values) > 0
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -31,8 +31,14 @@ def test_kl_of_a_layer_that_adds_nothing_is_the_smallest(windows, family):
     model = tiny_model(family)
     with torch.no_grad():
         find_ffns(model)[1].output.weight.mul_(1e-3)
-    values = by_kl(model, find_ffns(model), evidence_of(model, windows), [windows[:4]])
+    evidence = evidence_of(model, windows)
+    values = by_kl(with_divergence(model, find_ffns(model), evidence, [windows[:4]]))
     assert values[1] < 0.2 * min(values[0], values[2])
+
+
+def test_a_budget_by_kl_that_nobody_measured_is_refused(llama, windows):
+    with pytest.raises(ValueError, match="expected the divergence of 3 layers, got 0"):
+        by_kl(evidence_of(llama, windows))
 
 
 def test_mi_ranks_layers_by_their_median_over_the_null(windows):

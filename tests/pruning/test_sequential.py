@@ -46,6 +46,29 @@ def test_layers_with_something_between_them_are_refused(windows):
         Stream(model, [ffns[0], ffns[2]], [windows])
 
 
+def test_a_foreign_layer_between_known_ones_is_refused_before_anything_is_captured(windows, monkeypatch):
+    model = tiny_model("Llama")
+    model.model.layers[1].mlp = torch.nn.Linear(16, 16)
+    options = {"calibration": windows, "ratio": 0.25, "multiple_of": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr("pruning.pipeline.capture", None)
+        with pytest.raises(
+            ValueError,
+            match=r"layers\.2\.mlp: expected .*layers\.0\.mlp wrote; .* repair='lstsq' is what goes",
+        ):
+            prune(model, None, **options)
+    prune(model, None, repair="lstsq", **options)
+    assert [ffn.width for ffn in find_ffns(model)] == [30, 30]
+
+
+def test_not_a_number_is_named_by_its_layer_and_not_taken_for_a_foreign_one(windows):
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        find_ffns(model)[0].inputs[0].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected finite activations"):
+        prune(model, None, calibration=windows, ratio=0.25, multiple_of=2)
+
+
 def test_nothing_changes_where_nothing_goes(model, windows):
     dense = outputs(model, windows)
     ffns = find_ffns(model)
