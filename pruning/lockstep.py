@@ -24,18 +24,14 @@ class Step:
         read: `[T, d]`, what the FFN reads.
         z: `[T, N]`, its neurons.
         added: `[T, d]`, the FFN's output.
-        skipped: `[T, d]` float32, what goes past the FFN.
+        skipped: `[T, d]` float32, what goes past the FFN for the two to be added; None where the layer does not just
+            add what its FFN gives, but norms (Gemma 2, OLMo 2) or scales it (Granite).
     """
 
     read: Tensor
     z: Tensor
     added: Tensor
-    skipped: Tensor
-
-    @property
-    def residual(self) -> Tensor:
-        """`[T, d]` float32, the sum of what is added and what goes past."""
-        return self.skipped + self.added
+    skipped: Tensor | None
 
 
 class Stream:
@@ -44,6 +40,7 @@ class Stream:
     def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Tensor]) -> None:
         self._ffns = ffns
         self._calls: dict[int, list[tuple[Any, Any]]] = {}
+        self._sums: list[bool] = []
         options = {"use_cache": False} if model.can_generate() else {}
         self.hidden: list[Tensor] = []
         for batch in batches:
@@ -54,11 +51,13 @@ class Stream:
             self.hidden.append(seen[0][0])
             if whole:
                 self._calls[len(batch)] = [(rest, keywords) for _, rest, keywords in seen]
+                self._sums = self._sums or [self._adds(i, hidden) for i, (hidden, *_) in enumerate(seen)]
 
     def copy(self) -> "Stream":
         """Another stream at the same place."""
         twin = object.__new__(Stream)
-        twin._ffns, twin._calls, twin.hidden = self._ffns, self._calls, list(self.hidden)
+        twin._ffns, twin._calls, twin._sums = self._ffns, self._calls, self._sums
+        twin.hidden = list(self.hidden)
         return twin
 
     def steps(self, index: int, *, advance: bool = False) -> Iterator[Step]:
@@ -70,7 +69,11 @@ class Stream:
             if advance:
                 self.hidden[i] = after
             read, z, added = (seen[part].flatten(0, -2) for part in ("read", "z", "added"))
-            skipped = read.float() if ffn.normed_after else after.flatten(0, -2).float() - added
+            skipped = None
+            if ffn.normed_after:
+                skipped = read.float()
+            elif self._sums[index]:
+                skipped = after.flatten(0, -2).float() - added
             yield Step(read, z, added, skipped)
 
     def advance(self, index: int) -> None:
@@ -81,14 +84,25 @@ class Stream:
     def resume(self, index: int, steps: Sequence[Step]) -> None:
         """Move on through layer `index`, whose FFN is another by now, from what `steps` say that it reads."""
         ffn = self._ffns[index]
-        if ffn.normed_after:  # what follows the FFN is the layer's own business
-            self.advance(index)
-            return
-        with torch.no_grad():
-            self.hidden = [
-                (step.skipped + ffn.block(step.read)).to(hidden.dtype).view_as(hidden)
-                for step, hidden in zip(steps, self.hidden, strict=True)
-            ]
+        for i, (step, hidden) in enumerate(zip(steps, self.hidden, strict=True)):
+            with torch.no_grad():
+                if step.skipped is None or ffn.normed_after:
+                    self.hidden[i] = self._run(index, hidden)
+                else:  # spares the attention
+                    self.hidden[i] = (step.skipped + ffn.block(step.read)).to(hidden.dtype).view_as(hidden)
+
+    def _adds(self, index: int, hidden: Tensor) -> bool:
+        """Whether layer `index` adds what its FFN gives to its output: twice as much of it is then once more in it."""
+        ffn = self._ffns[index]
+        with torch.no_grad(), _observed(ffn) as seen:
+            once = self._run(index, hidden)
+            added = seen["added"].float()
+            handle = ffn.output.register_forward_hook(lambda _module, _args, output: 2 * output)
+            try:
+                more = self._run(index, hidden).float() - once
+            finally:
+                handle.remove()
+        return abs(float((more * added).sum() / added.square().sum()) - 1) < 0.1
 
     def _run(self, index: int, hidden: Tensor) -> Tensor:
         rest, keywords = self._calls[len(hidden)][index]

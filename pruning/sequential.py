@@ -36,6 +36,7 @@ def repair_in_sequence(
     The dense and the pruned stream run side by side. With z the kept neurons in the pruned stream and t what is
     missing to the dense residual, the projection minimises `sum |t - W z - b|^2 / |h|^2` over tokens, h being the
     dense residual (without that weight a few tokens of massive norm decide), with a ridge towards the dense weights.
+    Where a layer does not just add what its FFN gives, t and h are what the FFN gives in the dense stream.
     There is a b where the dense projection has one; to give others one gains nothing. Closed form: no labels and no
     gradients.
 
@@ -82,10 +83,13 @@ def _examples(dense: Stream, pruned: Stream, index: int) -> Examples:
     """Of layer `index`, which the dense stream passes on the way."""
     examples = Examples([], [], [])
     for ahead, behind in zip(dense.steps(index, advance=True), pruned.steps(index), strict=True):
-        residual = ahead.residual
+        aim = target = ahead.added.float()
+        if ahead.skipped is not None and behind.skipped is not None:
+            aim = ahead.skipped + target
+            target = aim - behind.skipped
         examples.steps.append(behind)
-        examples.target.append(residual - behind.skipped)
-        examples.weight.append(residual.square().mean(1).clamp_min(1e-12).reciprocal())
+        examples.target.append(target)
+        examples.weight.append(aim.square().mean(1).clamp_min(1e-12).reciprocal())
     return examples
 
 

@@ -6,9 +6,11 @@ import torch
 from pruning import prune
 from pruning.families import find_ffns
 from pruning.lockstep import Stream
+from pruning.repair import Projection
 from pruning.sequential import repair_in_sequence
+from pruning.surgery import prune_ffn
 
-from tiny import outputs, tiny_model
+from tiny import FAMILIES, NOT_JUST_ADDING, outputs, tiny_model
 
 
 def everything(ffns):
@@ -29,12 +31,46 @@ def test_a_stream_arrives_where_the_model_does(model, windows):
     torch.testing.assert_close(torch.cat(stream.hidden), expected[0])
 
 
-def test_residual_is_what_the_layer_adds_up(model, windows):
-    """A step tells apart what goes past the FFN and what it adds."""
+def test_a_step_tells_apart_what_goes_past_the_ffn_and_what_it_adds(model, windows):
     ffn = find_ffns(model)[0]
-    step = next(iter(Stream(model, find_ffns(model), [windows]).steps(0)))
+    stream = Stream(model, find_ffns(model), [windows])
+    step = next(iter(stream.steps(0, advance=True)))
     bias = 0 if ffn.output.bias is None else ffn.output.bias
-    torch.testing.assert_close(step.residual - step.skipped, step.z @ ffn.output.weight.t() + bias)
+    torch.testing.assert_close(step.added, step.z @ ffn.output.weight.t() + bias)
+    if not ffn.normed_after:
+        torch.testing.assert_close(step.skipped + step.added, stream.hidden[0].flatten(0, -2))
+
+
+@pytest.mark.parametrize("family", NOT_JUST_ADDING)
+def test_layers_that_do_not_just_add_are_known(family, windows):
+    model = tiny_model(family)
+    stream = Stream(model, find_ffns(model), [windows])
+    assert [next(iter(stream.steps(i, advance=True))).skipped for i in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NOT_JUST_ADDING])
+def test_a_stream_resumes_where_the_pruned_layer_takes_it(family, windows):
+    model = tiny_model(family)
+    ffns = find_ffns(model)
+    resumed = Stream(model, ffns, windows.split(7))
+    steps = list(resumed.steps(0))
+    prune_ffn(ffns[0], torch.arange(10), Projection(ffns[0].output.weight[:, :10], ffns[0].output.bias))
+    through = resumed.copy()
+    through.advance(0)
+    resumed.resume(0, steps)
+    torch.testing.assert_close(torch.cat(resumed.hidden), torch.cat(through.hidden))
+
+
+@pytest.mark.parametrize("family", NOT_JUST_ADDING)
+def test_repair_comes_closer_where_layers_do_not_just_add(family):
+    ids = torch.randint(3, 260, (64, 32), generator=torch.Generator().manual_seed(2))
+    dense = tiny_model(family)
+    distance = {}
+    for repair in ("none", "sequential"):
+        model = copy.deepcopy(dense)
+        prune(model, None, calibration=ids[:48], ratio=0.25, multiple_of=2, repair=repair)
+        distance[repair] = (outputs(model, ids[48:]) - outputs(dense, ids[48:])).square().mean()
+    assert distance["sequential"] < 0.8 * distance["none"]
 
 
 def test_layers_with_something_between_them_are_refused(windows):

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerFast
 VOCABULARY = 260
 CAUSAL = ("Llama", "Mistral", "Qwen2", "Qwen3")
 FAMILIES = (*CAUSAL, "Bert")
+NOT_JUST_ADDING = ("Gemma2", "Olmo2", "Granite")
+"""Families whose layers norm or scale what the FFN gives before they add it."""
 
 
 def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> transformers.PreTrainedModel:
@@ -28,6 +30,8 @@ def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> tran
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
+    if family == "Granite":
+        common |= {"residual_multiplier": 0.3}
     torch.manual_seed(seed)
     configuration = getattr(transformers, f"{family}Config")(**(common | config))
     name = "BertModel" if family == "Bert" else f"{family}ForCausalLM"
