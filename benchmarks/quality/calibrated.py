@@ -80,7 +80,11 @@ class Calibrated:
     def _ours(self, settings: Settings) -> tuple[PreTrainedModel, Seconds]:
         model = copy.deepcopy(self.model)
         _, path, seconds = self._evidence
-        report = prune(model, None, calibration=self.windows, statistics=path, settings=settings)
+        kept = path if settings.budget == "kl" else None  # sensitivities, once measured, stay in the file
+        report = prune(
+            model, None, calibration=self.windows, statistics=path, save_statistics=kept, settings=settings
+        )
+        seconds |= {stage: s for stage, s in report.seconds.items() if stage == "sensitivity"}
         return model, {k: s for k, s in seconds.items() if k in _needed(settings)} | report.seconds
 
     def _rival(self, method: Method, ratio: float) -> tuple[PreTrainedModel, Seconds]:
@@ -118,6 +122,8 @@ def _needed(settings: Settings) -> set[str]:
         or settings.budget != "uniform"
     ):
         needed |= {"capture", "measure"}
+    if settings.budget == "kl":
+        needed.add("sensitivity")
     return needed
 
 
