@@ -28,12 +28,16 @@ Seconds = dict[str, float]
 class Calibrated:
     """A dense model and what it does on the calibration windows `[n, L]`, measured when first asked for.
 
-    What is shared counts in the seconds of each method that needs it, as if it had been alone.
+    What is shared counts in the seconds of each method that needs it, as if it had been alone. Repairs of the whole
+    text see the windows of `pool` instead, by default the same.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: Tensor, *, seed: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, windows: Tensor, *, pool: Tensor | None = None, seed: int = 0
+    ) -> None:
         self.model = model
         self.windows = windows
+        self.pool = windows if pool is None else pool
         self.seed = seed
         self._folder = tempfile.TemporaryDirectory()
         self._chosen: dict[tuple[str, float], tuple[list[Tensor], Seconds]] = {}
@@ -51,7 +55,7 @@ class Calibrated:
     def prune(self, method: Method, ratio: float) -> tuple[PreTrainedModel, Seconds]:
         """A pruned copy, and the seconds of each stage."""
         if method.rival is None:
-            return self._ours(self.settings(method, ratio))
+            return self._ours(self.settings(method, ratio), self.pool if method.whole else self.windows)
         if not method.refit:
             return self._rival(method, ratio)
         if (method.rival, ratio) not in self._chosen:
@@ -77,12 +81,12 @@ class Calibrated:
         save_evidence(evidence, path)
         return statistics, path, {"capture": capturing, "measure": measuring}
 
-    def _ours(self, settings: Settings) -> tuple[PreTrainedModel, Seconds]:
+    def _ours(self, settings: Settings, windows: Tensor) -> tuple[PreTrainedModel, Seconds]:
         model = copy.deepcopy(self.model)
         _, path, seconds = self._evidence
         kept = path if settings.budget == "kl" else None  # sensitivities, once measured, stay in the file
         report = prune(
-            model, None, calibration=self.windows, statistics=path, save_statistics=kept, settings=settings
+            model, None, calibration=windows, statistics=path, save_statistics=kept, settings=settings
         )
         seconds |= {stage: s for stage, s in report.seconds.items() if stage == "sensitivity"}
         return model, {k: s for k, s in seconds.items() if k in _needed(settings)} | report.seconds

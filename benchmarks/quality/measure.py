@@ -94,7 +94,7 @@ def measure_model(
     skip_done: bool = False,
 ) -> int:
     task = make_task(model, tokenizer, plan)
-    calibrated = Calibrated(model, task.calibration, seed=plan.seed)
+    calibrated = Calibrated(model, task.calibration, pool=task.pool, seed=plan.seed)
     done = stored_keys(out) if skip_done else set()
     common = {
         "model": source.name,
@@ -175,7 +175,7 @@ def _conditions(method: Method | None, task: Task, plan: Plan) -> dict[str, Any]
     """What differs between methods; empty for the dense model."""
     if method is None:
         return {}
-    windows, length = method.windows(task.calibration).shape
+    windows, length = (task.pool if method.whole else method.windows(task.calibration)).shape
     calibration = {"text": task.said, "windows": windows, "length": length}
     if method.refit:  # the repair sees all windows, the choice perhaps fewer
         calibration["repair_windows"] = len(task.calibration)

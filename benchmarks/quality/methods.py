@@ -1,7 +1,7 @@
 """The methods that are compared, as data: fields of `pruning.Settings`, or the name of another package's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
@@ -29,6 +29,7 @@ class Method:
         rival: of `RIVALS`; None for ours.
         refit: takes only the rival's choice of neurons; `settings` say what is done about the loss.
         tokens: at most so many of calibration.
+        whole: the repair sees the whole pool of the task; what it starts from is that of all methods.
         notable: has a line in the plot.
     """
 
@@ -39,6 +40,7 @@ class Method:
     rival: str | None = None
     refit: bool = False
     tokens: int | None = None
+    whole: bool = False
     notable: bool = False
 
     def windows(self, calibration: Tensor) -> Tensor:
@@ -170,6 +172,11 @@ def _recipes() -> list[Method]:
                 refine=True,
             ),
         ]
+    found += [
+        replace(method, name=f"{method.name}, whole text", whole=True)
+        for method in found
+        if method.name.startswith("conditional-mi, sequential, kl")
+    ]
     return found
 
 

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,14 +81,19 @@ def reference_table(sheet: Sheet, methods: Sequence[Method], reference: str) -> 
 
 
 def label(sheet: Sheet, method: Method) -> str:
-    """With the windows of calibration where they are fewer than others had."""
+    """With the windows of calibration where they are not those that most had."""
     cases = [case for (name, _), case in sheet.cases.items() if name == method.name]
     given = cases[-1]["calibration"]
-    most = max(case["calibration"]["windows"] for case in sheet.cases.values() if "calibration" in case)
-    if given["windows"] == most:
+    if given["windows"] == common_calibration(sheet)["windows"]:
         return method.label
     chosen = "chosen on " if method.refit else ""
     return f"{method.label} ({chosen}{given['windows']} windows)"
+
+
+def common_calibration(sheet: Sheet) -> dict[str, Any]:
+    """That of most rows."""
+    given = [case["calibration"] for case in sheet.cases.values() if "calibration" in case]
+    return max(given, key=lambda c: sum(other["windows"] == c["windows"] for other in given))
 
 
 def full_label(sheet: Sheet, method: Method) -> str:
@@ -121,8 +127,7 @@ def change(score: Score, other: Score) -> str:
 
 def conditions(sheet: Sheet) -> str:
     last, case = sheet.last, sheet.last["case"]
-    given = [c["calibration"] for c in sheet.cases.values() if "calibration" in c]
-    calibration = max(given, key=lambda c: c["windows"])
+    calibration = common_calibration(sheet)
     windows, _, length = sheet.protocol.partition("x")
     test = (
         f"Perplexity over {'the first ' if sheet.protocol == '8x512' else ''}{windows} windows of {length} tokens of "

@@ -46,12 +46,14 @@ class Task(Protocol):
     """Attributes:
     name: of the data.
     measure: `"perplexity"` or `"spearman"`.
-    calibration: windows of tokens `[n, L]`.
+    pool: windows of tokens `[n, L]` of the text to calibrate on.
+    calibration: some of them, evenly.
     said: the same in words.
     """
 
     name: str
     measure: str
+    pool: Tensor
     calibration: Tensor
     said: str
 
@@ -75,7 +77,8 @@ class WikiText:
     ) -> None:
         folder = data / "wikitext-2"
         windows = token_windows(tokenizer, read_text(folder / "valid.txt"), length)
-        self.calibration = spread(windows[: max(1, int(CALIBRATION_SHARE * len(windows)))], n_windows)
+        self.pool = windows[: max(1, int(CALIBRATION_SHARE * len(windows)))]
+        self.calibration = spread(self.pool, n_windows)
         self.said = f"evenly from the first {100 * CALIBRATION_SHARE:g} % of wikitext-2/valid.txt"
         test = read_text(folder / "test.txt")
         wanted = {name: PROTOCOLS[name] for name in protocols}
@@ -111,7 +114,8 @@ class Similarity:
         text = " ".join(
             s for first, second, _ in read_pairs(folder / "stsb-en-test.csv") for s in (first, second)
         )
-        self.calibration = spread(token_windows(tokenizer, text, length, whole=True), n_windows)
+        self.pool = token_windows(tokenizer, text, length, whole=True)
+        self.calibration = spread(self.pool, n_windows)
         self.said = "evenly from the sentences of stsb-en-test.csv"
         self.tokenizer = tokenizer
         self.pairs = read_pairs(folder / "stsb-en-dev.csv")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from benchmarks.quality import report, spread
+from benchmarks.quality import budgets, report, spread
 from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.measure import DENSE, Plan, Source, load, measure_model
 from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, unknown_setting
@@ -148,6 +148,15 @@ def test_slow_methods_have_as_many_tokens_whatever_the_window():
         assert len(METHODS["flap, none"].windows(calibration)) == len(calibration)
 
 
+def test_repair_of_the_whole_text_sees_the_pool():
+    dense = tiny_model("Llama")
+    method = METHODS["conditional-mi, sequential, kl, whole text"]
+    models = [Calibrated(dense, WINDOWS[:4], pool=pool).prune(method, RATIO)[0] for pool in (None, WINDOWS)]
+    first, second = (find_ffns(model)[0] for model in models)
+    assert torch.equal(first.inputs[0].weight, second.inputs[0].weight)
+    assert not torch.equal(first.output.weight, second.output.weight)
+
+
 def test_padding_does_not_change_a_sentence(tokenizer):
     model = tiny_model("Bert")
     sentences = ["a bird", "two small birds sing in the trees", "x"]
@@ -242,3 +251,28 @@ def test_names_of_models():
     assert Source.parse("small=/models/a.gguf") == Source("small", "/models/a.gguf")
     assert Source.parse("/models/a.gguf").name == "a"
     assert Source.parse("/models/b").name == "b"
+
+
+def test_budgets_by_each_statistic(data, tokenizer, tmp_path, monkeypatch, capsys):
+    model = tiny_model("Llama", max_position_embeddings=2048)
+    monkeypatch.setattr(budgets, "load_model", lambda _: (model, tokenizer))
+    rows = tmp_path / "budgets.jsonl"
+    monkeypatch.setattr(
+        "sys.argv", ["budgets", f"--data={data}", "--model=tiny=-", "--windows=3", f"--out={rows}"]
+    )
+    budgets.main()
+    stored = {r["case"]["statistic"]: r["result"] for r in load(rows)}
+    assert stored["uniform"]["agreement"] is None
+    assert stored["halved layer"]["agreement"] == 1
+    assert all(len(r["weights"]) == 3 for name, r in stored.items() if name != "uniform")
+    assert f"{stored['uniform']['quality']['8x512']['perplexity']:.4g}" in capsys.readouterr().out
+
+
+def test_information_of_gaussian_neurons_is_that_of_their_correlation():
+    """Three pairs, of which two are independent: the median is one of them; with all correlated, that."""
+    generator = torch.Generator().manual_seed(0)
+    common, own = torch.randn(20_000, 1, generator=generator), torch.randn(20_000, 3, generator=generator)
+    for sample, rho in ((own, 0.0), (0.6**0.5 * common + 0.4**0.5 * own, 0.6)):
+        for ranks in (False, True):
+            found = budgets._gaussian(sample, ranks=ranks)
+            assert found == pytest.approx(-0.5 * math.log1p(-(rho**2)), abs=0.01)
