@@ -2,8 +2,8 @@
 
 The closed form solves for the output projection alone. What is left of the error is in the neurons themselves, so
 here the rows of the input projections move, through the non-linearity, while the output projection stays where the
-closed form put it: trained as well, it follows the noise of the calibration tokens, and the error on other tokens
-rises. Afterwards it is solved for once more, with a ridge towards where it was.
+closed form put it: trained as well, or solved for once more, it follows the noise of the calibration tokens, and the
+error on other tokens rises.
 """
 
 import math
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.families import FFN
-from pruning.repair import ridge
 
 BATCH = 1024
 """Tokens of a step."""
@@ -22,8 +21,6 @@ PEAK = 3e-3
 WARM_UP = 10
 """Steps over which the learning rate rises; then it falls to 0 as a cosine."""
 BETAS = (0.9, 0.98)
-RIDGE = 5.0
-"""Of the last solution for the output projection, towards where it was; 1 is a neuron's own variance."""
 HELD_BACK = 0.1
 """Share of the tokens, the last ones, that are not learned from but decide whether the result is taken."""
 CHUNK = 8192
@@ -40,10 +37,9 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
         ffn: its kept neurons, with an output projection that is already solved for.
         inputs: `[T, d]`, what the FFN reads in the pruned model. Tokens of one text should be neighbours, since
             the last tenth is held back.
-        target: `[T, d]`, what the FFN should add, in the same order. The less of it that `inputs` cannot tell, the
-            better: rather the prediction of an FFN of the full width than a difference of two streams.
+        target: `[T, d]`, what the FFN should add, in the same order.
         weights: `[T]`, of the tokens, not negative.
-        steps: of Adam, on 1,024 tokens each; 0 only solves for the output projection.
+        steps: of Adam, on 1,024 tokens each.
         seed: of the order of the tokens.
 
     Raises:
@@ -54,12 +50,11 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
     held = max(1, int(len(inputs) * HELD_BACK))
     with torch.inference_mode(False), torch.no_grad():  # also for callers in inference mode
         target, weights = target.float(), weights.float()
-        begin = _state(ffn)
+        begin = [(p, p.detach().clone()) for p in _input_names(ffn).values()]
         before = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
         learned = inputs[:-held], target[:-held], weights[:-held]
         if float(learned[2].sum()) > 0:
             _descend(ffn, *learned, steps=steps, seed=seed)
-            _solve_output(ffn, *learned)
         after = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
         if not after < before:  # also where it is NaN
             for parameter, value in begin:
@@ -92,36 +87,6 @@ def _descend(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps
         optimizer.step()
     for name, parameter in names.items():
         parameter.copy_(masters[name])
-
-
-def _solve_output(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> None:
-    """Weighted ridge regression of what is missing on the neurons, around the means where there is a bias."""
-    weight, bias = ffn.output.weight.float(), ffn.output.bias
-    share = weights / weights.sum()
-    width = ffn.width
-    mean = torch.zeros(width, device=weight.device)
-    gram = torch.zeros(width, width, device=weight.device)
-    cross = torch.zeros(width, len(weight), device=weight.device)
-    middle = share @ target if bias is not None else torch.zeros(len(weight), device=weight.device)
-    centre = None
-    for start in range(0, len(inputs), CHUNK):
-        part = slice(start, start + CHUNK)
-        with _products(ffn):
-            z = _neurons(ffn, inputs[part]).float()
-        # Centred on the first chunk's mean, so that large means cost no precision.
-        if centre is None:
-            centre = z.mean(0) if bias is not None else torch.zeros(width, device=weight.device)
-        z = z - centre
-        scaled = z * share[part, None]
-        mean += scaled.sum(0)
-        gram.addmm_(scaled.t(), z)
-        cross.addmm_(scaled.t(), target[part] - middle)
-    if bias is not None:
-        gram -= torch.outer(mean, mean)  # `cross` needs no change: the target is centred
-    ffn.output.weight.copy_(weight + ridge(gram, cross - gram @ weight.t(), RIDGE).t().float())
-    if bias is not None and centre is not None:
-        # With the rounded weights, so that the means agree in the model's dtype.
-        bias.copy_(middle - ffn.output.weight.float() @ (mean + centre))
 
 
 def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:
@@ -157,10 +122,6 @@ def _input_names(ffn: FFN) -> dict[str, nn.Parameter]:
 def _products(ffn: FFN) -> torch.autocast:
     weight = ffn.output.weight
     return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
-
-
-def _state(ffn: FFN) -> list[tuple[nn.Parameter, Tensor]]:
-    return [(p, p.detach().clone()) for linear in (*ffn.inputs, ffn.output) for p in linear.parameters()]
 
 
 def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, steps: int) -> None:

@@ -18,7 +18,7 @@ RIDGE = 0.5
 """Share of each kept neuron's own second moment that pulls its column towards the dense weights. Strong, since what
 earlier layers lost is in great part noise to this one; held-back validation text does not tell 0.3 from 1."""
 
-REFINE_STEPS = 300
+REFINE_STEPS = 400
 """Of `pruning.refine`, for each FFN."""
 
 
