@@ -14,8 +14,9 @@ from mikernels.problem import Estimator
 from pruning.budget import Budget
 from pruning.checkpoint import check_output, load_model, reload_difference, save_pruned
 from pruning.comparison import closing_table, measure, summary
-from pruning.pipeline import Criterion, Settings, prepare, prune
+from pruning.pipeline import prepare, prune
 from pruning.repair import Repair
+from pruning.settings import Criterion, Settings
 from pruning.surgery import weight_bytes
 from pruning.text import builtin_text, read_text, token_windows
 

@@ -4,28 +4,23 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mikernels.null import null_level, null_threshold
-from mikernels.problem import Estimator, make_problem
-from mikernels.validation import MIN_SAMPLES
-from pruning import select, sensitivity
-from pruning.budget import Budget, allocate, check_cap, uniform_width
-from pruning.candidates import divergences
-from pruning.capture import Statistics, capture, evaluation_mode
-from pruning.clusters import cluster_neurons
+from pruning import sensitivity
+from pruning.budget import check_cap, uniform_width
+from pruning.capture import capture, evaluation_mode
+from pruning.choice import choose
 from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
 from pruning.lockstep import Stream
 from pruning.progress import track
-from pruning.repair import Repair, complement, explained_variance
-from pruning.report import Layer, Report
+from pruning.report import Report
 from pruning.sequential import repair_in_sequence
+from pruning.settings import Settings
 from pruning.surgery import prune_separately, update_config
 from pruning.text import builtin_text, read_text, token_windows
 
@@ -35,60 +30,6 @@ DIVERGENCE_TOKENS = 2048
 """Calibration tokens on which `budget="kl"` measures each layer, and `candidates` each selection."""
 PROBE_TOKENS = 8
 """Tokens on which sequential repair finds out whether it can follow a model from layer to layer."""
-
-Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to prune; `prune` says what each means."""
-
-    ratio: float = 0.2
-    criterion: Criterion = "conditional-mi"
-    repair: Repair = "sequential"
-    refine: bool = False
-    budget: Budget = "uniform"
-    max_layer_ratio: float = 0.8
-    threshold: float | str | None = None
-    clusters: int = 1
-    candidates: int = 1
-    multiple_of: int = 32
-    calibration_tokens: int = 57_344
-    sequence_length: int = 512
-    batch_size: int = 4
-    sample_size: int = 4096
-    estimator: Estimator = "grid"
-    nodes: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("ratio", "max_layer_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: expected a number between 0 and 1, both excluded, got {getattr(self, name)}"
-                )
-        choices = {"criterion": Criterion, "repair": Repair, "budget": Budget, "estimator": Estimator}
-        for name, options in choices.items():
-            value = getattr(self, name)
-            if value not in get_args(options):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(options))}, got {value!r}")
-        sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
-        for name in (*sizes, "clusters", "candidates"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value}")
-        make_problem(self.estimator, self.nodes, None, self.sample_size)
-        if self.sample_size < MIN_SAMPLES:
-            raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
-        for name in ("threshold", "clusters", "candidates"):
-            if getattr(self, name) != getattr(Settings, name) and self.criterion != "random-pairs":
-                raise ValueError(
-                    f"{name}: expected only with criterion='random-pairs', got it with {self.criterion!r}"
-                )
-        if isinstance(self.threshold, str):
-            null_level(self.threshold)
-        if self.refine and self.repair != "sequential":
-            raise ValueError(f"refine: expected only with repair='sequential', got it with {self.repair!r}")
 
 
 def prune(
@@ -177,35 +118,20 @@ def prune(
             evidence = sensitivity.with_divergence(model, ffns, evidence, _few(batches))
     if save_statistics is not None:
         save_evidence(evidence, save_statistics)
-    gathered = [known.statistics for known in evidence]
-    n_tokens = gathered[0].n_tokens
+    n_tokens = evidence[0].statistics.n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
     with _clock(seconds, "select"):
-        widths, sensitivities = _widths(ffns, evidence, settings)
-        choices = [
-            _choices(ffn, known, width, settings)
-            for ffn, known, width in zip(ffns, evidence, widths, strict=True)
-        ]
-        candidates = dict(zip(_seeds(settings), zip(*choices, strict=True), strict=True))
-        divergence: dict[int, float] = {}
-        if len(candidates) > 1:
-            tried = track(list(candidates.values()), "try", show=progress)
-            found = divergences(
-                model, ffns, tried, gathered, _few(batches), settings.repair, intercept=intercept
-            )
-            divergence = dict(zip(candidates, found, strict=True))
-        kept = candidates[min(divergence, key=divergence.__getitem__, default=settings.seed)]
-        layers = [
-            _explain(ffn, known, keep, sensitive, settings)
-            for ffn, known, keep, sensitive in zip(ffns, evidence, kept, sensitivities, strict=True)
-        ]
+        layers, divergence = choose(
+            model, ffns, evidence, _few(batches), settings, intercept=intercept, progress=progress
+        )
     with _clock(seconds, "repair"):
-        shown = track(kept, "repair", show=progress)
+        kept = track([layer.kept for layer in layers], "repair", show=progress)
         if settings.repair == "sequential":
-            del evidence, gathered  # as large as the hidden states that come now
-            repair_in_sequence(model, ffns, shown, batches, refine=settings.refine, seed=settings.seed)
+            del evidence  # as large as the hidden states that come now
+            repair_in_sequence(model, ffns, kept, batches, refine=settings.refine, seed=settings.seed)
         else:
-            prune_separately(ffns, shown, gathered, settings.repair, intercept=intercept)
+            gathered = [known.statistics for known in evidence]
+            prune_separately(ffns, kept, gathered, settings.repair, intercept=intercept)
         update_config(model, ffns)
     return Report(asdict(settings), n_tokens, layers, seconds, divergence)
 
@@ -292,102 +218,10 @@ def _wants_divergence(settings: Settings, evidence: Sequence[Evidence]) -> bool:
 
 def _few(batches: Sequence[Tensor]) -> list[Tensor]:
     """`DIVERGENCE_TOKENS` of the batches or a little more, spread evenly."""
+    if not batches:
+        return []
     count = min(len(batches), max(1, DIVERGENCE_TOKENS // batches[0].numel()))
     return [batches[i * len(batches) // count] for i in range(count)]
-
-
-def _widths(
-    ffns: Sequence[FFN], evidence: Sequence[Evidence], settings: Settings
-) -> tuple[list[int], list[float]]:
-    """Neurons that stay in each layer, and the sensitivity that decided it."""
-    if settings.budget == "uniform":
-        widths = [uniform_width(ffn.width, settings.ratio, settings.multiple_of) for ffn in ffns]
-        return widths, [1.0] * len(ffns)
-    if settings.budget == "mi":
-        weights = sensitivity.by_mi(evidence, estimator=settings.estimator, nodes=settings.nodes)
-    else:
-        weights = sensitivity.by_kl(evidence)
-    widths = allocate(
-        [known.damage for known in evidence],
-        weights,
-        ratio=settings.ratio,
-        multiple_of=settings.multiple_of,
-        max_layer_ratio=settings.max_layer_ratio,
-    )
-    return widths, weights
-
-
-def _seeds(settings: Settings) -> range:
-    """Of the candidates."""
-    return range(settings.seed, settings.seed + settings.candidates)
-
-
-def _choices(ffn: FFN, known: Evidence, n_keep: int, settings: Settings) -> list[Tensor]:
-    """The neurons that stay in one layer, by each candidate."""
-    n_drop = ffn.width - n_keep
-    if settings.criterion == "random-pairs":
-        sample = known.statistics.sample
-        threshold = _nats(settings, len(sample), known.median_mi)
-        cluster = None if settings.clusters == 1 else cluster_neurons(sample, settings.clusters)
-        orders = [
-            select.random_pairs(known.mi, n_drop, threshold=threshold, seed=seed, cluster=cluster)
-            for seed in _seeds(settings)
-        ]
-    else:
-        orders = [_order(ffn, known, settings)]
-    return [complement(order[:n_drop].to(known.mi.device), ffn.width) for order in orders]
-
-
-def _order(ffn: FFN, known: Evidence, settings: Settings) -> Tensor:
-    """What goes first, by a criterion whose order serves every width."""
-    if settings.criterion == "conditional-mi":
-        return known.order
-    if settings.criterion == "random":
-        return select.random_order(ffn.width, seed=settings.seed)
-    saliency = _saliency(ffn, known.statistics, settings.criterion)
-    if settings.criterion == "pairwise-mi":
-        return select.redundancy_saliency(known.mi, saliency)
-    return select.ascending(saliency)
-
-
-def _explain(ffn: FFN, known: Evidence, kept: Tensor, sensitive: float, settings: Settings) -> Layer:
-    """What goes from one layer, and why."""
-    mi, statistics = known.mi, known.statistics
-    saliency = _saliency(ffn, statistics, settings.criterion)
-    dropped = complement(kept, ffn.width)
-    best = mi[dropped][:, kept].max(1)
-    null = null_threshold(
-        "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes
-    )
-    return Layer(
-        name=ffn.name,
-        kept=kept,
-        dropped=dropped,
-        partner=kept[best.indices],
-        mi=best.values,
-        linear_r2=explained_variance(statistics, kept, dropped),
-        saliency=saliency[dropped],
-        median_mi=known.median_mi,
-        null_mi=null,
-        sensitivity=sensitive,
-    )
-
-
-def _nats(settings: Settings, n_samples: int, median_mi: float) -> float:
-    """The threshold of a layer, nats."""
-    if isinstance(settings.threshold, str):
-        return null_threshold(
-            settings.threshold, n_samples, estimator=settings.estimator, nodes=settings.nodes
-        )
-    return median_mi if settings.threshold is None else settings.threshold
-
-
-def _saliency(ffn: FFN, statistics: Statistics, criterion: Criterion) -> Tensor:
-    if criterion == "magnitude":
-        return select.magnitude(ffn)
-    if criterion == "wanda":
-        return select.wanda(ffn, statistics)
-    return select.fluctuation(ffn, statistics)
 
 
 def _calibration_windows(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from benchmarks.quality.rivals import RIVALS
 from benchmarks.quality.tasks import spread
 from pruning.families import find_ffns
-from pruning.pipeline import Settings
+from pruning.settings import Settings
 
 GROUPS = ("no repair", "own repair", "least squares", "sequential", "refined")
 SLOW_TOKENS = 32 * 512

@@ -10,8 +10,8 @@ from mikernels.null import null_threshold
 from pruning import Settings, prune
 from pruning.budget import Budget, uniform_width
 from pruning.families import find_ffns
-from pruning.pipeline import Criterion
 from pruning.repair import Repair
+from pruning.settings import Criterion
 
 from tiny import FAMILIES, outputs, tiny_model
 
