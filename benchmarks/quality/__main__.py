@@ -4,9 +4,9 @@
     python -m benchmarks.quality.report
 
 DIR holds wikitext-2/valid.txt and test.txt, and stsb/stsb-en-dev.csv and stsb-en-test.csv. Without --model, the models
-that are installed as packages are taken. A causal model is measured by its perplexity on WikiText-2, an encoder by its
-rank correlation on STS-B. The dense model is always measured. --skip-done goes on where a run was stopped: rows of
-the same conditions count, whatever the commit.
+that are installed as packages are taken. A causal model is measured by its perplexity on WikiText-2 and on a text
+unlike it, an encoder by its rank correlation on STS-B. The dense model is always measured. --skip-done goes on where a
+run was stopped: rows of the same conditions count, whatever the commit.
 """
 
 import argparse

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.quality.measure import DENSE
 from benchmarks.quality.methods import GROUPS, METHODS, Method
 from benchmarks.quality.scores import Score, Sheet, sheets
+from benchmarks.quality.tasks import PROTOCOLS
 from benchmarks.readme import write_block
 from benchmarks.record import RESULTS
 from benchmarks.throughput.tables import duration, table
@@ -128,10 +129,8 @@ def change(score: Score, other: Score) -> str:
 def conditions(sheet: Sheet) -> str:
     last, case = sheet.last, sheet.last["case"]
     calibration = common_calibration(sheet)
-    windows, _, length = sheet.protocol.partition("x")
     test = (
-        f"Perplexity over {'the first ' if sheet.protocol == '8x512' else ''}{windows} windows of {length} tokens of "
-        f"{case['task']}'s test text{'' if sheet.protocol == '8x512' else ', spread evenly'}"
+        f"Perplexity over {PROTOCOLS[sheet.protocol].said}"
         if sheet.measure == "perplexity"
         else f"Spearman's correlation of cosines with the scores of the {case['task']} development pairs"
     )

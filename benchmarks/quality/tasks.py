@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.capture import evaluation_mode
 from pruning.evaluate import perplexity
-from pruning.text import read_text, token_windows
+from pruning.text import builtin_text, read_text, token_windows
 
 CALIBRATION_SHARE = 0.88
 """Of the windows of the validation text. The others are for choosing hyper-parameters, and never read here."""
@@ -25,11 +25,25 @@ GROUPS = 50
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a test text: the first ones, or spread evenly over it."""
+    """Windows of WikiText-2's test text, the first ones or spread evenly over it, or of a text unlike it: the language
+    reference that ships inside CPython."""
 
     count: int
     length: int
     evenly: bool = True
+    wikitext: bool = True
+
+    @property
+    def said(self) -> str:
+        where = (
+            "WikiText-2's test text"
+            if self.wikitext
+            else "Python's language reference, unlike the text of calibration"
+        )
+        return (
+            f"{'' if self.evenly else 'the first '}{self.count} windows of {self.length} tokens of {where}"
+            + (", spread evenly" if self.evenly else "")
+        )
 
     def pick(self, windows: Tensor) -> Tensor:
         return spread(windows, self.count) if self.evenly else windows[: self.count]
@@ -39,6 +53,7 @@ PROTOCOLS = {
     "8x512": Windows(8, 512, evenly=False),
     "16x512": Windows(16, 512),
     "16x2048": Windows(16, 2048),
+    "python": Windows(16, 512, wikitext=False),
 }
 
 
@@ -80,10 +95,11 @@ class WikiText:
         self.pool = windows[: max(1, int(CALIBRATION_SHARE * len(windows)))]
         self.calibration = spread(self.pool, n_windows)
         self.said = f"evenly from the first {100 * CALIBRATION_SHARE:g} % of wikitext-2/valid.txt"
-        test = read_text(folder / "test.txt")
+        texts = {True: read_text(folder / "test.txt"), False: builtin_text()[1]}
         wanted = {name: PROTOCOLS[name] for name in protocols}
-        cut = {n: token_windows(tokenizer, test, n) for n in {w.length for w in wanted.values()}}
-        self.tests = {name: w.pick(cut[w.length]) for name, w in wanted.items()}
+        self.tests = {
+            n: w.pick(token_windows(tokenizer, texts[w.wikitext], w.length)) for n, w in wanted.items()
+        }
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, Any]:
         """By protocol the perplexity, and the mean negative log-likelihood of each window's tokens, nats."""
