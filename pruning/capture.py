@@ -49,6 +49,10 @@ class Recorder:
         self._mean = torch.zeros(width, dtype=torch.float64, device=device)
         self._scatter = torch.zeros(width, width, device=device)  # sum (z - mean) (z - mean)^T
 
+    @classmethod
+    def of(cls, ffn: FFN, sample_size: int, *, seed: int) -> "Recorder":
+        return cls(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device)
+
     def add(self, z: Tensor) -> None:
         """Add the activations `z [T, N]` of some tokens.
 
@@ -102,9 +106,7 @@ def capture(
     Raises:
         ValueError: activations that are NaN or infinite (named by layer), or no tokens at all.
     """
-    recorders = [
-        Recorder(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device) for ffn in ffns
-    ]
+    recorders = [Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns]
     body = model.base_model  # without the language-model head, whose output nobody reads here
     with recording(ffns, recorders), torch.inference_mode(), evaluation_mode(model):
         for batch in batches:

@@ -12,16 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import sensitivity
 from pruning.budget import check_cap, uniform_width
-from pruning.capture import capture, evaluation_mode
+from pruning.capture import Recorder, Statistics, capture, evaluation_mode
 from pruning.choice import choose
 from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
 from pruning.lockstep import Stream
 from pruning.progress import track
-from pruning.report import Report
-from pruning.sequential import repair_in_sequence
+from pruning.report import Layer, Report
+from pruning.sequential import in_sequence, prune_to, repair_in_sequence
 from pruning.settings import Settings
-from pruning.surgery import prune_separately, update_config
+from pruning.surgery import prune_separately, restored_on_error, update_config
 from pruning.text import builtin_text, read_text, token_windows
 
 TOKENS_PER_NEURON = 4
@@ -85,9 +85,10 @@ def prune(
             seed: of the sample of tokens and of what is random in a criterion.
         progress: show a bar with the time left for each stage.
 
-    Memory beyond the model: for each layer N^2 x 8 bytes of moments and mutual information and `sample_size` x N
-    activations, on the device of its weights, until all layers are pruned; then for sequential repair the hidden
-    states of all tokens twice, and of one layer its neurons and what goes past them.
+    Memory beyond the model, on the device of its weights: for a layer N^2 x 8 bytes of moments and mutual information
+    and `sample_size` x N activations; with sequential repair the hidden states of all tokens twice, and of one layer
+    its neurons and what goes past them. Sequential repair under the uniform budget is done with a layer before the
+    next one is looked at; with any other settings, or `save_statistics`, the moments of all layers are kept at once.
 
     Returns:
         What was dropped and why. The model's config describes what is left, so that
@@ -109,8 +110,13 @@ def prune(
     )
     ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
     batches = windows.split(settings.batch_size) if windows is not None else ()
-    intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     seconds: dict[str, float] = {}
+    if evidence is None and save_statistics is None and _fits_in_one_pass(settings):
+        n_tokens = sum(batch.numel() for batch in batches)
+        _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
+        layers = _prune_in_one_pass(model, ffns, batches, settings, seconds, progress=progress)
+        update_config(model, ffns)
+        return Report(asdict(settings), n_tokens, layers, seconds)
     if evidence is None:
         evidence = _gather(model, ffns, batches, settings, seconds, progress=progress)
     if _wants_divergence(settings, evidence):
@@ -120,6 +126,7 @@ def prune(
         save_evidence(evidence, save_statistics)
     n_tokens = evidence[0].statistics.n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
+    intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     with _clock(seconds, "select"):
         layers, divergence = choose(
             model, ffns, evidence, _few(batches), settings, intercept=intercept, progress=progress
@@ -132,8 +139,41 @@ def prune(
         else:
             gathered = [known.statistics for known in evidence]
             prune_separately(ffns, kept, gathered, settings.repair, intercept=intercept)
-        update_config(model, ffns)
+    update_config(model, ffns)
     return Report(asdict(settings), n_tokens, layers, seconds, divergence)
+
+
+def _fits_in_one_pass(settings: Settings) -> bool:
+    """Whether nothing is decided by looking at several layers at once."""
+    return settings.repair == "sequential" and settings.budget == "uniform" and settings.candidates == 1
+
+
+def _prune_in_one_pass(
+    model: PreTrainedModel,
+    ffns: list[FFN],
+    batches: Sequence[Tensor],
+    settings: Settings,
+    seconds: dict[str, float],
+    *,
+    progress: bool,
+) -> list[Layer]:
+    """Record, measure, choose and repair layer after layer: the statistics of one are in memory at a time, and the
+    dense stream of the repair is all the calibration that there is."""
+    layers: list[Layer] = []
+    with restored_on_error(ffns), evaluation_mode(model):
+        sequence = in_sequence(model, ffns, batches, watch=lambda z: recorder.add(z))
+        for ffn in track(ffns, "prune", show=progress):
+            recorder = Recorder.of(ffn, settings.sample_size, seed=settings.seed)
+            with _clock(seconds, "capture"):
+                examples = next(sequence)
+            with _clock(seconds, "measure"):
+                known = _measure(ffn, recorder.finish(), settings)
+            with _clock(seconds, "select"):
+                layers += choose(model, [ffn], [known], (), settings, intercept=False)[0]
+            del known  # before the next layer's takes as much memory
+            with _clock(seconds, "repair"):
+                prune_to(ffn, layers[-1].kept, examples, refine=settings.refine, seed=settings.seed)
+    return layers
 
 
 def prepare(
@@ -195,10 +235,11 @@ def _gather(
         captured = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
     with _clock(seconds, "measure"):
         pairs = track(list(zip(ffns, captured, strict=True)), "measure", show=progress)
-        return [
-            measure(ffn, statistics, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
-            for ffn, statistics in pairs
-        ]
+        return [_measure(ffn, statistics, settings) for ffn, statistics in pairs]
+
+
+def _measure(ffn: FFN, statistics: Statistics, settings: Settings) -> Evidence:
+    return measure(ffn, statistics, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed)
 
 
 def _warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:
@@ -255,4 +296,4 @@ def _calibration_windows(
 def _clock(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

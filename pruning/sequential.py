@@ -1,6 +1,6 @@
 """Repair in the order of the layers: each pruned FFN is fitted to what the dense model has after its layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,49 +22,6 @@ REFINE_STEPS = 400
 """Of `pruning.refine`, for each FFN."""
 
 
-def repair_in_sequence(
-    model: PreTrainedModel,
-    ffns: Sequence[FFN],
-    kept: Iterable[Tensor],
-    batches: Sequence[Tensor],
-    *,
-    refine: bool = False,
-    seed: int = 0,
-) -> None:
-    """Prune the FFNs in place, each with the projection that brings the hidden states back to the dense ones.
-
-    The dense and the pruned stream run side by side. With z the kept neurons in the pruned stream and t what is
-    missing to the dense residual, the projection minimises `sum |t - W z - b|^2 / |h|^2` over tokens, h being the
-    dense residual (without that weight a few tokens of massive norm decide), with a ridge towards the dense weights.
-    Where a layer does not just add what its FFN gives, t and h are what the FFN gives in the dense stream.
-    There is a b where the dense projection has one; to give others one gains nothing. Closed form: no labels and no
-    gradients.
-
-    Args:
-        kept: for each FFN the neurons that stay, ascending.
-        batches: windows of tokens `[B, L]`.
-        refine: whether the input projections of each FFN then descend on the same error (`pruning.refine`).
-        seed: of the order of tokens in that descent.
-
-    Memory, on the model's device: the hidden states of all tokens, twice, and of one layer the neurons, what the FFN
-    reads, what goes past it and what it should add.
-
-    Raises:
-        ValueError: activations that are not finite. The model is then as it was.
-    """
-    with restored_on_error(ffns), evaluation_mode(model):
-        dense = Stream(model, ffns, batches)
-        pruned = dense.copy()
-        for index, (ffn, keep) in enumerate(zip(ffns, kept, strict=True)):
-            examples = _examples(dense, pruned, index)
-            prune_ffn(ffn, keep, fit(ffn, keep, examples))
-            if refine:
-                read = torch.cat([step.read for step in examples.steps])
-                target, weight = torch.cat(examples.target), torch.cat(examples.weight)
-                refine_ffn(ffn, read, target, weight, steps=REFINE_STEPS, seed=seed)
-            pruned.resume(index, examples.steps)
-
-
 class Examples(NamedTuple):
     """What one FFN should learn, batch by batch of T tokens.
 
@@ -79,22 +36,91 @@ class Examples(NamedTuple):
     weight: list[Tensor]
 
 
-def _examples(dense: Stream, pruned: Stream, index: int) -> Examples:
-    """Of layer `index`, which the dense stream passes on the way."""
-    examples = Examples([], [], [])
-    for ahead, behind in zip(dense.steps(index, advance=True), pruned.steps(index), strict=True):
-        aim = target = ahead.added.float()
-        if ahead.skipped is not None and behind.skipped is not None:
-            aim = ahead.skipped + target
-            target = aim - behind.skipped
-        examples.steps.append(behind)
-        examples.target.append(target)
-        examples.weight.append(aim.square().mean(1).clamp_min(1e-12).reciprocal())
-    return examples
+def in_sequence(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    batches: Sequence[Tensor],
+    watch: Callable[[Tensor], None] | None = None,
+) -> Iterator[Examples]:
+    """What each FFN should learn, layer after layer; the caller prunes it before asking for the next.
+
+    The dense and the pruned stream run side by side. For them to be one after a layer, its FFN should add what is
+    missing in the pruned stream to the dense residual h, each token weighing `1 / |h|^2`: without that a few tokens of
+    massive norm decide. Where a layer does not just add what its FFN gives, the target and h are what the FFN gives in
+    the dense stream.
+
+    Args:
+        batches: windows of tokens `[B, L]`.
+        watch: is given the neurons `[T, N]` of the FFN in the dense stream, batch by batch.
+
+    Memory, on the model's device: the hidden states of all tokens, twice, and of one layer the neurons, what the FFN
+    reads, what goes past it and what it should add.
+    """
+    dense = Stream(model, ffns, batches)
+    pruned = dense.copy()
+    for index in range(len(ffns)):
+        examples = Examples([], [], [])
+        for ahead, behind in zip(dense.steps(index, advance=True), pruned.steps(index), strict=True):
+            if watch is not None:
+                watch(ahead.z)
+            aim = target = ahead.added.float()
+            if ahead.skipped is not None and behind.skipped is not None:
+                aim = ahead.skipped + target
+                target = aim - behind.skipped
+            examples.steps.append(behind)
+            examples.target.append(target)
+            examples.weight.append(aim.square().mean(1).clamp_min(1e-12).reciprocal())
+        yield examples
+        pruned.resume(index, examples.steps)
+        for part in examples:
+            part.clear()  # the caller may still hold on to it when the next ones are made
+
+
+def repair_in_sequence(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    kept: Iterable[Tensor],
+    batches: Sequence[Tensor],
+    *,
+    refine: bool = False,
+    seed: int = 0,
+) -> None:
+    """Prune the FFNs in place, each with the projection that brings the hidden states back to the dense ones.
+
+    Args:
+        kept: for each FFN the neurons that stay, ascending.
+        batches, refine, seed: as `in_sequence` and `prune_to`.
+
+    Raises:
+        ValueError: activations that are not finite. The model is then as it was.
+    """
+    with restored_on_error(ffns), evaluation_mode(model):
+        for ffn, keep, examples in zip(ffns, kept, in_sequence(model, ffns, batches), strict=True):
+            prune_to(ffn, keep, examples, refine=refine, seed=seed)
+
+
+def prune_to(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, seed: int) -> None:
+    """Leave the neurons `keep`, with the output projection that comes closest to the targets.
+
+    Args:
+        refine: whether the input projections then descend on the same error (`pruning.refine`).
+        seed: of the order of tokens in that descent.
+
+    Raises:
+        ValueError: activations that are not finite.
+    """
+    prune_ffn(ffn, keep, fit(ffn, keep, examples))
+    if refine:
+        read = torch.cat([step.read for step in examples.steps])
+        target, weight = torch.cat(examples.target), torch.cat(examples.weight)
+        refine_ffn(ffn, read, target, weight, steps=REFINE_STEPS, seed=seed)
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:
-    """The output projection of the neurons `keep` that comes closest to the targets.
+    """The output projection of the neurons `keep` that comes closest to the targets, in closed form.
+
+    With z these neurons and t the target it minimises the weighted sum of `|t - W z - b|^2` over tokens, with a ridge
+    towards the dense weights. There is a b where the dense projection has one; to give others one gains nothing.
 
     Raises:
         ValueError: activations that are not finite.

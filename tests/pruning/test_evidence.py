@@ -1,4 +1,6 @@
+import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from safetensors.torch import load_file
 
 from pruning import prune
 from pruning.capture import Statistics
-from pruning.evidence import Evidence, load_evidence
+from pruning.evidence import Evidence, load_evidence, measure
 from pruning.families import find_ffns
 
 from tiny import outputs, tiny_model
@@ -86,5 +88,30 @@ def test_evidence_is_let_go_before_sequential_repair_asks_for_memory(windows, mo
     monkeypatch.setattr(
         "pruning.pipeline.repair_in_sequence", lambda *_args, **_options: then.append(alive())
     )
-    prune(tiny_model("Llama"), None, calibration=windows, **OPTIONS)
+    prune(tiny_model("Llama"), None, calibration=windows, budget="mi", **OPTIONS)
     assert then == [before]
+
+
+def test_under_the_uniform_budget_one_layer_is_known_at_a_time(windows, monkeypatch):
+    known = []
+
+    def measured(*args, **options):
+        gc.collect()
+        assert not any(layer() for layer in known)
+        evidence = measure(*args, **options)
+        known.append(weakref.ref(evidence.mi))
+        return evidence
+
+    monkeypatch.setattr("pruning.pipeline.measure", measured)
+    prune(tiny_model("Llama"), None, calibration=windows, **OPTIONS)
+    assert len(known) == 3
+
+
+def test_layer_by_layer_gives_what_all_layers_at_once_give(model, windows, tmp_path):
+    other = copy.deepcopy(model)
+    one = prune(model, None, calibration=windows, **OPTIONS)
+    many = prune(other, None, calibration=windows, save_statistics=tmp_path / "kept", **OPTIONS)
+    assert torch.equal(outputs(model, windows), outputs(other, windows))
+    for first, second in zip(one.layers, many.layers, strict=True):
+        assert first.as_json() == second.as_json()
+    assert one.calibration_tokens == many.calibration_tokens
