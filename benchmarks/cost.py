@@ -155,11 +155,12 @@ def stages(model: Model, chip: str) -> dict[str, float]:
     weights = model.parameters - model.layers * 3 * d * gone
     mi = floor("grid", n, SAMPLES, "int8", chip)[0]
     return {
-        "capture": forward + model.layers * moments / rates.algebra,
+        # the dense stream with its moments, and the pruned one
+        "capture": 2 * forward + model.layers * moments / rates.algebra,
         "measure": model.layers * (mi + elimination / rates.algebra),
         "select": model.layers * explanation / rates.algebra,
-        # the dense stream, and the pruned one before and after each layer's fit
-        "repair": 3 * forward + model.layers * fit / rates.algebra,
+        # and what is left of the FFN once more
+        "repair": model.layers * (6.0 * d * kept * tokens / rates.matrix["fp16"] + fit / rates.algebra),
         "save": 2 * weights / DISK,  # 16-bit
     }
 

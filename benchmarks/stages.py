@@ -71,11 +71,13 @@ def how_measured(demo: Mapping[str, Any]) -> str:
 def how_predicted() -> str:
     return (
         f"floors by the data sheet of one {CHIP}, as if the weights fitted on it, {cost.RATIO:.0%} of the neurons "
-        "dropped, K of N kept, d the width of the stream. capture: 2 x parameters x tokens in fp16, and 2 N² x tokens "
-        f"in fp32 for the second moments of each layer, {cost.TOKENS_PER_NEURON} tokens for each kept neuron. measure: "
+        "dropped, K of N kept, d the width of the stream. capture: the dense and the pruned stream, 4 x parameters x "
+        "tokens in fp16, and 2 N² x tokens in fp32 for the second moments of each layer, "
+        f"{cost.TOKENS_PER_NEURON} tokens for each kept neuron. measure: "
         f"`grid` in int8, {cost.SAMPLES:,} samples, and backward elimination, N³ for the inverse of the moments and "
-        "2/3 N³ for the order. select: what the kept neurons explain, K³/3 + 2 K² (N - K). repair: sequential, three "
-        "forward passes, 2 K (K + d) x tokens of moments, K³/3 + 2 K² d. Algebra in fp64. save: 16-bit weights to a "
+        "2/3 N³ for the order. select: what the kept neurons explain, K³/3 + 2 K² (N - K). repair: sequential, "
+        "the FFN again, 6 K d x tokens in fp16, 2 K (K + d) x tokens of moments, K³/3 + 2 K² d. Algebra in fp64. save: "
+        "16-bit weights to a "
         f"disk of {cost.DISK / 1e9:.0f} GB/s."
     )
 
