@@ -141,6 +141,18 @@ def _recipes() -> list[Method]:
     """What ours adds to a criterion: the order of layers, budgets, refining."""
     conditional: dict[str, Any] = {"criterion": "conditional-mi"}
     found = [
+        *(
+            _ours(
+                f"random-pairs, {repair}, clusters, best of 4",
+                "random pairs within 8 clusters, best of 4 by KL (the paper's)",
+                group,
+                criterion="random-pairs",
+                repair=repair,
+                clusters=8,
+                candidates=4,
+            )
+            for repair, group in REPAIRS.items()
+        ),
         _ours("flap, bias", "FLAP", "own repair", criterion="flap", repair="bias"),
         *(
             _ours(f"{c}, sequential", CRITERIA[c], "sequential", criterion=c, repair="sequential")
