@@ -136,12 +136,14 @@ def _parser() -> argparse.ArgumentParser:
         help="UTF-8 text; half of CPython's language reference",
     )
     parser.add_argument(
-        "--save-statistics", metavar="FILE", help="keep what was measured, for other ratios and criteria"
+        "--save-statistics",
+        metavar="FILE",
+        help="keep what was measured, for other ratios, criteria and budgets",
     )
     parser.add_argument(
         "--statistics",
         metavar="FILE",
-        help="start from what --save-statistics kept: nothing is measured again",
+        help="start from what --save-statistics kept",
     )
     parser.add_argument(
         "--evaluate",

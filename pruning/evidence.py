@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,8 +57,13 @@ def measure(ffn: FFN, statistics: Statistics, *, estimator: Estimator, nodes: in
     return Evidence(statistics, mi, order, damage)
 
 
-def save_evidence(evidence: Sequence[Evidence], path: str | Path) -> None:
+def save_evidence(
+    evidence: Sequence[Evidence], path: str | Path, *, estimator: Estimator, nodes: int
+) -> None:
     """Write safetensors; the file appears whole or not at all.
+
+    Args:
+        estimator, nodes: that the mutual information was measured with, for `load_evidence` to compare.
 
     Raises:
         OSError: what writing raised.
@@ -80,27 +85,39 @@ def save_evidence(evidence: Sequence[Evidence], path: str | Path) -> None:
             tensors[f"{name}.divergence"] = torch.tensor(layer.divergence, dtype=torch.float64)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
+        whole = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(whole, partial, {"measured": _measured(estimator, nodes)})
         os.replace(partial, path)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: could not write the statistics: {error}") from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def load_evidence(path: str | Path, ffns: Sequence[FFN]) -> list[Evidence]:
+def load_evidence(
+    path: str | Path, ffns: Sequence[FFN], *, estimator: Estimator, nodes: int
+) -> list[Evidence]:
     """Read what `save_evidence` wrote, onto the devices of the FFNs.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, or of a model with other FFNs.
+        ValueError: not such a file, of a model with other FFNs, or measured with another estimator.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of statistics")
     try:
+        with safe_open(path, "pt") as file:
+            measured = (file.metadata() or {}).get("measured")
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: expected statistics in safetensors: {error}") from error
+    if measured != _measured(estimator, nodes):
+        raise ValueError(
+            f"{path}: expected statistics measured with {_measured(estimator, nodes)}, found {measured}"
+        )
     evidence = []
     for ffn in ffns:
         found = tensors.get(f"{ffn.name}.mean")
@@ -127,3 +144,8 @@ def load_evidence(path: str | Path, ffns: Sequence[FFN]) -> list[Evidence]:
             )
         )
     return evidence
+
+
+def _measured(estimator: Estimator, nodes: int) -> str:
+    """In words; only `grid` has nodes."""
+    return f"{estimator} on {nodes} nodes" if estimator == "grid" else estimator

@@ -20,8 +20,7 @@ class Layout:
         output: path of the projection whose columns are neurons.
         reader: path of the smallest module that computes the neurons from what the FFN reads, "" for the block.
         bias_switch: name of the config entry that makes the class store the biases of a block that has none.
-        normed_after: whether the layer adds the FFN's input to its output and then normalises (BERT), rather than
-            normalising what the FFN reads (Llama).
+        normed_after: whether a layer that norms the sum at its end (BERT) adds to it what the FFN reads.
     """
 
     inputs: tuple[str, ...]
@@ -32,7 +31,8 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout(("gate_proj", "up_proj"), "down_proj", "", "mlp_bias"),  # Llama, Mistral, Qwen2, Qwen3, SmolLM
+    # Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma 2, OLMo 2, Granite
+    Layout(("gate_proj", "up_proj"), "down_proj", "", "mlp_bias"),
     Layout(("intermediate.dense",), "output.dense", "intermediate", normed_after=True),  # BERT
 )
 WIDTH = "intermediate_size"

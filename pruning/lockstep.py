@@ -24,14 +24,16 @@ class Step:
         read: `[T, d]`, what the FFN reads.
         z: `[T, N]`, its neurons.
         added: `[T, d]`, the FFN's output.
-        skipped: `[T, d]` float32, what goes past the FFN for the two to be added; None where the layer does not just
-            add what its FFN gives, but norms (Gemma 2, OLMo 2) or scales it (Granite).
+        skipped: `[T, d]` float32, what goes past the FFN, so that the layer gives `skipped + scale * added`; None
+            where it does not, but norms what the FFN gives (Gemma 2, OLMo 2).
+        scale: 1 but in families like Granite.
     """
 
     read: Tensor
     z: Tensor
     added: Tensor
     skipped: Tensor | None
+    scale: float
 
 
 class Stream:
@@ -40,7 +42,7 @@ class Stream:
     def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Tensor]) -> None:
         self._ffns = ffns
         self._calls: dict[int, list[tuple[Any, Any]]] = {}
-        self._sums: list[bool] = []
+        self._scales: list[float | None] = []
         options = {"use_cache": False} if model.can_generate() else {}
         self.hidden: list[Tensor] = []
         for batch in batches:
@@ -51,12 +53,12 @@ class Stream:
             self.hidden.append(seen[0][0])
             if whole:
                 self._calls[len(batch)] = [(rest, keywords) for _, rest, keywords in seen]
-                self._sums = self._sums or [self._adds(i, hidden) for i, (hidden, *_) in enumerate(seen)]
+                self._scales = self._scales or [self._scale(i, hidden) for i, (hidden, *_) in enumerate(seen)]
 
     def copy(self) -> "Stream":
         """Another stream at the same place."""
         twin = object.__new__(Stream)
-        twin._ffns, twin._calls, twin._sums = self._ffns, self._calls, self._sums
+        twin._ffns, twin._calls, twin._scales = self._ffns, self._calls, self._scales
         twin.hidden = list(self.hidden)
         return twin
 
@@ -69,12 +71,12 @@ class Stream:
             if advance:
                 self.hidden[i] = after
             read, z, added = (seen[part].flatten(0, -2) for part in ("read", "z", "added"))
-            skipped = None
-            if ffn.normed_after:
+            scale, skipped = self._scales[index], None
+            if scale is not None:
+                skipped = after.flatten(0, -2).float() - scale * added
+            elif ffn.normed_after:
                 skipped = read.float()
-            elif self._sums[index]:
-                skipped = after.flatten(0, -2).float() - added
-            yield Step(read, z, added, skipped)
+            yield Step(read, z, added, skipped, 1.0 if scale is None else scale)
 
     def advance(self, index: int) -> None:
         """Move on through layer `index`."""
@@ -83,26 +85,38 @@ class Stream:
 
     def resume(self, index: int, steps: Sequence[Step]) -> None:
         """Move on through layer `index`, whose FFN is another by now, from what `steps` say that it reads."""
-        ffn = self._ffns[index]
+        ffn, scale = self._ffns[index], self._scales[index]
         for i, (step, hidden) in enumerate(zip(steps, self.hidden, strict=True)):
             with torch.no_grad():
-                if step.skipped is None or ffn.normed_after:
+                if step.skipped is None or scale is None or ffn.reader is not ffn.block:
                     self.hidden[i] = self._run(index, hidden)
                 else:  # spares the attention
-                    self.hidden[i] = (step.skipped + ffn.block(step.read)).to(hidden.dtype).view_as(hidden)
+                    after = step.skipped + scale * ffn.block(step.read)
+                    self.hidden[i] = after.to(hidden.dtype).view_as(hidden)
 
-    def _adds(self, index: int, hidden: Tensor) -> bool:
-        """Whether layer `index` adds what its FFN gives to its output: twice as much of it is then once more in it."""
+    def _scale(self, index: int, hidden: Tensor) -> float | None:
+        """What layer `index` multiplies the output of its FFN by before it adds it, None where it does something else.
+
+        More of that output is then proportionally more of the layer's. Each token gets so much more that it is as large
+        as the layer's output, whose rounding would else drown it.
+        """
         ffn = self._ffns[index]
         with torch.no_grad(), _observed(ffn) as seen:
-            once = self._run(index, hidden)
+            after = self._run(index, hidden)
             added = seen["added"].float()
-            handle = ffn.output.register_forward_hook(lambda _module, _args, output: 2 * output)
+            size = added.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            more = added * (after.float().norm(dim=-1, keepdim=True) / size)
+            handle = ffn.output.register_forward_hook(lambda _module, _args, output: output + more.to(output))
             try:
-                more = self._run(index, hidden).float() - once
+                change = self._run(index, hidden).float() - after
             finally:
                 handle.remove()
-        return abs(float((more * added).sum() / added.square().sum()) - 1) < 0.1
+        if not more.any():
+            return 1.0
+        scale = float((change * more).sum() / more.square().sum())
+        if not float((change - scale * more).norm()) < 0.1 * float(change.norm()):
+            return None
+        return 1.0 if abs(scale - 1) < 0.01 else scale
 
     def _run(self, index: int, hidden: Tensor) -> Tensor:
         rest, keywords = self._calls[len(hidden)][index]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +15,7 @@ from pruning import sensitivity
 from pruning.budget import check_cap, uniform_width
 from pruning.capture import Recorder, Statistics, capture, evaluation_mode
 from pruning.choice import choose
+from pruning.divergence import few
 from pruning.evidence import Evidence, load_evidence, measure, save_evidence
 from pruning.families import FFN, find_ffns, text_config
 from pruning.lockstep import Stream
@@ -26,8 +28,6 @@ from pruning.text import builtin_text, read_text, token_windows
 
 TOKENS_PER_NEURON = 4
 """Calibration tokens for each kept neuron below which least squares is warned about."""
-DIVERGENCE_TOKENS = 2048
-"""Calibration tokens on which `budget="kl"` measures each layer, and `candidates` each selection."""
 PROBE_TOKENS = 8
 """Tokens on which sequential repair finds out whether it can follow a model from layer to layer."""
 
@@ -97,11 +97,16 @@ def prune(
     Raises:
         ValueError: settings out of range, no known FFN, something between the known layers where the repair is
             sequential, too little text, a ratio that the rounding or the cap makes unreachable, statistics of
-            another model, NaN or infinite activations. The model is then as it was.
-        FileNotFoundError: no such file of statistics.
+            another model or estimator, NaN or infinite activations. The model is then as it was.
+        FileNotFoundError: no such file of statistics, or no folder for those to save.
     """
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
-    evidence = None if statistics is None else load_evidence(statistics, find_ffns(model))
+    made: Any = {"estimator": settings.estimator, "nodes": settings.nodes}
+    if save_statistics is not None and not Path(save_statistics).parent.is_dir():
+        raise FileNotFoundError(
+            f"save_statistics: expected an existing folder, got {Path(save_statistics).parent}"
+        )
+    evidence = None if statistics is None else load_evidence(statistics, find_ffns(model), **made)
     need_windows = (
         evidence is None
         or settings.repair == "sequential"
@@ -110,6 +115,7 @@ def prune(
     )
     ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
     batches = windows.split(settings.batch_size) if windows is not None else ()
+    some = few(windows, settings.batch_size) if windows is not None else ()
     seconds: dict[str, float] = {}
     if evidence is None and save_statistics is None and _fits_in_one_pass(settings):
         n_tokens = sum(batch.numel() for batch in batches)
@@ -119,17 +125,19 @@ def prune(
         return Report(asdict(settings), n_tokens, layers, seconds)
     if evidence is None:
         evidence = _gather(model, ffns, batches, settings, seconds, progress=progress)
+    if save_statistics is not None:
+        save_evidence(evidence, save_statistics, **made)
     if _wants_divergence(settings, evidence):
         with _clock(seconds, "sensitivity"):
-            evidence = sensitivity.with_divergence(model, ffns, evidence, _few(batches))
-    if save_statistics is not None:
-        save_evidence(evidence, save_statistics)
+            evidence = sensitivity.with_divergence(model, ffns, evidence, some)
+        if save_statistics is not None:
+            save_evidence(evidence, save_statistics, **made)
     n_tokens = evidence[0].statistics.n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
     intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     with _clock(seconds, "select"):
         layers, divergence = choose(
-            model, ffns, evidence, _few(batches), settings, intercept=intercept, progress=progress
+            model, ffns, evidence, some, settings, intercept=intercept, progress=progress
         )
     with _clock(seconds, "repair"):
         kept = track([layer.kept for layer in layers], "repair", show=progress)
@@ -255,14 +263,6 @@ def _warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:
 def _wants_divergence(settings: Settings, evidence: Sequence[Evidence]) -> bool:
     """Whether the budget needs what nobody has measured yet."""
     return settings.budget == "kl" and any(known.divergence is None for known in evidence)
-
-
-def _few(batches: Sequence[Tensor]) -> list[Tensor]:
-    """`DIVERGENCE_TOKENS` of the batches or a little more, spread evenly."""
-    if not batches:
-        return []
-    count = min(len(batches), max(1, DIVERGENCE_TOKENS // batches[0].numel()))
-    return [batches[i * len(batches) // count] for i in range(count)]
 
 
 def _calibration_windows(

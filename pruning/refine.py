@@ -30,8 +30,8 @@ CHUNK = 8192
 def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: int, seed: int) -> None:
     """Move `ffn` closer to `target`, in place; where held-back tokens do not confirm it, leave it as it was.
 
-    The error is `sum_t weights[t] |ffn(inputs[t]) - target[t]|^2`. Products are in bfloat16 where the model is,
-    the weights that learn in float32. Equal arguments give equal weights on one machine.
+    The error is `sum_t weights[t] |ffn(inputs[t]) - target[t]|^2`. Products are in bfloat16 where the model is not
+    in float32, the weights that learn in float32. Equal arguments give equal weights on one machine.
 
     Args:
         ffn: its kept neurons, with an output projection that is already solved for.
@@ -121,7 +121,7 @@ def _input_names(ffn: FFN) -> dict[str, nn.Parameter]:
 
 def _products(ffn: FFN) -> torch.autocast:
     weight = ffn.output.weight
-    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
+    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype != torch.float32)
 
 
 def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, steps: int) -> None:

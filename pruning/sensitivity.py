@@ -1,5 +1,6 @@
 """How much the model as a whole minds when one layer is halved: weights of the layers in a budget."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,7 +26,12 @@ def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> 
     for layer in evidence:
         floor = null_threshold("null:0.5", len(layer.statistics.sample), estimator=estimator, nodes=nodes)
         levels.append(max(layer.median_mi - floor, 0.0))
-    least = 0.01 * max(levels, default=0.0) or 1.0  # no layer is free, and if all are alike they are alike
+    return roots(levels)
+
+
+def roots(levels: Sequence[float]) -> list[float]:
+    """Weights of layers from what is known of each, not negative: no layer is free, and if all are 0 they are alike."""
+    least = 0.01 * max(levels, default=0.0) or 1.0
     return [max(level, least) ** 0.5 for level in levels]
 
 
@@ -50,6 +56,9 @@ def with_divergence(
 
     Half of the order of conditional information goes, and least squares makes up for it. Costs a forward pass over
     `batches` for each layer; the model is as it was afterwards.
+
+    Raises:
+        ValueError: outputs that are not finite when a layer is halved.
     """
     dense = Dense(model, batches)
     measured = []
@@ -59,5 +68,11 @@ def with_divergence(
             prune_separately(
                 [ffn], [keep], [layer.statistics], "lstsq", intercept=ffn.output.bias is not None
             )
-            measured.append(replace(layer, divergence=dense.divergence()))
+            divergence = dense.divergence()
+        if not math.isfinite(divergence):
+            raise ValueError(
+                f"{ffn.name}: expected finite outputs of the model with half of these neurons, got NaN or infinite "
+                "ones; budget='mi' needs none"
+            )
+        measured.append(replace(layer, divergence=divergence))
     return measured

@@ -46,8 +46,8 @@ def in_sequence(
 
     The dense and the pruned stream run side by side. For them to be one after a layer, its FFN should add what is
     missing in the pruned stream to the dense residual h, each token weighing `1 / |h|^2`: without that a few tokens of
-    massive norm decide. Where a layer does not just add what its FFN gives, the target and h are what the FFN gives in
-    the dense stream.
+    massive norm decide. Where a layer norms what its FFN gives, the target and h are what the FFN gives in the dense
+    stream: what earlier layers lost is then not made up for.
 
     Args:
         batches: windows of tokens `[B, L]`.
@@ -64,9 +64,9 @@ def in_sequence(
             if watch is not None:
                 watch(ahead.z)
             aim = target = ahead.added.float()
-            if ahead.skipped is not None and behind.skipped is not None:
-                aim = ahead.skipped + target
-                target = aim - behind.skipped
+            if ahead.skipped is not None and behind.skipped is not None:  # both or none
+                aim = ahead.skipped + ahead.scale * target
+                target = (aim - behind.skipped) / ahead.scale
             examples.steps.append(behind)
             examples.target.append(target)
             examples.weight.append(aim.square().mean(1).clamp_min(1e-12).reciprocal())

@@ -52,7 +52,7 @@ class Settings:
         sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
         for name in (*sizes, "clusters", "candidates"):
             value = getattr(self, name)
-            if value < 1:
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:

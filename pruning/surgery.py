@@ -88,33 +88,33 @@ def update_config(model: PreTrainedModel, ffns: list[FFN]) -> None:
 @contextmanager
 def restored(ffns: Sequence[FFN]) -> Iterator[None]:
     """Give the FFNs back the weights that they had, whatever is done to them."""
-    before = remember(ffns)
+    before = _remember(ffns)
     try:
         yield
     finally:
-        recall(before)
+        _recall(before)
 
 
 @contextmanager
 def restored_on_error(ffns: Sequence[FFN]) -> Iterator[None]:
     """Give the FFNs back the weights that they had when what is done to them raises."""
-    before = remember(ffns)
+    before = _remember(ffns)
     try:
         yield
     except BaseException:
-        recall(before)
+        _recall(before)
         raise
 
 
 Remembered = list[tuple[nn.Linear, dict[str, nn.Parameter]]]
 
 
-def remember(ffns: Sequence[FFN]) -> Remembered:
+def _remember(ffns: Sequence[FFN]) -> Remembered:
     """The parameters of the FFNs, which surgery replaces and never changes in place."""
     return [(linear, dict(linear.named_parameters())) for ffn in ffns for linear in (*ffn.inputs, ffn.output)]
 
 
-def recall(before: Remembered) -> None:
+def _recall(before: Remembered) -> None:
     """Put remembered parameters back."""
     for linear, parameters in before:
         linear.out_features, linear.in_features = parameters["weight"].shape

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.measure import Plan, Source, installed_models, make_task
-from benchmarks.quality.tasks import spearman, spread
+from benchmarks.quality.tasks import spearman
 from benchmarks.record import RESULTS, append, row
 from mikernels.transforms import transform_samples
 from pruning import Settings, sensitivity
 from pruning.budget import allocate, uniform_width
 from pruning.capture import capture
 from pruning.checkpoint import load_model
+from pruning.divergence import few
 from pruning.evidence import Evidence, measure
 from pruning.families import find_ffns
 from pruning.repair import complement
@@ -43,9 +44,13 @@ def levels(evidence: Sequence[Evidence], settings: Settings) -> dict[str, list[f
     return {
         "uniform": [],
         "median MI": sensitivity.by_mi(evidence, estimator=settings.estimator, nodes=settings.nodes),
-        "median of correlated ranks": _roots([_gaussian(e.statistics.sample, ranks=True) for e in evidence]),
-        "median of correlations": _roots([_gaussian(e.statistics.sample, ranks=False) for e in evidence]),
-        "distance from the middle layer": _roots([x**2 for x in deep]),
+        "median of correlated ranks": sensitivity.roots(
+            [_gaussian(e.statistics.sample, ranks=True) for e in evidence]
+        ),
+        "median of correlations": sensitivity.roots(
+            [_gaussian(e.statistics.sample, ranks=False) for e in evidence]
+        ),
+        "distance from the middle layer": sensitivity.roots([x**2 for x in deep]),
         "halved layer": sensitivity.by_kl(evidence),
     }
 
@@ -58,12 +63,6 @@ def _gaussian(sample: Tensor, *, ranks: bool) -> float:
     rho2 = correlation[torch.ones_like(correlation, dtype=torch.bool).triu_(1)].square()
     floor = -0.5 * math.log1p(-CHI2_MEDIAN / len(sample))
     return float(-0.5 * torch.log1p(-rho2.median())) - floor
-
-
-def _roots(found: Sequence[float]) -> list[float]:
-    """As `pruning.sensitivity.by_mi` makes weights of medians."""
-    least = 0.01 * max(found) or 1.0
-    return [max(level, least) ** 0.5 for level in found]
 
 
 def compare(source: Source, plan: Plan, ratio: float) -> list[dict[str, Any]]:
@@ -80,9 +79,8 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[dict[str, Any]]:
         measure(f, s, estimator=settings.estimator, nodes=settings.nodes, seed=plan.seed)
         for f, s in zip(ffns, gathered, strict=True)
     ]
-    evidence = sensitivity.with_divergence(
-        model, ffns, evidence, [spread(task.calibration, 2048 // task.calibration.shape[1])]
-    )
+    some = few(task.calibration, settings.batch_size)
+    evidence = sensitivity.with_divergence(model, ffns, evidence, some)
     rows = []
     weights = levels(evidence, settings)
     for name, sensitive in weights.items():
@@ -114,6 +112,7 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[dict[str, Any]]:
             "quality": quality,
         }
         command = f"python -m benchmarks.quality.budgets --data DIR --model {source.name}=... --ratio {ratio}"
+        command += f" --windows {plan.windows} --seed {plan.seed}"
         rows.append(row("budgets", command, case, result))
     return rows
 

@@ -16,13 +16,16 @@ from benchmarks.quality.rivals import RIVALS
 from pruning import Settings, prune
 from pruning.budget import uniform_width
 from pruning.capture import Statistics, capture
-from pruning.evidence import measure, save_evidence
+from pruning.divergence import few
+from pruning.evidence import load_evidence, measure, save_evidence
 from pruning.families import find_ffns
-from pruning.repair import repair_projection
-from pruning.surgery import prune_ffn, update_config
+from pruning.sensitivity import with_divergence
+from pruning.surgery import prune_separately, update_config
 
 T = TypeVar("T")
 Seconds = dict[str, float]
+MADE: Any = {"estimator": Settings().estimator, "nodes": Settings().nodes}
+"""What mutual information is measured with."""
 
 
 class Calibrated:
@@ -72,23 +75,29 @@ class Calibrated:
             lambda: capture(self.model, ffns, batches, sample_size=settings.sample_size, seed=self.seed)
         )
         evidence, measuring = clocked(
-            lambda: [
-                measure(ffn, s, estimator=settings.estimator, nodes=settings.nodes, seed=self.seed)
-                for ffn, s in zip(ffns, statistics, strict=True)
-            ]
+            lambda: [measure(ffn, s, **MADE, seed=self.seed) for ffn, s in zip(ffns, statistics, strict=True)]
         )
         path = Path(self._folder.name) / "evidence.safetensors"
-        save_evidence(evidence, path)
+        save_evidence(evidence, path, **MADE)
         return statistics, path, {"capture": capturing, "measure": measuring}
+
+    @cached_property
+    def _sensitivity(self) -> Seconds:
+        """Of the model to each FFN; it goes into the file as well."""
+        _, path, _ = self._evidence
+        ffns = find_ffns(self.model)
+        some = few(self.windows, Settings().batch_size)
+        known = load_evidence(path, ffns, **MADE)
+        evidence, spent = clocked(lambda: with_divergence(self.model, ffns, known, some))
+        save_evidence(evidence, path, **MADE)
+        return {"sensitivity": spent}
 
     def _ours(self, settings: Settings, windows: Tensor) -> tuple[PreTrainedModel, Seconds]:
         model = copy.deepcopy(self.model)
         _, path, seconds = self._evidence
-        kept = path if settings.budget == "kl" else None  # sensitivities, once measured, stay in the file
-        report = prune(
-            model, None, calibration=windows, statistics=path, save_statistics=kept, settings=settings
-        )
-        seconds |= {stage: s for stage, s in report.seconds.items() if stage == "sensitivity"}
+        if settings.budget == "kl":
+            seconds = seconds | self._sensitivity
+        report = prune(model, None, calibration=windows, statistics=path, settings=settings)
         return model, {k: s for k, s in seconds.items() if k in _needed(settings)} | report.seconds
 
     def _rival(self, method: Method, ratio: float) -> tuple[PreTrainedModel, Seconds]:
@@ -104,15 +113,9 @@ class Calibrated:
         model = copy.deepcopy(self.model)
         ffns = find_ffns(model)
         statistics, _, shared = self._evidence
-
-        def operate() -> None:
-            for ffn, keep, gathered in zip(ffns, kept, statistics, strict=True):
-                weight, bias = ffn.output.weight, ffn.output.bias
-                fitted = repair_projection(weight, bias, keep, gathered, "lstsq", intercept=bias is not None)
-                prune_ffn(ffn, keep, fitted.to(weight.dtype))
-            update_config(model, ffns)
-
-        _, spent = clocked(operate)
+        intercept = ffns[0].output.bias is not None
+        _, spent = clocked(lambda: prune_separately(ffns, kept, statistics, "lstsq", intercept=intercept))
+        update_config(model, ffns)
         return model, seconds | {"capture": shared["capture"], "repair": spent}
 
 

@@ -105,7 +105,7 @@ def measure_model(
         "seed": plan.seed,
     }
     failed = 0
-    for method, ratio in jobs(model, plan):
+    for method, ratio in jobs(model, task, plan):
         name = method.name if method else DENSE
         case = common | {"method": name, "ratio": ratio} | _conditions(method, task, plan)
         protocols = plan.protocols if task.measure == "perplexity" else ("dev",)
@@ -134,11 +134,14 @@ def measure_model(
     return failed
 
 
-def jobs(model: PreTrainedModel, plan: Plan) -> Iterable[tuple[Method | None, float]]:
+def jobs(model: PreTrainedModel, task: Task, plan: Plan) -> Iterable[tuple[Method | None, float]]:
     """The dense model, then ratio by ratio every method that can run; of the others it prints why not."""
     fit = []
     for method in plan.methods:
-        if reason := method.unfit(model):
+        reason = method.unfit(model)
+        if method.whole and len(task.pool) == len(task.calibration):
+            reason = "all of the text is calibrated on anyway"
+        if reason:
             print(f"{method.name}: skipped, {reason}")
         else:
             fit.append(method)

@@ -106,7 +106,7 @@ NOTABLE = (
     "conditional-mi, lstsq",
     "conditional-mi, sequential",
     "conditional-mi, sequential, kl",
-    "conditional-mi, sequential, kl, refined",
+    "conditional-mi, sequential, kl, refined, whole text",
     "torch-pruning-taylor",
     "optipfair-maw",
     "fmchisel-osscar-1e-4",
@@ -185,8 +185,9 @@ def _recipes() -> list[Method]:
             ),
         ]
     found += [
-        replace(method, name=f"{method.name}, whole text", whole=True)
+        replace(method, name=name, whole=True, notable=name in NOTABLE)
         for method in found
+        for name in (f"{method.name}, whole text",)
         if method.name.startswith("conditional-mi, sequential, kl")
     ]
     return found

@@ -141,7 +141,7 @@ def conditions(sheet: Sheet) -> str:
         f"drops the same share, but where budgets are named. Seed{'s' * (len(seeds) > 1)} "
         f"{', '.join(map(str, seeds))}; {last['machine']['threads']} thread"
         f"{'s' * (last['machine']['threads'] > 1)} of {last['machine']['cpu']}, torch {last['versions']['torch']}, "
-        f"commit {last['commit']}, {last['date']}."
+        f"commit{'s' * (len(sheet.commits) > 1)} {', '.join(sheet.commits)}, {last['date']}."
     )
 
 

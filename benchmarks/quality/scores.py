@@ -47,6 +47,7 @@ class Sheet(NamedTuple):
         scores: by method and ratio; the dense model is `DENSE` at 0.
         cases, results: of the last row behind each.
         last: row, for the conditions.
+        commits: of the rows, as first stored.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Sheet(NamedTuple):
     cases: dict[tuple[str, float], dict]
     results: dict[tuple[str, float], dict]
     last: dict
+    commits: list[str]
 
     @property
     def dense(self) -> Score:
@@ -102,6 +104,7 @@ def sheets(path: Path) -> list[Sheet]:
                 {key: row["case"] for key, row in last.items()},
                 {key: row["result"] for key, row in last.items()},
                 final,
+                list(dict.fromkeys(row["commit"] for row in last.values())),
             )
         )
     return found

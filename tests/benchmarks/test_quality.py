@@ -18,6 +18,7 @@ from benchmarks.quality.tasks import PROTOCOLS, WikiText, embed, spearman
 from benchmarks.quality.tasks import spread as evenly
 from pruning import prune
 from pruning.families import find_ffns
+from pruning.text import builtin_text
 
 from tiny import VOCABULARY, outputs, tiny_model, tiny_tokenizer
 
@@ -138,6 +139,14 @@ def test_protocols():
     assert PROTOCOLS["8x512"].pick(windows).flatten().tolist() == list(range(8))
     assert PROTOCOLS["16x512"].pick(windows).flatten().tolist()[:3] == [0, 2, 5]
     assert evenly(windows, 100).shape == (40, 1)
+
+
+def test_a_text_unlike_that_of_calibration(data, tokenizer):
+    task = WikiText(tokenizer, data, n_windows=1, length=32, protocols=["16x512", "python"])
+    assert tokenizer.decode(task.tests["python"][0]) in builtin_text()[1]
+    assert tokenizer.decode(task.tests["16x512"][0]) in (data / "wikitext-2" / "test.txt").read_text("utf-8")
+    assert "Python" in PROTOCOLS["python"].said
+    assert "WikiText" in PROTOCOLS["16x512"].said
 
 
 def test_slow_methods_have_as_many_tokens_whatever_the_window():

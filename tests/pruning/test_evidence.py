@@ -14,6 +14,7 @@ from pruning.families import find_ffns
 from tiny import outputs, tiny_model
 
 OPTIONS = {"multiple_of": 2, "sample_size": 128}
+GRID = {"estimator": "grid", "nodes": 16}
 
 
 @pytest.fixture
@@ -54,29 +55,44 @@ def test_a_budget_by_kl_is_kept_and_then_needs_neither_text_nor_forward_pass(tmp
 
 def test_what_a_file_lacks_for_a_budget_by_kl_is_measured_and_kept_from_then_on(kept, tmp_path, windows):
     path, ffns = tmp_path / "more.safetensors", find_ffns(tiny_model("Llama"))
-    assert [known.divergence for known in load_evidence(kept, ffns)] == [None] * 3
+    assert [known.divergence for known in load_evidence(kept, ffns, **GRID)] == [None] * 3
     options = {"calibration": windows, "budget": "kl", "repair": "lstsq"}
     report = prune(tiny_model("Llama"), None, statistics=kept, save_statistics=path, **options, **OPTIONS)
     assert "capture" not in report.seconds
     expected = [layer.sensitivity for layer in report.layers]
-    assert [known.divergence**0.5 for known in load_evidence(path, ffns)] == expected
+    assert [known.divergence**0.5 for known in load_evidence(path, ffns, **GRID)] == expected
     assert set(load_file(kept)) < set(load_file(path))
 
 
 def test_statistics_of_another_model_are_refused(kept):
     with pytest.raises(ValueError, match=r"expected statistics of 44 neurons of .*, found 40"):
-        load_evidence(kept, find_ffns(tiny_model("Llama", width=44)))
+        load_evidence(kept, find_ffns(tiny_model("Llama", width=44)), **GRID)
     with pytest.raises(ValueError, match="found none; it was made for another model"):
-        load_evidence(kept, find_ffns(tiny_model("Bert")))
+        load_evidence(kept, find_ffns(tiny_model("Bert")), **GRID)
+
+
+def test_statistics_of_another_estimator_are_refused(kept):
+    for asked in ({"estimator": "kde"}, {"nodes": 8}):
+        with pytest.raises(ValueError, match=r"expected statistics measured with .*, found grid on 16 nodes"):
+            prune(tiny_model("Llama"), None, statistics=kept, repair="lstsq", **asked, **OPTIONS)
+
+
+def test_a_folder_that_is_missing_is_found_out_before_anything_is_captured(windows, tmp_path, monkeypatch):
+    monkeypatch.setattr("pruning.pipeline.capture", None)
+    path = tmp_path / "absent" / "kept"
+    with pytest.raises(
+        FileNotFoundError, match=r"save_statistics: expected an existing folder, got .*absent"
+    ):
+        prune(tiny_model("Llama"), None, calibration=windows, save_statistics=path, **OPTIONS)
 
 
 def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path):
     ffns = find_ffns(tiny_model("Llama"))
     with pytest.raises(FileNotFoundError, match="no such file of statistics"):
-        load_evidence(tmp_path / "absent", ffns)
+        load_evidence(tmp_path / "absent", ffns, **GRID)
     (tmp_path / "text").write_text("words")
     with pytest.raises(ValueError, match="expected statistics in safetensors"):
-        load_evidence(tmp_path / "text", ffns)
+        load_evidence(tmp_path / "text", ffns, **GRID)
 
 
 def test_evidence_is_let_go_before_sequential_repair_asks_for_memory(windows, monkeypatch):

@@ -52,7 +52,7 @@ def test_the_neurons_are_those_that_the_model_computes(family):
         torch.testing.assert_close(_neurons(ffn, seen["read"]), seen["neurons"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_error_falls_where_least_squares_is_not_the_best(family, dtype):
     ffn, *data = problem(family, dtype=dtype)
@@ -60,6 +60,13 @@ def test_error_falls_where_least_squares_is_not_the_best(family, dtype):
     refine_ffn(ffn, *data, steps=200, seed=0)
     assert error(ffn, *data) < 0.9 * before
     assert {p.dtype for p in state(ffn)} == {dtype}
+
+
+def test_the_output_projection_stays():
+    ffn, *data = problem("Llama")
+    before = [p.detach().clone() for p in ffn.output.parameters()]
+    refine_ffn(ffn, *data, steps=20, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, ffn.output.parameters(), strict=True))
 
 
 def test_a_projection_without_a_bias_gets_none():

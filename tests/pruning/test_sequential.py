@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 from pruning import prune
 from pruning.families import find_ffns
@@ -10,7 +11,7 @@ from pruning.repair import Projection
 from pruning.sequential import repair_in_sequence
 from pruning.surgery import prune_ffn
 
-from tiny import FAMILIES, NOT_JUST_ADDING, outputs, tiny_model
+from tiny import CAUSAL, FAMILIES, NORMING, SCALING, outputs, tiny_model
 
 
 def everything(ffns):
@@ -41,14 +42,52 @@ def test_a_step_tells_apart_what_goes_past_the_ffn_and_what_it_adds(model, windo
         torch.testing.assert_close(step.skipped + step.added, stream.hidden[0].flatten(0, -2))
 
 
-@pytest.mark.parametrize("family", NOT_JUST_ADDING)
-def test_layers_that_do_not_just_add_are_known(family, windows):
-    model = tiny_model(family)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", [*FAMILIES, *NORMING, SCALING])
+def test_what_a_layer_does_with_what_its_ffn_gives_is_found_out(family, dtype, windows):
+    model = tiny_model(family).to(dtype)
+    if family in CAUSAL:
+        with torch.no_grad():  # a stream beside which the FFNs are small
+            model.model.embed_tokens.weight.mul_(1000)
     stream = Stream(model, find_ffns(model), [windows])
-    assert [next(iter(stream.steps(i, advance=True))).skipped for i in range(3)] == [None] * 3
+    for index in range(3):
+        step = next(iter(stream.steps(index, advance=True)))
+        if family in NORMING:
+            assert step.skipped is None
+        else:
+            assert step.scale == pytest.approx(0.3 if family == SCALING else 1.0, rel=0.01)
+            assert step.skipped is not None
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NOT_JUST_ADDING])
+def test_an_ffn_that_adds_nothing_can_still_be_skipped(windows):
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        find_ffns(model)[1].output.weight.zero_()
+    stream = Stream(model, find_ffns(model), [windows])
+    stream.advance(0)
+    step = next(iter(stream.steps(1, advance=True)))
+    assert torch.equal(step.skipped, stream.hidden[0].flatten(0, -2))
+
+
+def test_an_encoder_that_norms_before_its_ffn_is_followed(windows):
+    """ESM names its parts as BERT does."""
+    config = transformers.EsmConfig(
+        vocab_size=260,
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        pad_token_id=0,
+        mask_token_id=1,
+        position_embedding_type="rotary",
+    )
+    model = transformers.EsmModel(config).eval()
+    stream = Stream(model, find_ffns(model), [windows])
+    step = next(iter(stream.steps(0, advance=True)))
+    torch.testing.assert_close(step.skipped + step.added, stream.hidden[0].flatten(0, -2))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NORMING, SCALING])
 def test_a_stream_resumes_where_the_pruned_layer_takes_it(family, windows):
     model = tiny_model(family)
     ffns = find_ffns(model)
@@ -61,7 +100,7 @@ def test_a_stream_resumes_where_the_pruned_layer_takes_it(family, windows):
     torch.testing.assert_close(torch.cat(resumed.hidden), torch.cat(through.hidden))
 
 
-@pytest.mark.parametrize("family", NOT_JUST_ADDING)
+@pytest.mark.parametrize("family", [*NORMING, SCALING])
 def test_repair_comes_closer_where_layers_do_not_just_add(family):
     ids = torch.randint(3, 260, (64, 32), generator=torch.Generator().manual_seed(2))
     dense = tiny_model(family)

@@ -8,8 +8,10 @@ from transformers import PreTrainedTokenizerFast
 VOCABULARY = 260
 CAUSAL = ("Llama", "Mistral", "Qwen2", "Qwen3")
 FAMILIES = (*CAUSAL, "Bert")
-NOT_JUST_ADDING = ("Gemma2", "Olmo2", "Granite")
-"""Families whose layers norm or scale what the FFN gives before they add it."""
+NORMING = ("Gemma2", "Olmo2")
+"""Families whose layers norm what the FFN gives before they add it."""
+SCALING = "Granite"
+"""Whose layers multiply it."""
 
 
 def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> transformers.PreTrainedModel:
@@ -30,7 +32,7 @@ def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> tran
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
-    if family == "Granite":
+    if family == SCALING:
         common |= {"residual_multiplier": 0.3}
     torch.manual_seed(seed)
     configuration = getattr(transformers, f"{family}Config")(**(common | config))
