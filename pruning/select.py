@@ -13,8 +13,8 @@ from pruning.capture import Statistics
 from pruning.families import FFN
 
 RIDGE = 0.1
-"""Share of each neuron's own variance that is added to it. Copies and rank-deficient layers stay solvable with far less,
-but then neurons go that others make up for on the text of calibration alone."""
+"""Share of each neuron's own variance that is added to it. Copies and rank-deficient layers are solvable with far less,
+but then neurons go that others make up for on the calibration text alone."""
 BLOCK = 64
 """Neurons that go before the inverse and the projection are brought up to date by one matrix product."""
 

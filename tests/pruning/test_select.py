@@ -79,7 +79,7 @@ def test_constant_neurons_and_one_of_two_copies_go_first():
     order, damage = select.conditional_mi(statistics_of(z).covariance, torch.ones(4, 6))
     assert int(order[0]) == 1
     assert int(order[1]) in (2, 4)
-    assert float(damage[2]) < 0.02 < float(damage[3])
+    assert float(damage[2]) < 0.05 < float(damage[3])
 
 
 def test_equal_saliency_goes_by_index():
