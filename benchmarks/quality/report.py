@@ -174,9 +174,9 @@ def first_sheets(found: Sequence[Sheet]) -> list[Sheet]:
 
 
 def summary(found: Sequence[Sheet], plot_path: str) -> str:
-    """What the README shows: the plot, and a table a model of the notable methods."""
+    """What the README shows: the plot, and tables of the notable methods, also on another text."""
     parts = [f"![Quality against the share of neurons dropped]({plot_path})"]
-    for sheet in first_sheets(found):
+    for sheet in first_sheets(found) + [sheet for sheet in found if sheet.protocol == "python"]:
         methods = [m for m in measured(sheet) if m.notable]
         if methods:
             parts += [quality_table(sheet, methods, brief=True), conditions(sheet)]
