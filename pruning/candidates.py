@@ -19,8 +19,6 @@ def divergences(
     statistics: Sequence[Statistics],
     batches: Sequence[Tensor],
     repair: Repair,
-    *,
-    intercept: bool,
 ) -> list[float]:
     """The divergence from the dense model (`pruning.divergence`) of each candidate, pruned and repaired as a whole.
 
@@ -30,7 +28,7 @@ def divergences(
     Args:
         candidates: of each, for each FFN the neurons that stay, ascending.
         batches: windows of tokens `[B, L]`.
-        repair, intercept: as `pruning.repair.repair_projection`.
+        repair: of `pruning.settings.Settings`.
 
     Source: Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030, of random seeds.
     """
@@ -39,6 +37,6 @@ def divergences(
     found = []
     for kept in candidates:
         with restored(ffns):
-            prune_separately(ffns, kept, statistics, cheap, intercept=intercept)
+            prune_separately(ffns, kept, statistics, cheap)
             found.append(dense.divergence())
     return found

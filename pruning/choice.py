@@ -26,14 +26,12 @@ def choose(
     batches: Sequence[Tensor],
     settings: Settings,
     *,
-    intercept: bool,
     progress: bool = False,
 ) -> tuple[list[Layer], dict[int, float]]:
     """What stays and what goes, layer by layer; of several candidates, by seed, how far each is from the dense model.
 
     Args:
         batches: windows of tokens `[B, L]` on which candidates are compared; the model is as it was afterwards.
-        intercept: of the repair (`pruning.repair.repair_projection`).
     """
     widths, sensitivities = _widths(ffns, evidence, settings)
     seeds = range(settings.seed, settings.seed + settings.candidates)
@@ -51,7 +49,6 @@ def choose(
             [known.statistics for known in evidence],
             batches,
             settings.repair,
-            intercept=intercept,
         )
         divergence = dict(zip(seeds, found, strict=True))
     best = min(divergence, key=divergence.__getitem__, default=settings.seed)

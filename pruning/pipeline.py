@@ -134,11 +134,8 @@ def prune(
             save_evidence(evidence, save_statistics, **made)
     n_tokens = evidence[0].statistics.n_tokens
     _warn_of_few_tokens(n_tokens, ffns[0].width, settings)
-    intercept = settings.repair == "bias" or ffns[0].output.bias is not None
     with _clock(seconds, "select"):
-        layers, divergence = choose(
-            model, ffns, evidence, some, settings, intercept=intercept, progress=progress
-        )
+        layers, divergence = choose(model, ffns, evidence, some, settings, progress=progress)
     with _clock(seconds, "repair"):
         kept = track([layer.kept for layer in layers], "repair", show=progress)
         if settings.repair == "sequential":
@@ -146,7 +143,7 @@ def prune(
             repair_in_sequence(model, ffns, kept, batches, refine=settings.refine, seed=settings.seed)
         else:
             gathered = [known.statistics for known in evidence]
-            prune_separately(ffns, kept, gathered, settings.repair, intercept=intercept)
+            prune_separately(ffns, kept, gathered, settings.repair)
     update_config(model, ffns)
     return Report(asdict(settings), n_tokens, layers, seconds, divergence)
 
@@ -177,7 +174,7 @@ def _prune_in_one_pass(
             with _clock(seconds, "measure"):
                 known = _measure(ffn, recorder.finish(), settings)
             with _clock(seconds, "select"):
-                layers += choose(model, [ffn], [known], (), settings, intercept=False)[0]
+                layers += choose(model, [ffn], [known], (), settings)[0]
             del known  # before the next layer's takes as much memory
             with _clock(seconds, "repair"):
                 prune_to(ffn, layers[-1].kept, examples, refine=settings.refine, seed=settings.seed)

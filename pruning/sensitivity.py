@@ -65,9 +65,7 @@ def with_divergence(
     for ffn, layer in zip(ffns, evidence, strict=True):
         keep = complement(layer.order[: ffn.width // 2], ffn.width)
         with restored([ffn]):
-            prune_separately(
-                [ffn], [keep], [layer.statistics], "lstsq", intercept=ffn.output.bias is not None
-            )
+            prune_separately([ffn], [keep], [layer.statistics], "lstsq")
             divergence = dense.divergence()
         if not math.isfinite(divergence):
             raise ValueError(

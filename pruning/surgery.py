@@ -25,14 +25,14 @@ def prune_separately(
     kept: Iterable[Tensor],
     statistics: Iterable[Statistics],
     repair: Repair,
-    *,
-    intercept: bool,
 ) -> None:
     """Prune the FFNs in place, each repaired from the moments of the dense model alone: all of them or none.
 
+    A bias is fitted where there is one, and added only by the repair that is nothing else.
+
     Args:
         kept: for each FFN the neurons that stay, ascending.
-        repair, intercept: as `pruning.repair.repair_projection`.
+        repair: as `pruning.repair.repair_projection`.
 
     Raises:
         ValueError: as that.
@@ -42,7 +42,12 @@ def prune_separately(
             ffn,
             keep,
             repair_projection(
-                ffn.output.weight, ffn.output.bias, keep, gathered, repair, intercept=intercept
+                ffn.output.weight,
+                ffn.output.bias,
+                keep,
+                gathered,
+                repair,
+                intercept=repair == "bias" or ffn.output.bias is not None,
             ).to(ffn.output.weight.dtype),
         )
         for ffn, keep, gathered in zip(ffns, kept, statistics, strict=True)

@@ -96,7 +96,7 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[dict[str, Any]]:
             for e, f, n in zip(evidence, ffns, widths, strict=True)
         ]
         with restored(ffns):
-            prune_separately(ffns, kept, gathered, "lstsq", intercept=ffns[0].output.bias is not None)
+            prune_separately(ffns, kept, gathered, "lstsq")
             quality = task.evaluate(model)
         case = {
             "model": source.name,

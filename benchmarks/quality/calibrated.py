@@ -113,8 +113,7 @@ class Calibrated:
         model = copy.deepcopy(self.model)
         ffns = find_ffns(model)
         statistics, _, shared = self._evidence
-        intercept = ffns[0].output.bias is not None
-        _, spent = clocked(lambda: prune_separately(ffns, kept, statistics, "lstsq", intercept=intercept))
+        _, spent = clocked(lambda: prune_separately(ffns, kept, statistics, "lstsq"))
         update_config(model, ffns)
         return model, seconds | {"capture": shared["capture"], "repair": spent}
 
