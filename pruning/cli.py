@@ -171,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
         "ratio": "share of neurons to drop",
         "criterion": "what goes first",
         "repair": "what makes up for the dropped neurons",
-        "refine": "after sequential repair of each layer, a short descent of its input projections: slower, better",
+        "refine": "after sequential repair of each layer, a short descent of all of its projections: "
+        "slower, better, most of all with many tokens",
         "budget": "how many go from each layer: mi and kl spare sensitive ones, and stock transformers cannot load "
         "the result (pruning.load_model can)",
         "max_layer_ratio": "the most that a budget takes from one layer",

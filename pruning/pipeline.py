@@ -64,8 +64,9 @@ def prune(
             repair: `"sequential"` fits each layer's output projection to the dense hidden states after it, with
                 what earlier layers lost; `"lstsq"` folds a least-squares prediction of the dropped neurons into
                 it, `"bias"` adds their means (only where the class stores a bias), `"none"` cuts.
-            refine: after each layer's sequential repair, a short descent of its input projections towards the
-                same target: block by block, without labels and without gradients through the model.
+            refine: after each layer's sequential repair, a short descent of all its projections towards the same
+                target: block by block, without labels and without gradients through the model. It gains more,
+                and takes longer, the more tokens of calibration there are.
             budget: `"uniform"` drops the same number in every layer, so that stock transformers loads the result;
                 `"mi"` and `"kl"` give sensitive layers more (`pruning.sensitivity`): better, and
                 `pruning.load_model` loads it.

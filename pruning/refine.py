@@ -1,9 +1,8 @@
 """Refining a pruned FFN against what it should add to the stream: Adam on one block, no labels, no other layer.
 
 The closed form solves for the output projection alone. What is left of the error is in the neurons themselves, so
-here the rows of the input projections move, through the non-linearity, while the output projection stays where the
-closed form put it: trained as well, or solved for once more, it follows the noise of the calibration tokens, and the
-error on other tokens rises.
+here the input projections move too, through the non-linearity, and the output projection moves with them. How far
+other tokens gain depends on how many tokens there are to learn from: `HELD_BACK` decides.
 """
 
 import math
@@ -16,7 +15,7 @@ from pruning.families import FFN
 
 BATCH = 1024
 """Tokens of a step."""
-PEAK = 3e-3
+PEAK = 5e-3
 """Learning rate after the warm-up."""
 WARM_UP = 10
 """Steps over which the learning rate rises; then it falls to 0 as a cosine."""
@@ -50,7 +49,7 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
     held = max(1, int(len(inputs) * HELD_BACK))
     with torch.inference_mode(False), torch.no_grad():  # also for callers in inference mode
         target, weights = target.float(), weights.float()
-        begin = [(p, p.detach().clone()) for p in _input_names(ffn).values()]
+        begin = [(p, p.detach().clone()) for p in (*_input_names(ffn).values(), *ffn.output.parameters())]
         before = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
         learned = inputs[:-held], target[:-held], weights[:-held]
         if float(learned[2].sum()) > 0:
@@ -62,10 +61,12 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
 
 
 def _descend(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: int, seed: int) -> None:
-    """Adam on the input projections."""
-    names = _input_names(ffn)
-    masters: dict[str, Tensor] = {name: nn.Parameter(p.detach().float().clone()) for name, p in names.items()}
-    optimizer = torch.optim.Adam(masters.values(), lr=PEAK, betas=BETAS)
+    """Adam on all projections."""
+    names, output = _input_names(ffn), list(ffn.output.parameters())
+    parameters = [*names.values(), *output]
+    masters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
+    rows, columns = masters[: len(names)], masters[len(names) :]
+    optimizer = torch.optim.Adam(masters, lr=PEAK, betas=BETAS)
     # Any scale of the target serves Adam, but for its epsilon.
     scale = float((weights * target.square().sum(1)).mean().clamp_min(torch.finfo(torch.float32).tiny))
     generator = torch.Generator().manual_seed(seed)
@@ -78,15 +79,15 @@ def _descend(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps
             warm = min((step + 1) / WARM_UP, 1.0)
             group["lr"] = PEAK * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.enable_grad(), _products(ffn):
-            output = F.linear(_neurons(ffn, inputs[batch], masters), ffn.output.weight, ffn.output.bias)
-            errors = (output.float() - target[batch]).square().sum(1)
+            neurons = _neurons(ffn, inputs[batch], dict(zip(names, rows, strict=True)))
+            errors = (F.linear(neurons, *columns).float() - target[batch]).square().sum(1)
             loss = (weights[batch] * errors).mean() / scale
-        gradients = torch.autograd.grad(loss, list(masters.values()))
-        for parameter, gradient in zip(masters.values(), gradients, strict=True):
-            parameter.grad = gradient
+        gradients = torch.autograd.grad(loss, masters)
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient
         optimizer.step()
-    for name, parameter in names.items():
-        parameter.copy_(masters[name])
+    for parameter, master in zip(parameters, masters, strict=True):
+        parameter.copy_(master)
 
 
 def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Repair in the order of the layers: each pruned FFN is fitted to what the dense model has after its layer."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from pruning.capture import evaluation_mode
 from pruning.families import FFN
 from pruning.lockstep import Step, Stream
-from pruning.refine import refine_ffn
+from pruning.refine import BATCH, refine_ffn
 from pruning.repair import Projection, ridge
 from pruning.surgery import prune_ffn, restored_on_error
 
@@ -18,8 +19,8 @@ RIDGE = 0.5
 """Share of each kept neuron's own second moment that pulls its column towards the dense weights. Strong, since what
 earlier layers lost is in great part noise to this one; held-back validation text does not tell 0.3 from 1."""
 
-REFINE_STEPS = 400
-"""Of `pruning.refine`, for each FFN."""
+REFINE_PASSES = 4
+"""Over the tokens, in `pruning.refine`, for each FFN; more overfits where tokens are few."""
 
 
 class Examples(NamedTuple):
@@ -103,7 +104,7 @@ def prune_to(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, seed: 
     """Leave the neurons `keep`, with the output projection that comes closest to the targets.
 
     Args:
-        refine: whether the input projections then descend on the same error (`pruning.refine`).
+        refine: whether all projections then descend on the same error (`pruning.refine`).
         seed: of the order of tokens in that descent.
 
     Raises:
@@ -113,7 +114,7 @@ def prune_to(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, seed: 
     if refine:
         read = torch.cat([step.read for step in examples.steps])
         target, weight = torch.cat(examples.target), torch.cat(examples.weight)
-        refine_ffn(ffn, read, target, weight, steps=REFINE_STEPS, seed=seed)
+        refine_ffn(ffn, read, target, weight, steps=math.ceil(REFINE_PASSES * len(read) / BATCH), seed=seed)
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:

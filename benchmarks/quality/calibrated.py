@@ -31,16 +31,16 @@ MADE: Any = {"estimator": Settings().estimator, "nodes": Settings().nodes}
 class Calibrated:
     """A dense model and what it does on the calibration windows `[n, L]`, measured when first asked for.
 
-    What is shared counts in the seconds of each method that needs it, as if it had been alone. Repairs of the whole
-    text see the windows of `pool` instead, by default the same.
+    What is shared counts in the seconds of each method that needs it, as if it had been alone. Repairs of the
+    `more` methods see the windows of `more` instead, by default the same.
     """
 
     def __init__(
-        self, model: PreTrainedModel, windows: Tensor, *, pool: Tensor | None = None, seed: int = 0
+        self, model: PreTrainedModel, windows: Tensor, *, more: Tensor | None = None, seed: int = 0
     ) -> None:
         self.model = model
         self.windows = windows
-        self.pool = windows if pool is None else pool
+        self.more = windows if more is None else more
         self.seed = seed
         self._folder = tempfile.TemporaryDirectory()
         self._chosen: dict[tuple[str, float], tuple[list[Tensor], Seconds]] = {}
@@ -58,7 +58,7 @@ class Calibrated:
     def prune(self, method: Method, ratio: float) -> tuple[PreTrainedModel, Seconds]:
         """A pruned copy, and the seconds of each stage."""
         if method.rival is None:
-            return self._ours(self.settings(method, ratio), self.pool if method.whole else self.windows)
+            return self._ours(self.settings(method, ratio), self.more if method.more else self.windows)
         if not method.refit:
             return self._rival(method, ratio)
         if (method.rival, ratio) not in self._chosen:

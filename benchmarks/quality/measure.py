@@ -94,7 +94,7 @@ def measure_model(
     skip_done: bool = False,
 ) -> int:
     task = make_task(model, tokenizer, plan)
-    calibrated = Calibrated(model, task.calibration, pool=task.pool, seed=plan.seed)
+    calibrated = Calibrated(model, task.calibration, more=task.more, seed=plan.seed)
     done = stored_keys(out) if skip_done else set()
     common = {
         "model": source.name,
@@ -139,7 +139,7 @@ def jobs(model: PreTrainedModel, task: Task, plan: Plan) -> Iterable[tuple[Metho
     fit = []
     for method in plan.methods:
         reason = method.unfit(model)
-        if method.whole and len(task.pool) == len(task.calibration):
+        if method.more and len(task.more) == len(task.calibration):
             reason = "all of the text is calibrated on anyway"
         if reason:
             print(f"{method.name}: skipped, {reason}")
@@ -178,7 +178,7 @@ def _conditions(method: Method | None, task: Task, plan: Plan) -> dict[str, Any]
     """What differs between methods; empty for the dense model."""
     if method is None:
         return {}
-    windows, length = (task.pool if method.whole else method.windows(task.calibration)).shape
+    windows, length = (task.more if method.more else method.windows(task.calibration)).shape
     calibration = {"text": task.said, "windows": windows, "length": length}
     if method.refit:  # the repair sees all windows, the choice perhaps fewer
         calibration["repair_windows"] = len(task.calibration)

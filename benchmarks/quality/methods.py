@@ -29,7 +29,8 @@ class Method:
         rival: of `RIVALS`; None for ours.
         refit: takes only the rival's choice of neurons; `settings` say what is done about the loss.
         tokens: at most so many of calibration.
-        whole: the repair sees the whole pool of the task; what it starts from is that of all methods.
+        more: the repair sees the larger part of the text (`Task.more`); what it starts from is that of all
+            methods.
         notable: has a line in the plot.
     """
 
@@ -40,7 +41,7 @@ class Method:
     rival: str | None = None
     refit: bool = False
     tokens: int | None = None
-    whole: bool = False
+    more: bool = False
     notable: bool = False
 
     def windows(self, calibration: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ NOTABLE = (
     "conditional-mi, lstsq",
     "conditional-mi, sequential",
     "conditional-mi, sequential, kl",
-    "conditional-mi, sequential, kl, refined, whole text",
+    "conditional-mi, sequential, kl, refined, threefold text",
     "torch-pruning-taylor",
     "optipfair-maw",
     "fmchisel-osscar-1e-4",
@@ -185,9 +186,9 @@ def _recipes() -> list[Method]:
             ),
         ]
     found += [
-        replace(method, name=name, whole=True, notable=name in NOTABLE)
+        replace(method, name=name, more=True, notable=name in NOTABLE)
         for method in found
-        for name in (f"{method.name}, whole text",)
+        for name in (f"{method.name}, threefold text",)
         if method.name.startswith("conditional-mi, sequential, kl")
     ]
     return found

@@ -18,6 +18,9 @@ from pruning.text import builtin_text, read_text, token_windows
 CALIBRATION_SHARE = 0.88
 """Of the windows of the validation text. The others are for choosing hyper-parameters, and never read here."""
 
+MORE = 3
+"""Times the windows of calibration, for repairs that gain from more of them."""
+
 BATCH_TOKENS = 2048
 GROUPS = 50
 """Of the pairs of sentences, for the jackknife."""
@@ -61,15 +64,15 @@ class Task(Protocol):
     """Attributes:
     name: of the data.
     measure: `"perplexity"` or `"spearman"`.
-    pool: windows of tokens `[n, L]` of the text to calibrate on.
-    calibration: some of them, evenly.
+    calibration: windows of tokens `[n, L]`, spread evenly over the text to calibrate on.
+    more: up to `MORE` times as many.
     said: the same in words.
     """
 
     name: str
     measure: str
-    pool: Tensor
     calibration: Tensor
+    more: Tensor
     said: str
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, Any]: ...
@@ -92,8 +95,8 @@ class WikiText:
     ) -> None:
         folder = data / "wikitext-2"
         windows = token_windows(tokenizer, read_text(folder / "valid.txt"), length)
-        self.pool = windows[: max(1, int(CALIBRATION_SHARE * len(windows)))]
-        self.calibration = spread(self.pool, n_windows)
+        windows = windows[: max(1, int(CALIBRATION_SHARE * len(windows)))]
+        self.calibration, self.more = spread(windows, n_windows), spread(windows, MORE * n_windows)
         self.said = f"evenly from the first {100 * CALIBRATION_SHARE:g} % of wikitext-2/valid.txt"
         texts = {True: read_text(folder / "test.txt"), False: builtin_text()[1]}
         wanted = {name: PROTOCOLS[name] for name in protocols}
@@ -130,8 +133,8 @@ class Similarity:
         text = " ".join(
             s for first, second, _ in read_pairs(folder / "stsb-en-test.csv") for s in (first, second)
         )
-        self.pool = token_windows(tokenizer, text, length, whole=True)
-        self.calibration = spread(self.pool, n_windows)
+        windows = token_windows(tokenizer, text, length, whole=True)
+        self.calibration, self.more = spread(windows, n_windows), spread(windows, MORE * n_windows)
         self.said = "evenly from the sentences of stsb-en-test.csv"
         self.tokenizer = tokenizer
         self.pairs = read_pairs(folder / "stsb-en-dev.csv")

@@ -157,10 +157,10 @@ def test_slow_methods_have_as_many_tokens_whatever_the_window():
         assert len(METHODS["flap, none"].windows(calibration)) == len(calibration)
 
 
-def test_repair_of_the_whole_text_sees_the_pool():
+def test_repair_of_more_of_the_text_sees_it():
     dense = tiny_model("Llama")
-    method = METHODS["conditional-mi, sequential, kl, whole text"]
-    models = [Calibrated(dense, WINDOWS[:4], pool=pool).prune(method, RATIO)[0] for pool in (None, WINDOWS)]
+    method = METHODS["conditional-mi, sequential, kl, threefold text"]
+    models = [Calibrated(dense, WINDOWS[:4], more=more).prune(method, RATIO)[0] for more in (None, WINDOWS)]
     first, second = (find_ffns(model)[0] for model in models)
     assert torch.equal(first.inputs[0].weight, second.inputs[0].weight)
     assert not torch.equal(first.output.weight, second.output.weight)
