@@ -196,18 +196,17 @@ def prepare(
         ValueError: as `prune`.
     """
     ffns = find_ffns(model)
-    width = ffns[0].width
-    uniform_width(width, settings.ratio, settings.multiple_of)
-    if settings.clusters > width:
+    widths = sorted({ffn.width for ffn in ffns})
+    for width in widths:
+        uniform_width(width, settings.ratio, settings.multiple_of)
+    if settings.clusters > widths[0]:
         raise ValueError(
-            f"clusters: expected at most the {width} neurons of a layer, got {settings.clusters}"
+            f"clusters: expected at most the {widths[0]} neurons of a layer, got {settings.clusters}"
         )
     if settings.budget != "uniform":
-        check_cap(width, settings.ratio, settings.multiple_of, settings.max_layer_ratio)
-        if any(ffn.width != width for ffn in ffns):
-            raise ValueError(
-                f"budget: {settings.budget!r} expects layers of one width, got {sorted({f.width for f in ffns})}"
-            )
+        check_cap(widths[0], settings.ratio, settings.multiple_of, settings.max_layer_ratio)
+        if len(widths) > 1:
+            raise ValueError(f"budget: {settings.budget!r} expects layers of one width, got {widths}")
     if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
         raise ValueError(
             f"repair: {type(model).__name__} cannot store a bias, expected 'sequential', 'lstsq' or 'none'"

@@ -57,6 +57,19 @@ def test_a_budget_gives_more_to_the_layer_that_the_model_minds(windows):
     assert report.widths[1] == min(report.widths) < 20
 
 
+def test_layers_of_different_widths_can_lose_the_same_share_but_have_no_budget(windows):
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        find_ffns(model)[1].output.weight.mul_(0.01)
+    first = prune(model, None, calibration=windows, ratio=0.5, multiple_of=2, budget="kl").widths
+    with pytest.raises(ValueError, match=rf"expects layers of one width, got \[{min(first)}, "):
+        prune(model, None, calibration=windows, ratio=0.25, multiple_of=1, budget="mi")
+    with pytest.raises(ValueError, match=rf"of {min(first)} neurons, rounded to a multiple of 20, keeps 0"):
+        prune(model, None, calibration=windows, ratio=0.25, multiple_of=20)
+    second = prune(model, None, calibration=windows, ratio=0.25, multiple_of=1)
+    assert second.widths == [uniform_width(width, 0.25, 1) for width in first]
+
+
 def test_repair_brings_the_model_closer_to_the_dense_one(model, windows):
     dense = outputs(model, windows)
     distance = {}
