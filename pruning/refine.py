@@ -102,17 +102,26 @@ def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:
     return total
 
 
+class _Neurons(Exception):  # noqa: N818, it ends a forward pass that has done its work
+    pass
+
+
 def _neurons(ffn: FFN, inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
     """The input of the output projection `[T, N]`, with `parameters` in the place of the reader's own."""
-    seen: list[Tensor] = []
-    handle = ffn.output.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    try:
-        output = torch.func.functional_call(
+
+    def stop(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise _Neurons(args[0])
+
+    handle = ffn.output.register_forward_pre_hook(stop)
+    try:  # a reader without the output projection in it ends with the neurons anyway
+        neurons: Tensor = torch.func.functional_call(
             ffn.reader, parameters or {}, (inputs.to(ffn.output.weight.dtype),)
         )
+    except _Neurons as found:
+        neurons = found.args[0]
     finally:
         handle.remove()
-    return seen[0] if seen else output
+    return neurons
 
 
 def _input_names(ffn: FFN) -> dict[str, nn.Parameter]:
