@@ -107,6 +107,7 @@ NOTABLE = (
     "conditional-mi, lstsq",
     "conditional-mi, sequential",
     "conditional-mi, sequential, kl",
+    "conditional-mi, sequential, kl, threefold text",
     "conditional-mi, sequential, kl, refined, threefold text",
     "torch-pruning-taylor",
     "optipfair-maw",
@@ -186,7 +187,9 @@ def _recipes() -> list[Method]:
             ),
         ]
     found += [
-        replace(method, name=name, more=True, notable=name in NOTABLE)
+        replace(
+            method, name=name, label=f"{method.label}, threefold text", more=True, notable=name in NOTABLE
+        )
         for method in found
         for name in (f"{method.name}, threefold text",)
         if method.name.startswith("conditional-mi, sequential, kl")

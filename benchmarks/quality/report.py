@@ -26,7 +26,7 @@ from benchmarks.throughput.tables import duration, table
 
 REFERENCE = "flap, lstsq"
 COLOURS = ("#1f77b4", "#17a2b8", "#5d6d7e", "#e07b00", "#8d6e63", "#2e8b57", "#9a8c00", "#7b6fd0")
-OURS = ("#f48fb1", "#d81b60", "#880e4f", "#6a1b9a")
+OURS = ("#f48fb1", "#d81b60", "#880e4f", "#6a1b9a", "#ff8a65")
 WORST = {"perplexity": 6.0, "spearman": 0.15}
 """Where lines leave the plot: as a multiple of the dense model's perplexity, or as a loss of correlation."""
 
