@@ -49,7 +49,7 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
     held = max(1, int(len(inputs) * HELD_BACK))
     with torch.inference_mode(False), torch.no_grad():  # also for callers in inference mode
         target, weights = target.float(), weights.float()
-        begin = [(p, p.detach().clone()) for p in (*_input_names(ffn).values(), *ffn.output.parameters())]
+        begin = [(p, p.detach().clone()) for p in _parameters(ffn)]
         before = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
         learned = inputs[:-held], target[:-held], weights[:-held]
         if float(learned[2].sum()) > 0:
@@ -62,8 +62,7 @@ def refine_ffn(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, ste
 
 def _descend(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: int, seed: int) -> None:
     """Adam on all projections."""
-    names, output = _input_names(ffn), list(ffn.output.parameters())
-    parameters = [*names.values(), *output]
+    names, parameters = _input_names(ffn), _parameters(ffn)
     masters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
     rows, columns = masters[: len(names)], masters[len(names) :]
     optimizer = torch.optim.Adam(masters, lr=PEAK, betas=BETAS)
@@ -122,6 +121,11 @@ def _neurons(ffn: FFN, inputs: Tensor, parameters: dict[str, Tensor] | None = No
     finally:
         handle.remove()
     return neurons
+
+
+def _parameters(ffn: FFN) -> list[nn.Parameter]:
+    """All that learns: of the input projections, as `_input_names`, then of the output projection."""
+    return [*_input_names(ffn).values(), *ffn.output.parameters()]
 
 
 def _input_names(ffn: FFN) -> dict[str, nn.Parameter]:
