@@ -22,8 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.record import RESULTS, append, row
-from mikernels.adaptive import COARSEST
-from mikernels.problem import Precision
+from mikernels.options import Precision
+from mikernels.tables.ladder import COARSEST
 from mikernels.triton_impl.adaptive import (
     LADDER_COLUMNS,
     LADDER_WARPS,

@@ -12,7 +12,7 @@ import argparse
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mikernels.problem import Precision
+from mikernels.options import Precision
 from mikernels.triton_impl.configs import CHIPS, ITEMSIZE, configs
 
 

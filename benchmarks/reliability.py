@@ -23,12 +23,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks import reliability_report
 from benchmarks.record import RESULTS, append, row
 from mikernels import mutual_information, samples_for
-from mikernels.reliability import reliability_of_halves
+from mikernels.statistics.reliability import reliability_of_halves
 from mikernels.transforms import transform_samples
-from pruning.capture import capture
-from pruning.checkpoint import load_model
-from pruning.families import find_ffns
-from pruning.text import read_text, token_windows
+from pruning.model.checkpoint import load_model
+from pruning.model.families import find_ffns
+from pruning.observe.capture import capture
+from pruning.observe.text import read_text, token_windows
 
 TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
 WINDOW = 512

@@ -1,11 +1,11 @@
 """Pairwise mutual information of many variables by kernel density estimation, in nats."""
 
 from mikernels.api import mutual_information, pairs_above, top_pairs
-from mikernels.null import Null, null_distribution
 from mikernels.pairs import Pairs
-from mikernels.reliability import Reliability, samples_for, split_half_reliability
+from mikernels.statistics.null import Null, null_distribution
+from mikernels.statistics.reliability import Reliability, samples_for, split_half_reliability
+from mikernels.statistics.units import bits, information_correlation
 from mikernels.stream import GridStream
-from mikernels.units import bits, information_correlation
 from mikernels.version import __version__
 
 __all__ = [

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mikernels import ops  # noqa: F401  registers torch.ops.mikernels
-from mikernels.bandwidth import leave_one_out_bandwidth
+from mikernels.engine import Settings
+from mikernels.options import Estimator, Impl, Precision, Transform, choose, grid_floor, make_problem
 from mikernels.pairs import Pairs
-from mikernels.problem import Estimator, Impl, Precision, Transform, choose, grid_floor, make_problem
-from mikernels.task import Settings
+from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.validation import as_samples
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def mutual_information(
             `"kde"` is the resubstitution estimate at the samples, in time quadratic in M; `"renyi2"` is the
             matrix-based Renyi information of order 2. `mikernels.reference` holds the three formulas.
             `"adaptive"` chooses a bandwidth for each pair and takes out its bias, at several times the cost
-            of `grid`: for values in nats that one can rely on (`mikernels.adaptive`; ranks only).
+            of `grid`: for values in nats that one can rely on (`mikernels.tables.ladder`; ranks only).
         nodes: G, points per variable of `grid`, 2 to 256. More of them resolve stronger dependence, at
             a cost that grows as G^2; at 16 the values saturate at about 1.1 nats, in the right order.
         transform: `"rank"` replaces values by normal scores of their ranks, so that monotone maps of a
@@ -70,8 +70,8 @@ def mutual_information(
         bandwidth: of the Gaussian kernel, in standard deviations. None is Silverman's `M^(-1/6)`, for
             `grid` not below 0.75 of the distance between nodes; `"silverman"` has no such floor, and
             `"scott"` is the same in two dimensions. `"loo"` (`kde` and `grid`, there with the floor) is the
-            one of a ladder that gives unseen samples the highest likelihood (`mikernels.bandwidth`).
-        calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.calibration`);
+            one of a ladder that gives unseen samples the highest likelihood (`mikernels.tuning.bandwidth`).
+        calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.tuning.calibration`);
             the order of pairs stays. None does so for `adaptive` only.
         impl: `"triton"` is GPU kernels, `"torch"` tiled matrix products on any device, `"reference"` the
             equations in float64 (memory grows as N M^2: for small inputs); `"auto"` is Triton on a GPU and

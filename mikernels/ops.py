@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mikernels.engine import Settings, blocks
 from mikernels.pairs import Pairs, best_pairs, fill_matrix, pairs_over
-from mikernels.task import Settings, blocks
 
 INPUTS = (
     "Tensor x, Tensor? y, str estimator, int nodes, float bandwidth, str transform, bool calibrate, str impl, "

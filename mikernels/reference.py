@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from mikernels.problem import NODE_SPAN, Problem
+from mikernels.options import NODE_SPAN, Problem
 
 
 def mutual_information(x: Tensor, y: Tensor, problem: Problem) -> Tensor:

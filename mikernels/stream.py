@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from mikernels.api import Samples
-from mikernels.grid_table import entropy, integer_table
-from mikernels.problem import make_problem
+from mikernels.options import make_problem
+from mikernels.tables.node_shares import entropy, integer_table
 from mikernels.tiles import CPU_MEMORY_BUDGET
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mikernels.problem import Transform
+from mikernels.options import Transform
 
 CHUNK_BYTES = 2**23
 """Of sort keys; what ranks a chunk of columns with ties takes about six times as much."""

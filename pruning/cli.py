@@ -10,15 +10,15 @@ from typing import get_args
 import torch
 from transformers.utils import logging as transformers_logging
 
-from mikernels.problem import Estimator
-from pruning.budget import Budget
-from pruning.checkpoint import check_output, load_model, reload_difference, save_pruned
-from pruning.comparison import closing_table, measure, summary
+from mikernels.options import Estimator
+from pruning.choose.budget import Budget
+from pruning.model.checkpoint import check_output, load_model, reload_difference, save_pruned
+from pruning.model.surgery import weight_bytes
+from pruning.observe.text import builtin_text, read_text, token_windows
 from pruning.pipeline import prepare, prune
-from pruning.repair import Repair
+from pruning.repair.closed_form import Repair
+from pruning.report.comparison import closing_table, measure, summary
 from pruning.settings import Criterion, Settings
-from pruning.surgery import weight_bytes
-from pruning.text import builtin_text, read_text, token_windows
 
 BUILTIN = "builtin"
 RELOAD_TOLERANCE = 0.02

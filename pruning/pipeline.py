@@ -11,20 +11,20 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning import sensitivity
-from pruning.budget import check_cap, uniform_width
-from pruning.capture import Recorder, Statistics, capture, evaluation_mode
-from pruning.choice import choose
-from pruning.divergence import few
-from pruning.evidence import Evidence, load_evidence, measure, save_evidence
-from pruning.families import FFN, find_ffns, text_config
-from pruning.lockstep import Stream
+from pruning.choose import sensitivity
+from pruning.choose.budget import check_cap, uniform_width
+from pruning.choose.evidence import Evidence, load_evidence, measure, save_evidence
+from pruning.choose.selection import choose
+from pruning.model.families import FFN, find_ffns, text_config
+from pruning.model.surgery import prune_separately, restored_on_error, update_config
+from pruning.observe.capture import Recorder, Statistics, capture, evaluation_mode
+from pruning.observe.divergence import few
+from pruning.observe.text import builtin_text, read_text, token_windows
 from pruning.progress import track
-from pruning.report import Layer, Report
-from pruning.sequential import in_sequence, prune_to, repair_in_sequence
+from pruning.repair.lockstep import Stream
+from pruning.repair.sequential import in_sequence, prune_to, repair_in_sequence
+from pruning.report.manifest import Layer, Report
 from pruning.settings import Settings
-from pruning.surgery import prune_separately, restored_on_error, update_config
-from pruning.text import builtin_text, read_text, token_windows
 
 TOKENS_PER_NEURON = 4
 """Calibration tokens for each kept neuron below which least squares is warned about."""
@@ -46,7 +46,7 @@ def prune(
     """Drop the redundant neurons of every FFN of `model`, in place.
 
     Args:
-        model: a Hugging Face model of a known layout (`pruning.families`), de-quantized, in memory.
+        model: a Hugging Face model of a known layout (`pruning.model.families`), de-quantized, in memory.
         tokenizer: of the model; may be None where `calibration` is a tensor.
         calibration: a text (str), the path of a UTF-8 text file (Path), or windows of tokens `[n, L]`. By
             default half of the language reference that ships inside CPython.
@@ -68,13 +68,13 @@ def prune(
                 target: block by block, without labels and without gradients through the model. It gains more,
                 and takes longer, the more tokens of calibration there are.
             budget: `"uniform"` drops the same number in every layer, so that stock transformers loads the result;
-                `"mi"` and `"kl"` give sensitive layers more (`pruning.sensitivity`): better, and
+                `"mi"` and `"kl"` give sensitive layers more (`pruning.choose.sensitivity`): better, and
                 `pruning.load_model` loads it.
             max_layer_ratio: the most that a budget takes from one layer.
             threshold: Tr of `"random-pairs"`: nats, or `"null:0.999"` for what independent neurons exceed with
                 probability 0.001 at this sample size and estimator; by default each layer's median MI.
-            clusters: of the neurons of each layer, by what they do (`pruning.clusters`): `"random-pairs"` seeks its
-                pairs within them only.
+            clusters: of the neurons of each layer, by what they do (`pruning.choose.clusters`): `"random-pairs"`
+                seeks its pairs within them only.
             candidates: selections that `"random-pairs"` draws, by seed, seed + 1 and so on. The one whose pruned
                 model diverges least from the dense one on a few calibration windows is taken; where the repair is
                 sequential, they are judged with least squares.

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mikernels.null import null_level
-from mikernels.problem import Estimator, make_problem
+from mikernels.options import Estimator, make_problem
+from mikernels.statistics.null import null_level
 from mikernels.validation import MIN_SAMPLES
-from pruning.budget import Budget
-from pruning.repair import Repair
+from pruning.choose.budget import Budget
+from pruning.repair.closed_form import Repair
 
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 

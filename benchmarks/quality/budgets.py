@@ -22,16 +22,17 @@ from benchmarks.quality.measure import Plan, Source, installed_models, make_task
 from benchmarks.quality.tasks import spearman
 from benchmarks.record import RESULTS, append, row
 from mikernels.transforms import transform_samples
-from pruning import Settings, sensitivity
-from pruning.budget import allocate, uniform_width
-from pruning.capture import capture
-from pruning.checkpoint import load_model
-from pruning.divergence import few
-from pruning.evidence import Evidence, measure
-from pruning.families import find_ffns
-from pruning.repair import complement
-from pruning.report import table
-from pruning.surgery import prune_separately, restored
+from pruning import Settings
+from pruning.choose import sensitivity
+from pruning.choose.budget import allocate, uniform_width
+from pruning.choose.evidence import Evidence, measure
+from pruning.model.checkpoint import load_model
+from pruning.model.families import find_ffns
+from pruning.model.surgery import prune_separately, restored
+from pruning.observe.capture import capture
+from pruning.observe.divergence import few
+from pruning.repair.closed_form import complement
+from pruning.report.manifest import table
 
 ROWS = RESULTS / "budgets.jsonl"
 CHI2_MEDIAN = 0.4549

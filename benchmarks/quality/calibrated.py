@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from benchmarks.quality.methods import Method
 from benchmarks.quality.rivals import RIVALS
 from pruning import Settings, prune
-from pruning.budget import uniform_width
-from pruning.capture import Statistics, capture
-from pruning.divergence import few
-from pruning.evidence import load_evidence, measure, save_evidence
-from pruning.families import find_ffns
-from pruning.sensitivity import with_divergence
-from pruning.surgery import prune_separately, update_config
+from pruning.choose.budget import uniform_width
+from pruning.choose.evidence import load_evidence, measure, save_evidence
+from pruning.choose.sensitivity import with_divergence
+from pruning.model.families import find_ffns
+from pruning.model.surgery import prune_separately, update_config
+from pruning.observe.capture import Statistics, capture
+from pruning.observe.divergence import few
 
 T = TypeVar("T")
 Seconds = dict[str, float]

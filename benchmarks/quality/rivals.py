@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.capture import evaluation_mode
-from pruning.families import FFN, WIDTH, find_ffns, text_config
-from pruning.repair import Projection
-from pruning.surgery import prune_ffn, update_config
+from pruning.model.families import FFN, WIDTH, find_ffns, text_config
+from pruning.model.surgery import prune_ffn, update_config
+from pruning.observe.capture import evaluation_mode
+from pruning.repair.closed_form import Projection
 
 BATCH = 4
 """Windows that go through the model together, where the rival leaves it open."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mikernels.problem import Precision, Problem
+from mikernels.options import Precision, Problem
 from mikernels.tiles import Method
 from mikernels.torch_impl.adaptive import Adaptive
 from mikernels.torch_impl.grid import Grid

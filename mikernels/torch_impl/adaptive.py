@@ -9,7 +9,7 @@ import functools
 import torch
 from torch import Tensor
 
-from mikernels.adaptive import (
+from mikernels.tables.ladder import (
     CELLS,
     OVERLAP,
     Rung,

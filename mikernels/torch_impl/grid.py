@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels.grid_table import entropy, share_table
-from mikernels.problem import Problem
+from mikernels.options import Problem
 from mikernels.reference import node_shares
+from mikernels.tables.node_shares import entropy, share_table
 from mikernels.tiles import cut
 from mikernels.torch_impl.integer import integer_gram
 from mikernels.transforms import Variables

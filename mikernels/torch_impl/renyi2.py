@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels.problem import Problem
+from mikernels.options import Problem
 from mikernels.tiles import tiles
 from mikernels.transforms import Variables
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import triton
 
-from mikernels.problem import Precision, Problem
+from mikernels.options import Precision, Problem
 from mikernels.tiles import Method
 from mikernels.triton_impl.adaptive import Adaptive
 from mikernels.triton_impl.configs import CHIPS

@@ -6,7 +6,7 @@ ladder keeps one table in registers: `f = K n K` on every rung is two small prod
 
     V = 1/M sum_ab n_ab 1/2 log [ ((f_ab - 3/2)^2 + 1/12) exp(-2 c) ]   (log ratio, nats)
 
-with the margin c of `mikernels.adaptive.Rung` inside of the logarithm, so that the terms, and their rounding
+with the margin c of `mikernels.tables.ladder.Rung` inside of the logarithm, so that the terms, and their rounding
 errors, are small. What is left is one number a rung and pair, and goes on in torch, as do the few pairs that
 take finer cells. The ladder of 32 cells is the rest of that of 64, which every pair gets: here the products are
 cheap, and pairs that go back for finer cells are not.
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mikernels.adaptive import (
+from mikernels.tables.ladder import (
     BANDWIDTHS,
     CELLS,
     COARSEST,

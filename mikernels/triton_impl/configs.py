@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from mikernels.problem import Precision
+from mikernels.options import Precision
 
 CHIPS: dict[str, tuple[Precision, ...]] = {
     "sm_80": ("int8", "fp16", "fp32"),

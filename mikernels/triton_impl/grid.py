@@ -8,7 +8,7 @@ S is G rounded up to a power of two with rows of zeros, whose `u log u` is 0. Ab
 blocks of 64 x 64, whose sums are added afterwards.
 
 Under the rank transform all columns of phi are rows of one table in another order: a gather makes them. 8-bit
-integers are exact in int32, whatever the tile, and a gather keeps their sums (`mikernels.grid_table`).
+integers are exact in int32, whatever the tile, and a gather keeps their sums (`mikernels.tables.node_shares`).
 """
 
 import math
@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mikernels.grid_table import Table, entropy, share_table
-from mikernels.problem import NODE_SPAN, Problem
+from mikernels.options import NODE_SPAN, Problem
+from mikernels.tables.node_shares import Table, entropy, share_table
 from mikernels.transforms import Variables
 from mikernels.triton_impl.gram import multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mikernels.problem import Problem
+from mikernels.options import Problem
 from mikernels.transforms import Variables
 from mikernels.triton_impl.gram import add_to, multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded

@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mikernels.problem import Precision
+from mikernels.options import Precision
 from mikernels.triton_impl.configs import Config, configs, constants, has_descriptors
 
 DTYPES = {

@@ -17,8 +17,8 @@ from benchmarks.quality.scores import Score, sheets
 from benchmarks.quality.tasks import PROTOCOLS, WikiText, embed, spearman
 from benchmarks.quality.tasks import spread as evenly
 from pruning import prune
-from pruning.families import find_ffns
-from pruning.text import builtin_text
+from pruning.model.families import find_ffns
+from pruning.observe.text import builtin_text
 
 from tiny import VOCABULARY, outputs, tiny_model, tiny_tokenizer
 

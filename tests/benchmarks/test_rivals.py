@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.quality.rivals import RIVALS
-from pruning.families import find_ffns
+from pruning.model.families import find_ffns
 
 from tiny import VOCABULARY, outputs, tiny_model
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mikernels import adaptive, mutual_information, pairs_above, top_pairs
-from mikernels.task import Settings, _resolve
+from mikernels import mutual_information, pairs_above, top_pairs
+from mikernels.engine import Settings, _resolve
+from mikernels.tables import ladder as adaptive
 from mikernels.torch_impl import adaptive as implementation
 from mikernels.transforms import transform_samples
 from mikernels.triton_impl import adaptive as kernels

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mikernels import GridStream, mutual_information, null_distribution, pairs_above, top_pairs
-from mikernels.bandwidth import RUNGS, _log_densities, leave_one_out_bandwidth
-from mikernels.problem import GRID_BANDWIDTH_FLOOR, make_problem, node_spacing, silverman
+from mikernels.options import GRID_BANDWIDTH_FLOOR, make_problem, node_spacing, silverman
+from mikernels.tuning.bandwidth import RUNGS, _log_densities, leave_one_out_bandwidth
 
 from samples import correlated, gaussian
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mikernels import mutual_information
-from mikernels.calibration import Curve, _increasing, gaussian_curve
-from mikernels.problem import make_problem
+from mikernels.options import make_problem
+from mikernels.tuning.calibration import Curve, _increasing, gaussian_curve
 
 from samples import correlated, gaussian, off_diagonal
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mikernels import mutual_information
-from mikernels.grid_table import integer_table
-from mikernels.problem import make_problem
+from mikernels.options import make_problem
 from mikernels.reference import node_shares
+from mikernels.tables.node_shares import integer_table
 from mikernels.torch_impl import integer
 from mikernels.transforms import normal_scores
 

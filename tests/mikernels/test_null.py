@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mikernels import mutual_information
-from mikernels.null import Null, null_distribution, null_level, null_threshold
+from mikernels.statistics.null import Null, null_distribution, null_level, null_threshold
 
 from samples import gaussian, off_diagonal
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mikernels import mutual_information, reference
-from mikernels.problem import Problem, make_problem
+from mikernels.options import Problem, make_problem
 
 from samples import gaussian
 

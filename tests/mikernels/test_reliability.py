@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mikernels import Reliability, samples_for, split_half_reliability
-from mikernels.reliability import _spearman
+from mikernels.statistics.reliability import _spearman
 
 from samples import correlated, gaussian
 

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from pruning.budget import allocate, uniform_width
+from pruning.choose.budget import allocate, uniform_width
 
 
 def curves(n_layers, width, seed):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning import prune
-from pruning.divergence import Dense
+from pruning.observe.divergence import Dense
 
 from tiny import outputs, tiny_model
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pruning.capture import Recorder, capture
-from pruning.families import find_ffns
+from pruning.model.families import find_ffns
+from pruning.observe.capture import Recorder, capture
 
 from tiny import tiny_model
 

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from pruning import checkpoint, prune
-from pruning.checkpoint import load_model, reload_difference, save_pruned
-from pruning.families import find_ffns
-from pruning.report import MANIFEST
+from pruning import prune
+from pruning.model import checkpoint
+from pruning.model.checkpoint import load_model, reload_difference, save_pruned
+from pruning.model.families import find_ffns
+from pruning.report.manifest import MANIFEST
 
 from tiny import NORMING, SCALING, outputs, tiny_model
 
@@ -115,7 +116,8 @@ import sys, time
 sys.path.insert(0, sys.argv[2])
 import torch
 from tiny import tiny_model
-from pruning import checkpoint, prune
+from pruning import prune
+from pruning.model import checkpoint
 model = tiny_model("Llama")
 report = prune(model, None, calibration=torch.randint(3, 200, (8, 16)), ratio=0.25, multiple_of=2)
 def hang(file):

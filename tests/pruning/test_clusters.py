@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pruning.clusters import cluster_neurons
+from pruning.choose.clusters import cluster_neurons
 
 
 def groups(n_groups, size, *, seed, n_samples=500):

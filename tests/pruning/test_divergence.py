@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from pruning.divergence import Dense
-from pruning.families import find_ffns
+from pruning.model.families import find_ffns
+from pruning.observe.divergence import Dense
 
 from tiny import outputs, tiny_model
 

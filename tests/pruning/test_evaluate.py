@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from pruning.evaluate import generate, hidden_states, perplexity
+from pruning.report.evaluate import generate, hidden_states, perplexity
 
 from tiny import outputs, tiny_model
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from pruning import prune
-from pruning.capture import Statistics
-from pruning.evidence import Evidence, load_evidence, measure
-from pruning.families import find_ffns
+from pruning.choose.evidence import Evidence, load_evidence, measure
+from pruning.model.families import find_ffns
+from pruning.observe.capture import Statistics
 
 from tiny import outputs, tiny_model
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import mikernels
-from mikernels.null import null_threshold
+from mikernels.statistics.null import null_threshold
 from pruning import Settings, prune
-from pruning.budget import Budget, uniform_width
-from pruning.families import find_ffns
-from pruning.repair import Repair
+from pruning.choose.budget import Budget, uniform_width
+from pruning.model.families import find_ffns
+from pruning.repair.closed_form import Repair
 from pruning.settings import Criterion
 
 from tiny import FAMILIES, outputs, tiny_model

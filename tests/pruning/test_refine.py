@@ -3,10 +3,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from pruning.families import find_ffns
-from pruning.refine import _neurons, refine_ffn
-from pruning.repair import Projection
-from pruning.surgery import prune_ffn
+from pruning.model.families import find_ffns
+from pruning.model.surgery import prune_ffn
+from pruning.repair.closed_form import Projection
+from pruning.repair.refine import _neurons, refine_ffn
 
 from tiny import FAMILIES, tiny_model
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.capture import Statistics
-from pruning.repair import complement, explained_variance, repair_projection
+from pruning.observe.capture import Statistics
+from pruning.repair.closed_form import complement, explained_variance, repair_projection
 
 
 def make(seed=0, n=12, tokens=400, d=5):

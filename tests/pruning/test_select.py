@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning import select
-from pruning.capture import Statistics
-from pruning.families import find_ffns
+from pruning.choose import criteria as select
+from pruning.model.families import find_ffns
+from pruning.observe.capture import Statistics
 
 from tiny import tiny_model
 

@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 
-from pruning.capture import capture
-from pruning.evidence import measure
-from pruning.families import find_ffns
-from pruning.sensitivity import by_kl, by_mi, with_divergence
+from pruning.choose.evidence import measure
+from pruning.choose.sensitivity import by_kl, by_mi, with_divergence
+from pruning.model.families import find_ffns
+from pruning.observe.capture import capture
 
 from tiny import tiny_model
 

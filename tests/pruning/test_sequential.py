@@ -5,11 +5,11 @@ import torch
 import transformers
 
 from pruning import prune
-from pruning.families import find_ffns
-from pruning.lockstep import Stream
-from pruning.repair import Projection
-from pruning.sequential import repair_in_sequence
-from pruning.surgery import prune_ffn
+from pruning.model.families import find_ffns
+from pruning.model.surgery import prune_ffn
+from pruning.repair.closed_form import Projection
+from pruning.repair.lockstep import Stream
+from pruning.repair.sequential import repair_in_sequence
 
 from tiny import CAUSAL, FAMILIES, NORMING, SCALING, outputs, tiny_model
 

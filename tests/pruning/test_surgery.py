@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pruning import prune
-from pruning.families import find_ffns
-from pruning.repair import Projection
-from pruning.surgery import count_parameters, prune_ffn, update_config, weight_bytes
+from pruning.model.families import find_ffns
+from pruning.model.surgery import count_parameters, prune_ffn, update_config, weight_bytes
+from pruning.repair.closed_form import Projection
 
 from tiny import outputs, tiny_model
 

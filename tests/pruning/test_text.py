@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pruning.text import builtin_text, read_text, token_windows
+from pruning.observe.text import builtin_text, read_text, token_windows
 
 
 def test_builtin_halves_are_long_and_disjoint():

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels import adaptive, reference
-from mikernels.calibration import gaussian_curve
+from mikernels import reference
+from mikernels.options import Estimator, Impl, Precision, Problem, Transform
 from mikernels.pairs import Block
-from mikernels.problem import Estimator, Impl, Precision, Problem, Transform
+from mikernels.tables import ladder as adaptive
 from mikernels.tiles import Method, mi_blocks
 from mikernels.transforms import Variables, transform_samples
+from mikernels.tuning.calibration import gaussian_curve
 from mikernels.validation import check_finite
 
 

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from mikernels.problem import Transform, silverman
+from mikernels.options import Transform, silverman
 from mikernels.tiles import cut
 from mikernels.transforms import transform_samples
 from mikernels.validation import check_finite

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.families import FFN
+from pruning.model.families import FFN
 
 BATCH = 1024
 """Tokens of a step."""

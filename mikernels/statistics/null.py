@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mikernels.api import mutual_information
-from mikernels.problem import Estimator
+from mikernels.options import Estimator
 from mikernels.validation import MIN_SAMPLES
 
 LEAST_EXCEEDANCES = 10

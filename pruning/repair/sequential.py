@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.capture import evaluation_mode
-from pruning.families import FFN
-from pruning.lockstep import Step, Stream
-from pruning.refine import BATCH, refine_ffn
-from pruning.repair import Projection, ridge
-from pruning.surgery import prune_ffn, restored_on_error
+from pruning.model.families import FFN
+from pruning.model.surgery import prune_ffn, restored_on_error
+from pruning.observe.capture import evaluation_mode
+from pruning.repair.closed_form import Projection, ridge
+from pruning.repair.lockstep import Step, Stream
+from pruning.repair.refine import BATCH, refine_ffn
 
 RIDGE = 0.5
 """Share of each kept neuron's own second moment that pulls its column towards the dense weights. Strong, since what
 earlier layers lost is in great part noise to this one; held-back validation text does not tell 0.3 from 1."""
 
 REFINE_PASSES = 4
-"""Over the tokens, in `pruning.refine`, for each FFN; more overfits where tokens are few."""
+"""Over the tokens, in `pruning.repair.refine`, for each FFN; more overfits where tokens are few."""
 
 
 class Examples(NamedTuple):
@@ -104,7 +104,7 @@ def prune_to(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, seed: 
     """Leave the neurons `keep`, with the output projection that comes closest to the targets.
 
     Args:
-        refine: whether all projections then descend on the same error (`pruning.refine`).
+        refine: whether all projections then descend on the same error (`pruning.repair.refine`).
         seed: of the order of tokens in that descent.
 
     Raises:

@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pruning.families import WIDTH, WIDTHS, find_ffns
-from pruning.report import MANIFEST, Report
-from pruning.surgery import resize_ffn, weight_bytes
+from pruning.model.families import WIDTH, WIDTHS, find_ffns
+from pruning.model.surgery import resize_ffn, weight_bytes
+from pruning.report.manifest import MANIFEST, Report
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -200,7 +200,7 @@ save_file({"output": output.cpu().contiguous()}, target)
 
 RELOAD_UNEVEN = RELOAD.replace(
     'getattr(transformers, kind).from_pretrained(folder, dtype="auto")', "load_uneven(folder)"
-).replace("import sys", "from pruning.checkpoint import load_uneven; import sys")
+).replace("import sys", "from pruning.model.checkpoint import load_uneven; import sys")
 
 
 def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.capture import evaluation_mode
+from pruning.observe.capture import evaluation_mode
 
 TOKENS = 2048
 """That are enough to tell layers and selections apart."""

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mikernels
-from mikernels.problem import Estimator
-from pruning.capture import Statistics
-from pruning.families import FFN
-from pruning.select import conditional_mi
+from mikernels.options import Estimator
+from pruning.choose.criteria import conditional_mi
+from pruning.model.families import FFN
+from pruning.observe.capture import Statistics
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Evidence:
     Attributes:
         statistics: of its activations.
         mi: `[N, N]` float32, nats, 0 on the diagonal.
-        order: `[N]` of `pruning.select.conditional_mi`.
+        order: `[N]` of `pruning.choose.criteria.conditional_mi`.
         damage: `[N + 1]` of the same.
-        divergence: of the model when this FFN is halved (`pruning.sensitivity.with_divergence`), where measured.
+        divergence: of the model when this FFN is halved (`pruning.choose.sensitivity.with_divergence`), where measured.
     """
 
     statistics: Statistics

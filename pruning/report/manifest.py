@@ -70,8 +70,8 @@ class Report:
         calibration_tokens: tokens that the statistics come from.
         layers: in the order of the model.
         seconds: of each stage.
-        candidates: by seed, how far the model that it gives is from the dense one (`pruning.divergence`), the least of
-            which was taken; empty where there was nothing to choose between.
+        candidates: by seed, how far the model that it gives is from the dense one (`pruning.observe.divergence`), the
+            least of which was taken; empty where there was nothing to choose between.
         notes: further entries for the manifest, such as an evaluation.
     """
 

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pruning.capture import Statistics
+from pruning.observe.capture import Statistics
 
 Repair = Literal["none", "bias", "lstsq", "sequential"]
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.capture import Statistics
-from pruning.families import FFN, WIDTH, WIDTHS, bias_switch, text_config
-from pruning.repair import Projection, Repair, repair_projection
+from pruning.model.families import FFN, WIDTH, WIDTHS, bias_switch, text_config
+from pruning.observe.capture import Statistics
+from pruning.repair.closed_form import Projection, Repair, repair_projection
 
 
 def prune_ffn(ffn: FFN, keep: Tensor, projection: Projection) -> None:
@@ -32,7 +32,7 @@ def prune_separately(
 
     Args:
         kept: for each FFN the neurons that stay, ascending.
-        repair: as `pruning.repair.repair_projection`.
+        repair: as `pruning.repair.closed_form.repair_projection`.
 
     Raises:
         ValueError: as that.

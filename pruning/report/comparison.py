@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.evaluate import Perplexity, generate, hidden_states, perplexity
+from pruning.model.surgery import count_parameters, weight_bytes
 from pruning.progress import track
-from pruning.report import Report, table
-from pruning.surgery import count_parameters, weight_bytes
+from pruning.report.evaluate import Perplexity, generate, hidden_states, perplexity
+from pruning.report.manifest import Report, table
 
 WORTH_A_WARNING = 1.5
 """Growth of the perplexity past which closed-form repair no longer holds and a model wants distillation."""

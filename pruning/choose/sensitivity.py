@@ -7,13 +7,13 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mikernels.null import null_threshold
-from mikernels.problem import Estimator
-from pruning.divergence import Dense
-from pruning.evidence import Evidence
-from pruning.families import FFN
-from pruning.repair import complement
-from pruning.surgery import prune_separately, restored
+from mikernels.options import Estimator
+from mikernels.statistics.null import null_threshold
+from pruning.choose.evidence import Evidence
+from pruning.model.families import FFN
+from pruning.model.surgery import prune_separately, restored
+from pruning.observe.divergence import Dense
+from pruning.repair.closed_form import complement
 
 
 def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> list[float]:
@@ -52,7 +52,7 @@ def by_kl(evidence: Sequence[Evidence]) -> list[float]:
 def with_divergence(
     model: PreTrainedModel, ffns: Sequence[FFN], evidence: Sequence[Evidence], batches: Sequence[Tensor]
 ) -> list[Evidence]:
-    """The same evidence with what `pruning.divergence` finds when that layer alone is halved and repaired.
+    """The same evidence with what `pruning.observe.divergence` finds when that layer alone is halved and repaired.
 
     Half of the order of conditional information goes, and least squares makes up for it. Costs a forward pass over
     `batches` for each layer; the model is as it was afterwards.

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pruning.capture import Statistics
-from pruning.families import FFN
+from pruning.model.families import FFN
+from pruning.observe.capture import Statistics
 
 RIDGE = 0.1
 """Share of each neuron's own variance that is added to it. Copies and rank-deficient layers are solvable with far less,
@@ -112,7 +112,7 @@ def random_pairs(
     Args:
         mi: `[N, N]` nats.
         threshold: Tr, nats.
-        cluster: `[N]`, of each neuron (`pruning.clusters`): only pairs within one count. By default all do.
+        cluster: `[N]`, of each neuron (`pruning.choose.clusters`): only pairs within one count. By default all do.
 
     Returns:
         `[n_drop]`, in the order in which they went.

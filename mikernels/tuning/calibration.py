@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels.problem import Precision, Problem
+from mikernels.options import Precision, Problem
 from mikernels.tiles import mi_blocks
 from mikernels.transforms import transform_samples
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.capture import Statistics
-from pruning.divergence import Dense
-from pruning.families import FFN
-from pruning.repair import Repair
-from pruning.surgery import prune_separately, restored
+from pruning.model.families import FFN
+from pruning.model.surgery import prune_separately, restored
+from pruning.observe.capture import Statistics
+from pruning.observe.divergence import Dense
+from pruning.repair.closed_form import Repair
 
 
 def divergences(
@@ -20,7 +20,7 @@ def divergences(
     batches: Sequence[Tensor],
     repair: Repair,
 ) -> list[float]:
-    """The divergence from the dense model (`pruning.divergence`) of each candidate, pruned and repaired as a whole.
+    """The divergence from the dense model (`pruning.observe.divergence`) of each candidate, pruned and repaired.
 
     Sequential repair would cost a pass through the model and a fit of every layer for each candidate: they are judged
     by the cheap repair, least squares, instead. The model is as it was afterwards.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.capture import evaluation_mode
+from pruning.observe.capture import evaluation_mode
 
 
 class Perplexity(NamedTuple):

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mikernels.null import null_threshold
-from pruning import select, sensitivity
-from pruning.budget import allocate, uniform_width
-from pruning.candidates import divergences
-from pruning.capture import Statistics
-from pruning.clusters import cluster_neurons
-from pruning.evidence import Evidence
-from pruning.families import FFN
+from mikernels.statistics.null import null_threshold
+from pruning.choose import criteria, sensitivity
+from pruning.choose.budget import allocate, uniform_width
+from pruning.choose.candidates import divergences
+from pruning.choose.clusters import cluster_neurons
+from pruning.choose.evidence import Evidence
+from pruning.model.families import FFN
+from pruning.observe.capture import Statistics
 from pruning.progress import track
-from pruning.repair import complement, explained_variance
-from pruning.report import Layer
+from pruning.repair.closed_form import complement, explained_variance
+from pruning.report.manifest import Layer
 from pruning.settings import Criterion, Settings
 
 
@@ -90,7 +90,7 @@ def _kept(ffn: FFN, known: Evidence, n_keep: int, settings: Settings, seeds: Ite
         threshold = _nats(settings, len(sample), known.median_mi)
         cluster = None if settings.clusters == 1 else cluster_neurons(sample, settings.clusters)
         orders = [
-            select.random_pairs(known.mi, n_drop, threshold=threshold, seed=seed, cluster=cluster)
+            criteria.random_pairs(known.mi, n_drop, threshold=threshold, seed=seed, cluster=cluster)
             for seed in seeds
         ]
     else:
@@ -103,11 +103,11 @@ def _order(ffn: FFN, known: Evidence, settings: Settings) -> Tensor:
     if settings.criterion == "conditional-mi":
         return known.order
     if settings.criterion == "random":
-        return select.random_order(ffn.width, seed=settings.seed)
+        return criteria.random_order(ffn.width, seed=settings.seed)
     saliency = _saliency(ffn, known.statistics, settings.criterion)
     if settings.criterion == "pairwise-mi":
-        return select.redundancy_saliency(known.mi, saliency)
-    return select.ascending(saliency)
+        return criteria.redundancy_saliency(known.mi, saliency)
+    return criteria.ascending(saliency)
 
 
 def _explain(ffn: FFN, known: Evidence, kept: Tensor, sensitive: float, settings: Settings) -> Layer:
@@ -144,7 +144,7 @@ def _nats(settings: Settings, n_samples: int, median_mi: float) -> float:
 
 def _saliency(ffn: FFN, statistics: Statistics, criterion: Criterion) -> Tensor:
     if criterion == "magnitude":
-        return select.magnitude(ffn)
+        return criteria.magnitude(ffn)
     if criterion == "wanda":
-        return select.wanda(ffn, statistics)
-    return select.fluctuation(ffn, statistics)
+        return criteria.wanda(ffn, statistics)
+    return criteria.fluctuation(ffn, statistics)

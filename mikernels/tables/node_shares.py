@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels.problem import Precision, Problem
+from mikernels.options import Precision, Problem
 from mikernels.reference import node_shares
 from mikernels.transforms import normal_scores
 

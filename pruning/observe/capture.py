@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.families import FFN
+from pruning.model.families import FFN
 
 
 @dataclass(frozen=True)

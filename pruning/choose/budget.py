@@ -39,7 +39,7 @@ def allocate(
     backward elimination nearly are.
 
     Args:
-        damage: for each layer `[N + 1]`, ascending, of `pruning.select.conditional_mi`; N is the same in all.
+        damage: for each layer `[N + 1]`, ascending, of `pruning.choose.criteria.conditional_mi`; N is the same in all.
         sensitivity: for each layer what halving it does to the model, in any unit; not negative.
         ratio: share of all neurons that goes.
         max_layer_ratio: cap on the share that goes from one layer.
