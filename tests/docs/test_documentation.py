@@ -1,0 +1,118 @@
+"""Every code block of the README and the guides runs as printed, on a tiny model and a small text."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from pruning.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for found, code in BLOCK.findall(page.read_text("utf-8")) if found == language]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of all shell blocks, without comments, continued lines joined."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in (line.partition(" #")[0].strip() for line in lines) if line]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder in which the names that the pages use exist: MODEL, my_text.txt and other_text.txt."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=16,
+        intermediate_size=320,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "MODEL")
+    alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "MODEL")
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    (tmp_path / "my_text.txt").write_text(text, "utf-8")
+    (tmp_path / "other_text.txt").write_text(text[::-1], "utf-8")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few tokens: the text is short
+        yield tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run_in_order(page, workplace):
+    namespace: dict[str, object] = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), namespace)  # noqa: S102
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_mi_prune_commands_run_in_order(page, workplace):
+    for command in commands(page):
+        program, *arguments = shlex.split(command)
+        if program == "mi-prune":
+            assert main([*arguments, "--quiet"]) == 0, command
+
+
+def module_commands() -> list[str]:
+    found = {command for page in PAGES for command in commands(page) if command.startswith("python -m ")}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command", module_commands())
+def test_modules_accept_their_arguments(command):
+    """The module exists and its parser knows every flag; a measurement itself would take hours."""
+    _, _, module, *arguments = shlex.split(command)
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(flag in done.stdout for flag in flags), done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_targets_and_extras_exist(page):
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for command in commands(page):
+        program, *arguments = shlex.split(command)
+        if program == "make":
+            targets = [argument for argument in arguments if "=" not in argument]
+            assert all(f"\n{target}:" in makefile for target in targets), command
+        elif program == "pip":
+            named = re.findall(r"\[([\w,]+)\]", command)
+            assert all(extra in extras for names in named for extra in names.split(",")), command
+        else:
+            assert program in ("mi-prune", "python", "git", "cd", "TRITON_INTERPRET=1"), command
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    missing = [link for link in LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_readme_fits_one_screen_of_reading():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
