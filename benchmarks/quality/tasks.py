@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.observe.capture import evaluation_mode
+from pruning.model.evaluation_mode import evaluation_mode
 from pruning.observe.text import builtin_text, read_text, token_windows
-from pruning.report.evaluate import perplexity
+from pruning.report.quality import perplexity
 
 CALIBRATION_SHARE = 0.88
 """Of the windows of the validation text. The others are for choosing hyper-parameters, and never read here."""
