@@ -20,7 +20,7 @@ from pruning.prepare import prepare
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
-from pruning.settings import Settings, choices
+from pruning.settings import Settings, choices, help_text
 
 BUILTIN = "builtin"
 RELOAD_TOLERANCE = 0.02
@@ -177,16 +177,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     for option in fields(Settings):
-        flag, help_text = "--" + option.name.replace("_", "-"), option.metadata["help"]
+        flag = "--" + option.name.replace("_", "-")
         if isinstance(option.default, bool):
-            parser.add_argument(flag, action="store_true", help=help_text)
+            parser.add_argument(flag, action="store_true", help=help_text(option.name))
             continue
         parser.add_argument(
             flag,
             type=type(option.default) if option.default is not None else _number_or_text,
             default=option.default,
             choices=choices(option.name) or None,
-            help=help_text,
+            help=help_text(option.name),
         )
     return parser
 

@@ -1,7 +1,7 @@
 """Every option of pruning, defined once: `Settings` checks the values and `mi-prune` derives its flags from it."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from mikernels.options import Estimator, make_problem
 from mikernels.statistics.null import null_level
@@ -52,52 +52,39 @@ class Settings:
         ValueError: a value is out of range, or two options exclude each other.
     """
 
-    ratio: float = field(default=0.2, metadata={"help": "share of the neurons to drop"})
-    criterion: Criterion = field(default="conditional-mi", metadata={"help": "which neurons to drop first"})
-    repair: Repair = field(
-        default="sequential", metadata={"help": "how to compensate for the dropped neurons"}
-    )
-    refine: bool = field(
-        default=False,
-        metadata={
-            "help": "after the sequential repair of each layer, train all its projections briefly toward the same target: slower but better, most of all with many calibration tokens"
-        },
-    )
-    budget: Budget = field(
-        default="uniform",
-        metadata={
-            "help": "how many neurons each layer loses: mi and kl spare sensitive layers, but stock transformers cannot load the result (pruning.load_model can)"
-        },
-    )
-    max_layer_ratio: float = field(
-        default=0.8, metadata={"help": "largest share that a budget may drop from one layer"}
-    )
-    threshold: float | str | None = field(
-        default=None,
-        metadata={
-            "help": "MI above which random-pairs calls a pair redundant: nats, or null:0.999 for that quantile of independent neurons; without it, each layer's median MI"
-        },
-    )
-    clusters: int = field(
-        default=1,
-        metadata={"help": "clusters of neurons per layer; random-pairs pairs only within a cluster"},
-    )
-    candidates: int = field(
-        default=1,
-        metadata={
-            "help": "selections that random-pairs draws (seeds seed, seed + 1, ...); the one whose model stays closest to the dense model is used"
-        },
-    )
-    multiple_of: int = field(
-        default=32, metadata={"help": "round the number of kept neurons per layer to a multiple of this"}
-    )
-    calibration_tokens: int = field(default=57_344, metadata={"help": "tokens to calibrate on"})
-    sequence_length: int = field(default=512, metadata={"help": "tokens per window"})
-    batch_size: int = field(default=4, metadata={"help": "windows per forward pass"})
-    sample_size: int = field(default=4096, metadata={"help": "tokens used for the MI estimate"})
-    estimator: Estimator = field(default="grid", metadata={"help": "estimator of mutual information (MI)"})
-    nodes: int = field(default=16, metadata={"help": "nodes per neuron of the grid estimator"})
-    seed: int = field(default=0, metadata={"help": "random seed"})
+    ratio: Annotated[float, "share of the neurons to drop"] = 0.2
+    criterion: Annotated[Criterion, "which neurons to drop first"] = "conditional-mi"
+    repair: Annotated[Repair, "how to compensate for the dropped neurons"] = "sequential"
+    refine: Annotated[
+        bool,
+        "after the sequential repair of each layer, train all its projections briefly toward the same target: slower "
+        "but better, most of all with many calibration tokens",
+    ] = False
+    budget: Annotated[
+        Budget,
+        "how many neurons each layer loses: mi and kl spare sensitive layers, but stock transformers cannot load the "
+        "result (pruning.load_model can)",
+    ] = "uniform"
+    max_layer_ratio: Annotated[float, "largest share that a budget may drop from one layer"] = 0.8
+    threshold: Annotated[
+        float | str | None,
+        "MI above which random-pairs calls a pair redundant: nats, or null:0.999 for that quantile of independent "
+        "neurons; without it, each layer's median MI",
+    ] = None
+    clusters: Annotated[int, "clusters of neurons per layer; random-pairs pairs only within a cluster"] = 1
+    candidates: Annotated[
+        int,
+        "selections that random-pairs draws (seeds seed, seed + 1, ...); the one whose model stays closest to the "
+        "dense model is used",
+    ] = 1
+    multiple_of: Annotated[int, "round the number of kept neurons per layer to a multiple of this"] = 32
+    calibration_tokens: Annotated[int, "tokens to calibrate on"] = 57_344
+    sequence_length: Annotated[int, "tokens per window"] = 512
+    batch_size: Annotated[int, "windows per forward pass"] = 4
+    sample_size: Annotated[int, "tokens used for the MI estimate"] = 4096
+    estimator: Annotated[Estimator, "estimator of mutual information (MI)"] = "grid"
+    nodes: Annotated[int, "nodes per neuron of the grid estimator"] = 16
+    seed: Annotated[int, "random seed"] = 0
 
     def __post_init__(self) -> None:
         for name in ("ratio", "max_layer_ratio"):
@@ -130,3 +117,9 @@ def choices(option: str) -> tuple[str, ...]:
     """The allowed values of an option of `Settings` that has a fixed set of them, otherwise ()."""
     hint = get_type_hints(Settings)[option]
     return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def help_text(option: str) -> str:
+    """What `mi-prune --help` says about an option of `Settings`."""
+    text: str = get_type_hints(Settings, include_extras=True)[option].__metadata__[0]
+    return text
