@@ -51,6 +51,6 @@ def test_equal_layers_get_equal_widths():
 
 def test_a_cap_that_makes_the_ratio_unreachable_is_an_error():
     with pytest.raises(
-        ValueError, match="lets a layer of 32 lose the 24 neurons .* got 12 for max_layer_ratio=0.4"
+        ValueError, match=r"lets a layer of 32 lose the 24 neurons .* got 12 for max_layer_ratio=0\.4"
     ):
         allocate(curves(2, 32, 0), [1.0, 1.0], ratio=0.75, multiple_of=4, max_layer_ratio=0.4)

@@ -17,6 +17,36 @@ from tiny import assert_unchanged, masked, outputs, state_of, tiny_model
 TEXT = ("The quick brown fox jumps over the lazy dog. " * 60)[:1024]
 
 
+@pytest.mark.parametrize("criterion", get_args(Criterion))
+def test_without_repair_the_pruned_model_is_the_dense_one_with_the_dropped_neurons_set_to_zero(
+    model, criterion, windows
+):
+    dense = copy.deepcopy(model)
+    options = {"ratio": 0.25, "criterion": criterion, "multiple_of": 2, "repair": "none"}
+    report = prune(model, None, calibration=windows, **options)
+    assert [ffn.width for ffn in find_ffns(model)] == [30, 30, 30]
+    for layer in report.layers:
+        assert sorted(layer.kept.tolist() + layer.dropped.tolist()) == list(range(40))
+    expected = outputs(masked(dense, [layer.kept for layer in report.layers]), windows)
+    torch.testing.assert_close(outputs(model, windows), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", get_args(Budget))
+@pytest.mark.parametrize("repair", ["lstsq", "sequential"])
+def test_repair_reduces_the_error_of_the_dropped_neurons_under_every_budget(model, repair, budget, windows):
+    dense = copy.deepcopy(model)
+    options = {"ratio": 0.25, "multiple_of": 2, "sample_size": 128}
+    report = prune(model, None, calibration=windows, repair=repair, budget=budget, **options)
+    widths = [ffn.width for ffn in find_ffns(model)]
+    assert widths == report.widths
+    assert sum(widths) == 90
+    assert budget != "uniform" or widths == [30, 30, 30]
+    unrepaired = masked(dense, [layer.kept for layer in report.layers])
+    expected = outputs(dense, windows)
+    error, cut = ((outputs(m, windows) - expected).square().mean() for m in (model, unrepaired))
+    assert error < cut
+
+
 def test_a_budget_takes_most_from_the_layer_that_matters_least(windows):
     model = tiny_model("Llama")
     with torch.no_grad():

@@ -46,8 +46,8 @@ def test_dense_and_pruned_run_in_turn_on_the_same_windows(llama, windows, option
 
 
 def test_the_result_is_the_median_of_the_ratios_without_the_warm_up(llama, windows, monkeypatch):
-    dense = [9.0] + [1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 1.0]
-    pruned = [0.1] + [0.5, 1.6, 2.0, 0.8, 1.0, 4.0, 0.4]
+    dense = [9.0, 1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 1.0]
+    pruned = [0.1, 0.5, 1.6, 2.0, 0.8, 1.0, 4.0, 0.4]
     seconds = iter([second for pair in zip(dense, pruned, strict=True) for second in pair])
     monkeypatch.setattr(speed, "_forward_seconds", lambda _model, _ids: next(seconds))
     ffns = find_ffns(llama)
