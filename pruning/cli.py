@@ -74,8 +74,13 @@ def _run(args: argparse.Namespace) -> None:
     windows = None
     if evaluation is not None:
         limit = max(1, args.evaluation_tokens // settings.sequence_length)
-        whole = not model.can_generate()
-        windows = token_windows(tokenizer, evaluation, settings.sequence_length, limit=limit, whole=whole)
+        windows = token_windows(
+            tokenizer,
+            evaluation,
+            settings.sequence_length,
+            limit=limit,
+            special_tokens=not model.can_generate(),
+        )
 
     progress = not args.quiet
     conditions = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}

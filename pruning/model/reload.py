@@ -3,6 +3,7 @@
 The fresh process runs this file as `python -m pruning.model.reload LOADER FOLDER DEVICE IDS OUTPUT`.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,8 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
         save_file({"ids": ids.cpu()}, source)
         arguments = [loader, str(folder), str(model.device), str(source), str(target)]
         command = [sys.executable, "-m", "pruning.model.reload", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # finds the same packages
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
         if done.returncode != 0:
             raise RuntimeError(
                 f"{folder}: a fresh process could not load the checkpoint:\n{done.stderr.strip()}"

@@ -44,22 +44,22 @@ def token_windows(
     length: int,
     *,
     limit: int | None = None,
-    whole: bool = False,
+    special_tokens: bool = False,
 ) -> Tensor:
     """Non-overlapping windows of the text, `[n, length]` int64; a rest shorter than a window is dropped.
 
     Args:
         limit: at most this many windows, spread evenly over the text, whose beginning alone is less typical.
-        whole: make each window a complete sequence with the tokenizer's special tokens (for encoders); otherwise the
-            text is one sequence that is cut.
+        special_tokens: make each window a complete sequence with the tokenizer's special tokens (for encoders); by
+            default the text is one sequence that is cut.
 
     Raises:
         ValueError: the text does not fill one window, or the length leaves no room for text.
     """
-    extra = tokenizer.num_special_tokens_to_add() if whole else 0
+    extra = tokenizer.num_special_tokens_to_add() if special_tokens else 0
     if length < 2 + extra:
         raise ValueError(f"length: expected windows of at least {2 + extra} tokens, got {length}")
-    if whole:
+    if special_tokens:
         cut = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)
         pieces = cut["input_ids"]
     else:

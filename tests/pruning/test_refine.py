@@ -130,10 +130,10 @@ def test_a_result_that_held_back_tokens_contradict_is_discarded(family):
 @pytest.mark.parametrize("tokens", [2, 30, 1200])
 def test_the_error_on_held_back_tokens_never_rises(tokens):
     ffn, *data = problem("Llama")
-    few = [tensor[:tokens] for tensor in data]
-    held = [tensor[-max(1, tokens // 10) :] for tensor in few]
+    data = [tensor[:tokens] for tensor in data]
+    held = [tensor[-max(1, tokens // 10) :] for tensor in data]
     before = error(ffn, *held)
-    refine_ffn(ffn, *few, passes=5, seed=0)
+    refine_ffn(ffn, *data, passes=5, seed=0)
     assert error(ffn, *held) <= before
 
 

@@ -28,7 +28,7 @@ def test_every_option_is_a_flag_with_help_and_documented(name):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [("0.1", 0.1), ("null:0.99", "null:0.99"), ("1", 1.0)],
-    ids=["nats", "rule", "whole"],
+    ids=["nats", "rule", "integer"],
 )
 def test_the_threshold_is_a_number_or_a_rule(given, expected):
     args = _parser().parse_args(["model", "--out=out", "--threshold", given])

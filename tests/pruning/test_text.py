@@ -32,7 +32,7 @@ def test_windows_for_encoders_have_special_tokens(tokenizer):
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     try:
-        windows = token_windows(tokenizer, "abcdefghij" * 10, 16, whole=True)
+        windows = token_windows(tokenizer, "abcdefghij" * 10, 16, special_tokens=True)
     finally:
         tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     assert windows.shape == (7, 16)
