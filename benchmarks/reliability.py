@@ -25,7 +25,7 @@ from benchmarks.record import RESULTS, append, row
 from mikernels import mutual_information, samples_for
 from mikernels.statistics.reliability import reliability_of_halves
 from mikernels.transforms import transform_samples
-from pruning.model.checkpoint import load_model
+from pruning import load_model
 from pruning.model.families import find_ffns
 from pruning.observe.capture import capture
 from pruning.observe.text import read_text, token_windows

@@ -1,32 +1,34 @@
-"""`mi-prune`: prune a model from the command line and show what it cost."""
+"""`mi-prune`: prune a model from the command line and show the cost in quality."""
 
 import argparse
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from mikernels.options import Estimator
-from pruning.choose.budget import Budget
-from pruning.model.checkpoint import check_output, load_model, reload_difference, save_pruned
-from pruning.model.surgery import weight_bytes
+from pruning.model.loading import load_model
+from pruning.model.output_folder import check_output
+from pruning.model.reload import reload_difference
+from pruning.model.size import weight_bytes
+from pruning.model.snapshot import take_snapshot
 from pruning.observe.text import builtin_text, read_text, token_windows
-from pruning.pipeline import prepare, prune
-from pruning.repair.closed_form import Repair
-from pruning.report.comparison import closing_table, measure, summary
-from pruning.settings import Criterion, Settings
+from pruning.pipeline import prune
+from pruning.prepare import prepare
+from pruning.report.comparison import closing_table, evaluate, summary
+from pruning.report.save import save_pruned
+from pruning.report.speed import paired_speed
+from pruning.settings import Settings, choices, help_text
 
 BUILTIN = "builtin"
 RELOAD_TOLERANCE = 0.02
-"""Of the largest output: a few roundings of bfloat16, 0.004 each, which may differ between processes."""
+"""Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 where it did what was asked, 1 with a message on standard error where it could not."""
+    """Run the command; return 0 on success, or 1 after printing a message to standard error."""
     args = _parser().parse_args(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -42,19 +44,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    # All that can be wrong is found out before the first long step.
     start = time.perf_counter()
+    # Find every error in the input before the first long step.
     settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
     if args.statistics is not None and not Path(args.statistics).is_file():
-        raise FileNotFoundError(f"{args.statistics}: no such file of statistics")
+        raise FileNotFoundError(f"{args.statistics}: no such statistics file")
     calibration = builtin_text()[0] if args.calibration == BUILTIN else read_text(args.calibration)
     evaluation = None
     if args.evaluate is not None:
         evaluation = builtin_text()[1] if args.evaluate == BUILTIN else read_text(args.evaluate)
     out = Path(args.out)
-    for used in (args.model, args.calibration, args.evaluate):
-        if used is not None and Path(used).resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"--out: expected a folder that does not hold the input {used}, got {out}")
+    for source in (args.model, args.calibration, args.evaluate):
+        if source is not None and Path(source).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"--out: expected a folder that does not contain the input {source}, got {out}")
     check_output(out, force=args.force)
 
     model, tokenizer = load_model(
@@ -66,18 +68,25 @@ def _run(args: argparse.Namespace) -> None:
     ffns, calibration_windows = prepare(model, tokenizer, calibration, settings)
     print(
         f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: {len(ffns)} FFNs "
-        f"of {ffns[0].width} neurons, of which {1 - settings.ratio:.0%} stay"
+        f"of {ffns[0].width} neurons; keeping {1 - settings.ratio:.0%} of them"
     )
     check_output(out, needed_bytes=weight_bytes(model), force=args.force)
     windows = None
     if evaluation is not None:
         limit = max(1, args.evaluation_tokens // settings.sequence_length)
-        whole = not model.can_generate()
-        windows = token_windows(tokenizer, evaluation, settings.sequence_length, limit=limit, whole=whole)
+        windows = token_windows(
+            tokenizer,
+            evaluation,
+            settings.sequence_length,
+            limit=limit,
+            special_tokens=not model.can_generate(),
+        )
 
     progress = not args.quiet
-    shown = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
-    dense = measure(model, tokenizer, windows, name="dense", **shown)
+    conditions = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
+    dense = evaluate(model, tokenizer, windows, name="dense", **conditions)
+    # Keeps the dense weights of the FFNs in memory until the speed is measured.
+    dense_weights = take_snapshot(ffns) if windows is not None else []
     report = prune(
         model,
         tokenizer,
@@ -87,15 +96,17 @@ def _run(args: argparse.Namespace) -> None:
         settings=settings,
         progress=progress,
     )
-    pruned = measure(model, tokenizer, windows, name="pruned", **shown)
+    pruned = evaluate(model, tokenizer, windows, name="pruned", **conditions)
+    speed = paired_speed(model, ffns, dense_weights, windows) if windows is not None else None
+    del dense_weights
 
     report.notes |= {"model": args.model, "calibration_text": args.calibration}
-    if windows is not None:
-        conditions = {"text": args.evaluate, "windows": len(windows), "sequence_length": windows.shape[1]}
-        report.notes["evaluation"] = conditions | summary(dense, pruned)
+    if windows is not None and speed is not None:
+        shape = {"windows": len(windows), "sequence_length": windows.shape[1]}
+        report.notes["evaluation"] = {"text": args.evaluate} | shape | summary(dense, pruned, speed)
     save_pruned(model, tokenizer, report, out, force=args.force)
 
-    print("\n" + closing_table(report, dense, pruned))
+    print("\n" + closing_table(report, dense, pruned, speed))
     if windows is not None:
         print(
             f"Conditions: {len(windows)} windows of {windows.shape[1]} tokens of {args.evaluate} text, calibrated on "
@@ -106,16 +117,19 @@ def _run(args: argparse.Namespace) -> None:
         if sentence is not None:
             print(f"\n[{name}] {args.prompt} {sentence}")
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
-    print(f"\nSaved to {out}. {time.perf_counter() - start:.0f} s in all, of which {stages}.")
+    print(f"\nSaved to {out}. {time.perf_counter() - start:.0f} s in total: {stages}.")
     if args.verify:
         ids = windows[:1] if windows is not None else torch.arange(2, 66)[None]
         difference = reload_difference(model, out, ids)
         loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
         print(
-            f"Reloaded with {loader} in a fresh process: outputs differ by {difference:.3g} of the largest."
+            f"Reloaded with {loader} in a fresh process: outputs differ by at most {difference:.3g} of the largest."
         )
-        if not difference <= RELOAD_TOLERANCE:  # NaN too
-            raise RuntimeError(f"{out}: expected the reloaded model to give the outputs of the one in memory")
+        if not difference <= RELOAD_TOLERANCE:  # also if it is NaN
+            raise RuntimeError(
+                f"{out}: expected the reloaded model to give the outputs of the model in memory, got a difference of "
+                f"{difference:.3g} of the largest output"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,92 +138,69 @@ def _parser() -> argparse.ArgumentParser:
         description="Drop the redundant neurons of a language model's feed-forward layers, without retraining.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("model", help="folder (safetensors), .gguf file, or name on the Hugging Face hub")
     parser.add_argument(
-        "--out", required=True, help="folder for the pruned model; appears only when complete"
+        "model", help="folder (safetensors), .gguf file, or name of a model on the Hugging Face hub"
     )
-    parser.add_argument("--force", action="store_true", help="replace the model that is in the output folder")
+    parser.add_argument(
+        "--out", required=True, help="folder for the pruned model; it appears only when complete"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an earlier result in the output folder")
     parser.add_argument(
         "--calibration",
         metavar="FILE",
         default=BUILTIN,
-        help="UTF-8 text; half of CPython's language reference",
+        help=f"UTF-8 text to calibrate on; {BUILTIN} is half of CPython's language reference",
     )
     parser.add_argument(
         "--save-statistics",
         metavar="FILE",
-        help="keep what was measured, for other ratios, criteria and budgets",
+        help="save what was measured, for later runs with other ratios, criteria or budgets",
     )
     parser.add_argument(
-        "--statistics",
-        metavar="FILE",
-        help="start from what --save-statistics kept",
+        "--statistics", metavar="FILE", help="reuse what --save-statistics saved instead of measuring again"
     )
     parser.add_argument(
         "--evaluate",
         metavar="FILE",
-        help=f"compare dense and pruned on this UTF-8 text; {BUILTIN} is the other half of that reference",
+        help="UTF-8 text to compare the dense and the pruned model on, in quality and speed (which keeps the dense FFN "
+        f"weights in memory); {BUILTIN} is the other half of the language reference",
     )
-    parser.add_argument("--evaluation-tokens", type=int, default=8192, help="how much of it to use")
-    parser.add_argument("--prompt", help="show how the dense and the pruned model continue it")
+    parser.add_argument("--evaluation-tokens", type=int, default=8192, help="tokens to evaluate on")
+    parser.add_argument("--prompt", help="show how the dense and the pruned model continue this text")
     parser.add_argument(
-        "--verify", action="store_true", help="reload the result in a fresh process and compare"
+        "--verify", action="store_true", help="reload the result in a fresh process and compare the outputs"
     )
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
-    parser.add_argument("--device", help="such as cpu or cuda:0; by default a GPU where there is one")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        help="of the weights; auto is the fastest one that does not lose range",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:0; by default a GPU if there is one")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="allow code that comes with the model"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    choices = {
-        "criterion": get_args(Criterion),
-        "repair": get_args(Repair),
-        "budget": get_args(Budget),
-        "estimator": get_args(Estimator),
-    }
-    helps = {
-        "ratio": "share of neurons to drop",
-        "criterion": "what goes first",
-        "repair": "what makes up for the dropped neurons",
-        "refine": "after sequential repair of each layer, a short descent of all of its projections: "
-        "slower, better, most of all with many tokens",
-        "budget": "how many go from each layer: mi and kl spare sensitive ones, and stock transformers cannot load "
-        "the result (pruning.load_model can)",
-        "max_layer_ratio": "the most that a budget takes from one layer",
-        "threshold": "Tr of random-pairs: nats, or null:0.999 for that quantile of independent neurons; "
-        "each layer's median MI by default",
-        "clusters": "of each layer's neurons, within which random-pairs seeks its pairs",
-        "candidates": "selections that random-pairs draws, by seed, seed + 1, ...: the one is taken whose model stays "
-        "closest to the dense one",
-        "multiple_of": "round the width that stays to a multiple",
-        "calibration_tokens": "tokens to calibrate on",
-        "sequence_length": "tokens per window",
-        "batch_size": "windows at a time",
-        "sample_size": "tokens that the MI estimate uses",
-        "estimator": "of the mutual information",
-        "nodes": "per neuron, of the grid estimator",
-        "seed": "of everything random",
-    }
-    for f in fields(Settings):
-        flag = "--" + f.name.replace("_", "-")
-        if isinstance(f.default, bool):
-            parser.add_argument(flag, action="store_true", help=helps[f.name])
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    for option in fields(Settings):
+        flag = "--" + option.name.replace("_", "-")
+        if isinstance(option.default, bool):
+            parser.add_argument(flag, action="store_true", help=help_text(option.name))
             continue
         parser.add_argument(
             flag,
-            type=_threshold if f.name == "threshold" else type(f.default),
-            default=f.default,
-            choices=choices.get(f.name),
-            help=helps[f.name],
+            type=type(option.default) if option.default is not None else _number_or_text,
+            default=option.default,
+            choices=choices(option.name) or None,
+            help=help_text(option.name),
         )
     return parser
 
 
-def _threshold(text: str) -> float | str:
+def _number_or_text(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text  # `Settings` says whether it is a rule
+        return text  # `Settings` checks it
 
 
 if __name__ == "__main__":

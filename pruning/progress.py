@@ -1,6 +1,8 @@
-"""One progress bar for each stage, with the time left."""
+"""Progress bars and the time of each stage."""
 
-from collections.abc import Iterable, Sized
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -9,6 +11,14 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], stage: str, *, show: bool) -> Iterable[T]:
-    """`items`, with a bar on standard error while they are used."""
+    """Iterate over `items` with a progress bar on standard error."""
     total = len(items) if isinstance(items, Sized) else None
     return tqdm(items, desc=f"{stage:<9}", total=total, disable=not show, dynamic_ncols=True, leave=True)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that the block takes to `seconds[stage]`."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

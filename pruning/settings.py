@@ -1,54 +1,101 @@
-"""How to prune, as one checked value."""
+"""Every option of pruning, defined once: `Settings` checks the values and `mi-prune` derives its flags from it."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from mikernels.options import Estimator, make_problem
 from mikernels.statistics.null import null_level
 from mikernels.validation import MIN_SAMPLES
-from pruning.choose.budget import Budget
-from pruning.repair.closed_form import Repair
 
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
+Repair = Literal["none", "bias", "lstsq", "sequential"]
+Budget = Literal["uniform", "mi", "kl"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Arguments of `pruning.prune`, which says what each means.
+    """The options of `pruning.prune`.
+
+    Attributes:
+        ratio: share of the neurons to drop.
+        criterion: `"conditional-mi"` drops the neurons that tell least about the layer's output given the kept ones;
+            `"pairwise-mi"` drops neurons with low fluctuation and a kept partner that shares their information;
+            `"random-pairs"` is the paper's criterion; `"flap"`, `"wanda"`, `"magnitude"` and `"random"` are baselines.
+        repair: `"sequential"` fits each layer's output projection to the dense hidden states after the layer, which
+            also compensates for the error of earlier layers; `"lstsq"` folds a least-squares prediction of the
+            dropped neurons into the output projection; `"bias"` adds their mean contribution (only for classes that
+            store a bias); `"none"` does nothing.
+        refine: after each layer's sequential repair, train all its projections briefly toward the same target, block
+            by block, without labels and without gradients through the model. Gains more, and takes longer, with
+            more calibration tokens.
+        budget: `"uniform"` drops the same number of neurons in every layer, so that stock transformers can load the
+            result. `"mi"` and `"kl"` keep more neurons in sensitive layers (`pruning.choose.sensitivity`): better
+            quality, but only `pruning.load_model` can load the result.
+        max_layer_ratio: largest share that a budget may drop from one layer.
+        threshold: MI above which `"random-pairs"` calls a pair redundant (Tr in the paper): nats, or `"null:0.999"`
+            for the MI that independent neurons exceed with probability 0.001 at this sample size and estimator. By
+            default each layer's median MI.
+        clusters: clusters of neurons per layer, by their activations (`pruning.choose.clusters`); `"random-pairs"` only
+            pairs neurons of the same cluster.
+        candidates: selections that `"random-pairs"` draws, with seeds `seed`, `seed + 1` and so on. The one whose
+            model diverges least from the dense model on a few calibration windows is used. With sequential repair
+            the candidates are compared after least-squares repair.
+        multiple_of: the number of kept neurons is rounded to the nearest multiple. 32 suits GGUF's block formats, 128
+            suits GPUs.
+        calibration_tokens, sequence_length, batch_size: how much text the model reads, in windows of which length, and
+            how many windows per forward pass.
+        sample_size: M, tokens used for the MI estimate.
+        estimator, nodes: see `mikernels.mutual_information`.
+        seed: for the sample of tokens and for random criteria.
 
     Raises:
-        ValueError: values out of range, or that do not go together.
+        ValueError: a value is out of range, or two options exclude each other.
     """
 
-    ratio: float = 0.2
-    criterion: Criterion = "conditional-mi"
-    repair: Repair = "sequential"
-    refine: bool = False
-    budget: Budget = "uniform"
-    max_layer_ratio: float = 0.8
-    threshold: float | str | None = None
-    clusters: int = 1
-    candidates: int = 1
-    multiple_of: int = 32
-    calibration_tokens: int = 57_344
-    sequence_length: int = 512
-    batch_size: int = 4
-    sample_size: int = 4096
-    estimator: Estimator = "grid"
-    nodes: int = 16
-    seed: int = 0
+    ratio: Annotated[float, "share of the neurons to drop"] = 0.2
+    criterion: Annotated[Criterion, "which neurons to drop first"] = "conditional-mi"
+    repair: Annotated[Repair, "how to compensate for the dropped neurons"] = "sequential"
+    refine: Annotated[
+        bool,
+        "after the sequential repair of each layer, train all its projections briefly toward the same target: slower "
+        "but better, most of all with many calibration tokens",
+    ] = False
+    budget: Annotated[
+        Budget,
+        "how many neurons each layer loses: mi and kl spare sensitive layers, but stock transformers cannot load the "
+        "result (pruning.load_model can)",
+    ] = "uniform"
+    max_layer_ratio: Annotated[float, "largest share that a budget may drop from one layer"] = 0.8
+    threshold: Annotated[
+        float | str | None,
+        "MI above which random-pairs calls a pair redundant: nats, or null:0.999 for that quantile of independent "
+        "neurons; without it, each layer's median MI",
+    ] = None
+    clusters: Annotated[int, "clusters of neurons per layer; random-pairs pairs only within a cluster"] = 1
+    candidates: Annotated[
+        int,
+        "selections that random-pairs draws (seeds seed, seed + 1, ...); the one whose model stays closest to the "
+        "dense model is used",
+    ] = 1
+    multiple_of: Annotated[int, "round the number of kept neurons per layer to a multiple of this"] = 32
+    calibration_tokens: Annotated[int, "tokens to calibrate on"] = 57_344
+    sequence_length: Annotated[int, "tokens per window"] = 512
+    batch_size: Annotated[int, "windows per forward pass"] = 4
+    sample_size: Annotated[int, "tokens used for the MI estimate"] = 4096
+    estimator: Annotated[Estimator, "estimator of mutual information (MI)"] = "grid"
+    nodes: Annotated[int, "nodes per neuron of the grid estimator"] = 16
+    seed: Annotated[int, "random seed"] = 0
 
     def __post_init__(self) -> None:
         for name in ("ratio", "max_layer_ratio"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(
-                    f"{name}: expected a number between 0 and 1, both excluded, got {getattr(self, name)}"
+                    f"{name}: expected a number between 0 and 1 (exclusive), got {getattr(self, name)}"
                 )
-        choices = {"criterion": Criterion, "repair": Repair, "budget": Budget, "estimator": Estimator}
-        for name, options in choices.items():
-            value = getattr(self, name)
-            if value not in get_args(options):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(options))}, got {value!r}")
+        for name in ("criterion", "repair", "budget", "estimator"):
+            if getattr(self, name) not in choices(name):
+                expected = ", ".join(choices(name))
+                raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
         sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
         for name in (*sizes, "clusters", "candidates"):
             value = getattr(self, name)
@@ -59,10 +106,20 @@ class Settings:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
         for name in ("threshold", "clusters", "candidates"):
             if getattr(self, name) != getattr(Settings, name) and self.criterion != "random-pairs":
-                raise ValueError(
-                    f"{name}: expected only with criterion='random-pairs', got it with {self.criterion!r}"
-                )
+                raise ValueError(f"{name}: expected criterion='random-pairs' with it, got {self.criterion!r}")
         if isinstance(self.threshold, str):
             null_level(self.threshold)
         if self.refine and self.repair != "sequential":
-            raise ValueError(f"refine: expected only with repair='sequential', got it with {self.repair!r}")
+            raise ValueError(f"refine: expected repair='sequential' with it, got {self.repair!r}")
+
+
+def choices(option: str) -> tuple[str, ...]:
+    """The allowed values of an option of `Settings` that has a fixed set of them, otherwise ()."""
+    hint = get_type_hints(Settings)[option]
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def help_text(option: str) -> str:
+    """What `mi-prune --help` says about an option of `Settings`."""
+    text: str = get_type_hints(Settings, include_extras=True)[option].__metadata__[0]
+    return text

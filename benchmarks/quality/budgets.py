@@ -22,17 +22,16 @@ from benchmarks.quality.measure import Plan, Source, installed_models, make_task
 from benchmarks.quality.tasks import spearman
 from benchmarks.record import RESULTS, append, row
 from mikernels.transforms import transform_samples
-from pruning import Settings
+from pruning import Settings, load_model
 from pruning.choose import sensitivity
 from pruning.choose.budget import allocate, uniform_width
-from pruning.choose.evidence import Evidence, measure
-from pruning.model.checkpoint import load_model
+from pruning.choose.evidence import Evidence, gather_evidence
 from pruning.model.families import find_ffns
-from pruning.model.surgery import prune_separately, restored
-from pruning.observe.capture import capture
-from pruning.observe.divergence import few
-from pruning.repair.closed_form import complement
-from pruning.report.manifest import table
+from pruning.model.snapshot import restored
+from pruning.model.surgery import complement
+from pruning.observe.calibration import comparison_batches
+from pruning.repair.separate import prune_separately
+from pruning.report.table import table
 
 ROWS = RESULTS / "budgets.jsonl"
 CHI2_MEDIAN = 0.4549
@@ -75,12 +74,8 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[dict[str, Any]]:
     settings = Settings(ratio=ratio, seed=plan.seed, budget="kl")
     ffns = find_ffns(model)
     batches = task.calibration.split(settings.batch_size)
-    gathered = capture(model, ffns, batches, sample_size=settings.sample_size, seed=plan.seed)
-    evidence = [
-        measure(f, s, estimator=settings.estimator, nodes=settings.nodes, seed=plan.seed)
-        for f, s in zip(ffns, gathered, strict=True)
-    ]
-    some = few(task.calibration, settings.batch_size)
+    evidence = gather_evidence(model, ffns, batches, settings)
+    some = comparison_batches(task.calibration, settings.batch_size)
     evidence = sensitivity.with_divergence(model, ffns, evidence, some)
     rows = []
     weights = levels(evidence, settings)
@@ -97,7 +92,7 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[dict[str, Any]]:
             for e, f, n in zip(evidence, ffns, widths, strict=True)
         ]
         with restored(ffns):
-            prune_separately(ffns, kept, gathered, "lstsq")
+            prune_separately(ffns, kept, [layer.statistics for layer in evidence], "lstsq")
             quality = task.evaluate(model)
         case = {
             "model": source.name,

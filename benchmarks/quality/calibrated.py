@@ -15,12 +15,14 @@ from benchmarks.quality.methods import Method
 from benchmarks.quality.rivals import RIVALS
 from pruning import Settings, prune
 from pruning.choose.budget import uniform_width
-from pruning.choose.evidence import load_evidence, measure, save_evidence
+from pruning.choose.evidence import gather_evidence
+from pruning.choose.evidence_file import load_evidence, save_evidence
 from pruning.choose.sensitivity import with_divergence
 from pruning.model.families import find_ffns
-from pruning.model.surgery import prune_separately, update_config
-from pruning.observe.capture import Statistics, capture
-from pruning.observe.divergence import few
+from pruning.model.surgery import update_config
+from pruning.observe.calibration import comparison_batches
+from pruning.observe.capture import Statistics
+from pruning.repair.separate import prune_separately
 
 T = TypeVar("T")
 Seconds = dict[str, float]
@@ -71,22 +73,18 @@ class Calibrated:
         settings = Settings(seed=self.seed)
         ffns = find_ffns(self.model)
         batches = self.windows.split(settings.batch_size)
-        statistics, capturing = clocked(
-            lambda: capture(self.model, ffns, batches, sample_size=settings.sample_size, seed=self.seed)
-        )
-        evidence, measuring = clocked(
-            lambda: [measure(ffn, s, **MADE, seed=self.seed) for ffn, s in zip(ffns, statistics, strict=True)]
-        )
+        seconds: Seconds = {}
+        evidence = gather_evidence(self.model, ffns, batches, settings, seconds=seconds)
         path = Path(self._folder.name) / "evidence.safetensors"
         save_evidence(evidence, path, **MADE)
-        return statistics, path, {"capture": capturing, "measure": measuring}
+        return [layer.statistics for layer in evidence], path, seconds
 
     @cached_property
     def _sensitivity(self) -> Seconds:
         """Of the model to each FFN; it goes into the file as well."""
         _, path, _ = self._evidence
         ffns = find_ffns(self.model)
-        some = few(self.windows, Settings().batch_size)
+        some = comparison_batches(self.windows, Settings().batch_size)
         known = load_evidence(path, ffns, **MADE)
         evidence, spent = clocked(lambda: with_divergence(self.model, ffns, known, some))
         save_evidence(evidence, path, **MADE)

@@ -16,9 +16,9 @@ from benchmarks.quality.methods import Method
 from benchmarks.quality.rivals import RIVALS
 from benchmarks.quality.tasks import Similarity, Task, WikiText
 from benchmarks.record import RESULTS, append, row
+from pruning import load_model
 from pruning.demo import model_file
-from pruning.model.checkpoint import load_model
-from pruning.model.surgery import count_parameters
+from pruning.model.size import count_parameters
 
 ROWS = RESULTS / "quality.jsonl"
 DENSE = "dense"

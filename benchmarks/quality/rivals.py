@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN, WIDTH, find_ffns, text_config
-from pruning.model.surgery import prune_ffn, update_config
-from pruning.observe.capture import evaluation_mode
-from pruning.repair.closed_form import Projection
+from pruning.model.surgery import Projection, prune_ffn, update_config
 
 BATCH = 4
 """Windows that go through the model together, where the rival leaves it open."""

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.quality.measure import ROWS, Plan, Source, measure
 from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
 from benchmarks.quality.scores import Sheet, sheets
-from pruning.report.manifest import table
+from pruning.report.table import table
 
 
 def spread_rows(found: Sequence[Sheet], ratio: float, criteria: Sequence[str]) -> list[tuple[str, ...]]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.observe.capture import evaluation_mode
+from pruning.model.evaluation_mode import evaluation_mode
 from pruning.observe.text import builtin_text, read_text, token_windows
-from pruning.report.evaluate import perplexity
+from pruning.report.quality import perplexity
 
 CALIBRATION_SHARE = 0.88
 """Of the windows of the validation text. The others are for choosing hyper-parameters, and never read here."""
@@ -133,7 +133,7 @@ class Similarity:
         text = " ".join(
             s for first, second, _ in read_pairs(folder / "stsb-en-test.csv") for s in (first, second)
         )
-        windows = token_windows(tokenizer, text, length, whole=True)
+        windows = token_windows(tokenizer, text, length, special_tokens=True)
         self.calibration, self.more = spread(windows, n_windows), spread(windows, MORE * n_windows)
         self.said = "evenly from the sentences of stsb-en-test.csv"
         self.tokenizer = tokenizer

@@ -1,25 +1,22 @@
-"""How many neurons each layer keeps, so that the model as a whole loses least."""
+"""How many neurons each layer keeps, so that the whole model loses least."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Budget = Literal["uniform", "mi", "kl"]
-
 
 def uniform_width(width: int, ratio: float, multiple_of: int) -> int:
-    """Neurons that stay in each layer of `width`: the multiple nearest to what the ratio asks for.
+    """Neurons to keep in a layer of `width`: the multiple nearest to `width * (1 - ratio)`.
 
     Raises:
-        ValueError: rounding leaves all of them or none.
+        ValueError: rounding keeps all neurons or none.
     """
     n_keep = round(width * (1 - ratio) / multiple_of) * multiple_of
     if not 0 < n_keep < width:
         raise ValueError(
-            f"ratio: {ratio} of {width} neurons, rounded to a multiple of {multiple_of}, keeps {n_keep}; "
-            f"expected some to stay and some to go: choose another ratio or a smaller multiple_of"
+            f"ratio: expected to keep between 0 and {width} neurons (exclusive), got {n_keep} for ratio={ratio} "
+            f"rounded to a multiple of {multiple_of}; use another ratio or a smaller multiple_of"
         )
     return n_keep
 
@@ -32,26 +29,27 @@ def allocate(
     multiple_of: int,
     max_layer_ratio: float,
 ) -> list[int]:
-    """Widths that minimise the predicted damage of the whole model.
+    """The widths that minimize the predicted damage to the whole model.
 
-    The damage of a layer is `sensitivity x damage(n) / damage(N / 2)` when n of its N neurons go. Steps of
-    `multiple_of` neurons go where they cost least, which is optimal while the curves are convex; curves of
-    backward elimination nearly are.
+    Dropping n of the N neurons of a layer is predicted to cost `sensitivity x damage(n) / damage(N / 2)`. Steps of
+    `multiple_of` neurons are dropped greedily where they cost least, which is optimal for convex curves; the curves
+    of backward elimination are nearly convex.
 
     Args:
-        damage: for each layer `[N + 1]`, ascending, of `pruning.choose.criteria.conditional_mi`; N is the same in all.
-        sensitivity: for each layer what halving it does to the model, in any unit; not negative.
-        ratio: share of all neurons that goes.
-        max_layer_ratio: cap on the share that goes from one layer.
+        damage: for each layer `[N + 1]`, ascending, see `pruning.choose.elimination.conditional_mi`; all layers have
+            the same N.
+        sensitivity: for each layer the non-negative cost of halving it, in any unit.
+        ratio: share of all neurons to drop.
+        max_layer_ratio: largest share to drop from one layer.
 
     Returns:
-        Neurons that stay in each layer. Their sum is that of the uniform layout.
+        Neurons to keep in each layer. Their sum is that of the uniform budget.
 
     Raises:
-        ValueError: a ratio that rounding or the cap makes unreachable.
+        ValueError: rounding or the cap makes the ratio unreachable.
     """
     width = len(damage[0]) - 1
-    drops = _steps(width, ratio, multiple_of, max_layer_ratio)
+    drops = _drop_counts(width, ratio, multiple_of, max_layer_ratio)
     uniform = drops.index(width - uniform_width(width, ratio, multiple_of))
     cost = torch.stack(
         [
@@ -61,31 +59,31 @@ def allocate(
     )  # [layers, steps]
     marginal = torch.cat([cost.diff(dim=1), cost.new_full((len(cost), 1), torch.inf)], dim=1)
     taken = [0] * len(cost)
-    head = marginal[:, 0].clone()  # the cost of the next step of each layer
+    next_cost = marginal[:, 0].clone()  # [layers]
     for _ in range(uniform * len(cost)):
-        layer = int(head.argmin())
+        layer = int(next_cost.argmin())
         taken[layer] += 1
-        head[layer] = marginal[layer, taken[layer]]
+        next_cost[layer] = marginal[layer, taken[layer]]
     return [width - drops[n] for n in taken]
 
 
 def check_cap(width: int, ratio: float, multiple_of: int, max_layer_ratio: float) -> None:
-    """Raise unless a layer may lose as much as the ratio asks of all.
+    """Raise unless the cap lets one layer lose the share `ratio`.
 
     Raises:
-        ValueError: as `allocate`.
+        ValueError: see `allocate`.
     """
-    _steps(width, ratio, multiple_of, max_layer_ratio)
+    _drop_counts(width, ratio, multiple_of, max_layer_ratio)
 
 
-def _steps(width: int, ratio: float, multiple_of: int, max_layer_ratio: float) -> list[int]:
-    """The numbers of neurons that may go from a layer: what stays is all, or a multiple."""
+def _drop_counts(width: int, ratio: float, multiple_of: int, max_layer_ratio: float) -> list[int]:
+    """The numbers of neurons that a layer may lose: none, or all but a multiple."""
     n_drop = width - uniform_width(width, ratio, multiple_of)
     most = int(max_layer_ratio * width)
     drops = [0, *range((width - 1) % multiple_of + 1, most + 1, multiple_of)]
     if drops[-1] < n_drop:
         raise ValueError(
-            f"max_layer_ratio: {max_layer_ratio} of {width} neurons lets {drops[-1]} of a layer go, rounded to a "
-            f"multiple of {multiple_of}; expected at least the {n_drop} that ratio={ratio} asks for"
+            f"max_layer_ratio: expected a cap that lets a layer of {width} lose the {n_drop} neurons of ratio={ratio}, "
+            f"got {drops[-1]} for max_layer_ratio={max_layer_ratio} rounded to a multiple of {multiple_of}"
         )
     return drops

@@ -1,4 +1,4 @@
-"""Which of several selections leaves the model closest to the dense one."""
+"""Compare candidate selections by how close their pruned models stay to the dense model."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.model.families import FFN
-from pruning.model.surgery import prune_separately, restored
+from pruning.model.snapshot import restored
 from pruning.observe.capture import Statistics
-from pruning.observe.divergence import Dense
-from pruning.repair.closed_form import Repair
+from pruning.observe.divergence import DenseOutputs
+from pruning.repair.separate import prune_separately
+from pruning.settings import Repair
 
 
 def divergences(
@@ -20,23 +21,23 @@ def divergences(
     batches: Sequence[Tensor],
     repair: Repair,
 ) -> list[float]:
-    """The divergence from the dense model (`pruning.observe.divergence`) of each candidate, pruned and repaired.
+    """Prune and repair each candidate, and measure its divergence from the dense model (`pruning.observe.divergence`).
 
-    Sequential repair would cost a pass through the model and a fit of every layer for each candidate: they are judged
-    by the cheap repair, least squares, instead. The model is as it was afterwards.
+    Sequential repair would cost a pass through the model and a fit of every layer per candidate; least squares stands
+    in for it. The model is unchanged afterwards.
 
     Args:
-        candidates: of each, for each FFN the neurons that stay, ascending.
+        candidates: each one holds for each FFN the neurons to keep, ascending.
         batches: windows of tokens `[B, L]`.
-        repair: of `pruning.settings.Settings`.
+        repair: see `pruning.settings.Settings`.
 
-    Source: Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030, of random seeds.
+    Source: Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030, for random seeds.
     """
-    cheap: Repair = "lstsq" if repair == "sequential" else repair
-    dense = Dense(model, batches)
-    found = []
+    cheap_repair: Repair = "lstsq" if repair == "sequential" else repair
+    dense = DenseOutputs(model, batches)
+    result = []
     for kept in candidates:
         with restored(ffns):
-            prune_separately(ffns, kept, statistics, cheap)
-            found.append(dense.divergence())
-    return found
+            prune_separately(ffns, kept, statistics, cheap_repair)
+            result.append(dense.divergence())
+    return result

@@ -1,33 +1,31 @@
-"""All that a selection is made from, for each FFN; kept in a file, it serves any ratio without a forward pass."""
+"""Everything that a selection is based on, for each FFN."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import mikernels
-from mikernels.options import Estimator
-from pruning.choose.criteria import conditional_mi
+from pruning.choose.elimination import conditional_mi
 from pruning.model.families import FFN
-from pruning.observe.capture import Statistics
+from pruning.observe.capture import Statistics, capture
+from pruning.progress import timed, track
+from pruning.settings import Settings
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one FFN.
+    """What was measured of one FFN.
 
     Attributes:
         statistics: of its activations.
         mi: `[N, N]` float32, nats, 0 on the diagonal.
-        order: `[N]` of `pruning.choose.criteria.conditional_mi`.
-        damage: `[N + 1]` of the same.
-        divergence: of the model when this FFN is halved (`pruning.choose.sensitivity.with_divergence`), where measured.
+        order: `[N]`, see `pruning.choose.elimination.conditional_mi`.
+        damage: `[N + 1]`, see there.
+        divergence: of the model with half of this FFN (`pruning.choose.sensitivity.with_divergence`), if measured.
     """
 
     statistics: Statistics
@@ -42,110 +40,46 @@ class Evidence:
         return float(self.mi[torch.ones_like(self.mi, dtype=torch.bool).triu_(1)].median())
 
 
-def measure(ffn: FFN, statistics: Statistics, *, estimator: Estimator, nodes: int, seed: int) -> Evidence:
-    """The mutual information of all pairs of neurons, and what it costs the output to drop them.
+def gather_evidence(
+    model: PreTrainedModel,
+    ffns: list[FFN],
+    batches: Sequence[Tensor],
+    settings: Settings,
+    *,
+    seconds: dict[str, float] | None = None,
+    progress: bool = False,
+) -> list[Evidence]:
+    """Capture the activations of every FFN in one run of the model, then measure the FFNs one by one.
+
+    Args:
+        batches: windows of tokens `[B, L]`.
+        settings: `sample_size`, `estimator`, `nodes` and `seed` are used.
+        seconds: gets the time of the stages "capture" and "measure".
 
     Raises:
-        ValueError: as `mikernels.mutual_information`, with the name of the FFN.
+        ValueError: see `pruning.observe.capture.capture` and `measure_ffn`.
+    """
+    seconds = {} if seconds is None else seconds
+    with timed(seconds, "capture"):
+        shown = track(batches, "capture", show=progress)
+        statistics = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
+    with timed(seconds, "measure"):
+        pairs = track(list(zip(ffns, statistics, strict=True)), "measure", show=progress)
+        return [measure_ffn(ffn, activations, settings) for ffn, activations in pairs]
+
+
+def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings) -> Evidence:
+    """Measure the mutual information of all pairs of neurons, and the damage to the output of dropping them.
+
+    Raises:
+        ValueError: see `mikernels.mutual_information`; the message names the FFN.
     """
     try:
-        mi = mikernels.mutual_information(statistics.sample, estimator=estimator, nodes=nodes, seed=seed)
+        mi = mikernels.mutual_information(
+            statistics.sample, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed
+        )
     except ValueError as error:
         raise ValueError(f"{ffn.name}: {error}") from error
     mi.fill_diagonal_(0.0)
     order, damage = conditional_mi(statistics.covariance, ffn.output.weight)
     return Evidence(statistics, mi, order, damage)
-
-
-def save_evidence(
-    evidence: Sequence[Evidence], path: str | Path, *, estimator: Estimator, nodes: int
-) -> None:
-    """Write safetensors; the file appears whole or not at all.
-
-    Args:
-        estimator, nodes: that the mutual information was measured with, for `load_evidence` to compare.
-
-    Raises:
-        OSError: what writing raised.
-    """
-    path = Path(path)
-    tensors: dict[str, Tensor] = {}
-    for layer in evidence:
-        name, gathered = layer.statistics.name, layer.statistics
-        tensors |= {
-            f"{name}.sample": gathered.sample,
-            f"{name}.n_tokens": torch.tensor(gathered.n_tokens),
-            f"{name}.mean": gathered.mean,
-            f"{name}.covariance": gathered.covariance,
-            f"{name}.mi": layer.mi,
-            f"{name}.order": layer.order,
-            f"{name}.damage": layer.damage,
-        }
-        if layer.divergence is not None:
-            tensors[f"{name}.divergence"] = torch.tensor(layer.divergence, dtype=torch.float64)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        whole = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(whole, partial, {"measured": _measured(estimator, nodes)})
-        os.replace(partial, path)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: could not write the statistics: {error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def load_evidence(
-    path: str | Path, ffns: Sequence[FFN], *, estimator: Estimator, nodes: int
-) -> list[Evidence]:
-    """Read what `save_evidence` wrote, onto the devices of the FFNs.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, of a model with other FFNs, or measured with another estimator.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of statistics")
-    try:
-        with safe_open(path, "pt") as file:
-            measured = (file.metadata() or {}).get("measured")
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected statistics in safetensors: {error}") from error
-    if measured != _measured(estimator, nodes):
-        raise ValueError(
-            f"{path}: expected statistics measured with {_measured(estimator, nodes)}, found {measured}"
-        )
-    evidence = []
-    for ffn in ffns:
-        found = tensors.get(f"{ffn.name}.mean")
-        if found is None or len(found) != ffn.width:
-            raise ValueError(
-                f"{path}: expected statistics of {ffn.width} neurons of {ffn.name}, found "
-                f"{'none' if found is None else len(found)}; it was made for another model"
-            )
-        part = {
-            key: tensors[f"{ffn.name}.{key}"].to(ffn.output.weight.device)
-            for key in ("sample", "n_tokens", "mean", "covariance", "mi", "order", "damage")
-        }
-        statistics = Statistics(
-            ffn.name, part["sample"], int(part["n_tokens"]), part["mean"], part["covariance"]
-        )
-        divergence = tensors.get(f"{ffn.name}.divergence")
-        evidence.append(
-            Evidence(
-                statistics,
-                part["mi"],
-                part["order"],
-                part["damage"],
-                None if divergence is None else float(divergence),
-            )
-        )
-    return evidence
-
-
-def _measured(estimator: Estimator, nodes: int) -> str:
-    """In words; only `grid` has nodes."""
-    return f"{estimator} on {nodes} nodes" if estimator == "grid" else estimator

@@ -1,4 +1,4 @@
-"""What stays in each layer by the settings, and why the rest goes."""
+"""Select the neurons to keep in each layer, by the settings."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,20 +6,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mikernels.statistics.null import null_threshold
-from pruning.choose import criteria, sensitivity
+from pruning.choose import sensitivity
 from pruning.choose.budget import allocate, uniform_width
 from pruning.choose.candidates import divergences
 from pruning.choose.clusters import cluster_neurons
 from pruning.choose.evidence import Evidence
+from pruning.choose.explain import PrunedLayer, explain
+from pruning.choose.random_pairs import random_pairs
+from pruning.choose.scores import ascending, random_order, redundancy_order, saliency_of
 from pruning.model.families import FFN
-from pruning.observe.capture import Statistics
+from pruning.model.surgery import complement
 from pruning.progress import track
-from pruning.repair.closed_form import complement, explained_variance
-from pruning.report.manifest import Layer
-from pruning.settings import Criterion, Settings
+from pruning.settings import Settings
 
 
-def choose(
+def select(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     evidence: Sequence[Evidence],
@@ -27,36 +28,36 @@ def choose(
     settings: Settings,
     *,
     progress: bool = False,
-) -> tuple[list[Layer], dict[int, float]]:
-    """What stays and what goes, layer by layer; of several candidates, by seed, how far each is from the dense model.
+) -> tuple[list[PrunedLayer], dict[int, float]]:
+    """Select the neurons to keep and explain the selection, layer by layer. If there are several candidates, also
+    return the divergence of each from the dense model, by seed; the least one is used.
 
     Args:
-        batches: windows of tokens `[B, L]` on which candidates are compared; the model is as it was afterwards.
+        batches: windows of tokens `[B, L]` to compare candidates on; the model is unchanged afterwards.
     """
     widths, sensitivities = _widths(ffns, evidence, settings)
     seeds = range(settings.seed, settings.seed + settings.candidates)
-    chosen = [
-        _kept(ffn, known, width, settings, seeds)
-        for ffn, known, width in zip(ffns, evidence, widths, strict=True)
-    ]  # layer by layer, candidate by candidate
-    candidates = list(zip(*chosen, strict=True))
+    by_layer = [
+        _kept(ffn, layer, width, settings, seeds)
+        for ffn, layer, width in zip(ffns, evidence, widths, strict=True)
+    ]
+    candidates = list(zip(*by_layer, strict=True))
     divergence: dict[int, float] = {}
     if len(candidates) > 1:
-        found = divergences(
+        measured = divergences(
             model,
             ffns,
             track(candidates, "try", show=progress),
-            [known.statistics for known in evidence],
+            [layer.statistics for layer in evidence],
             batches,
             settings.repair,
         )
-        divergence = dict(zip(seeds, found, strict=True))
+        divergence = dict(zip(seeds, measured, strict=True))
     best = min(divergence, key=divergence.__getitem__, default=settings.seed)
+    kept = candidates[best - settings.seed]
     layers = [
-        _explain(ffn, known, keep, sensitive, settings)
-        for ffn, known, keep, sensitive in zip(
-            ffns, evidence, candidates[best - settings.seed], sensitivities, strict=True
-        )
+        explain(ffn, layer, keep, weight, settings)
+        for ffn, layer, keep, weight in zip(ffns, evidence, kept, sensitivities, strict=True)
     ]
     return layers, divergence
 
@@ -64,7 +65,7 @@ def choose(
 def _widths(
     ffns: Sequence[FFN], evidence: Sequence[Evidence], settings: Settings
 ) -> tuple[list[int], list[float]]:
-    """Neurons that stay in each layer, and the sensitivity that decided it."""
+    """The number of neurons to keep in each layer, and the sensitivity that determined it."""
     if settings.budget == "uniform":
         widths = [uniform_width(ffn.width, settings.ratio, settings.multiple_of) for ffn in ffns]
         return widths, [1.0] * len(ffns)
@@ -73,7 +74,7 @@ def _widths(
     else:
         weights = sensitivity.by_kl(evidence)
     widths = allocate(
-        [known.damage for known in evidence],
+        [layer.damage for layer in evidence],
         weights,
         ratio=settings.ratio,
         multiple_of=settings.multiple_of,
@@ -82,69 +83,43 @@ def _widths(
     return widths, weights
 
 
-def _kept(ffn: FFN, known: Evidence, n_keep: int, settings: Settings, seeds: Iterable[int]) -> list[Tensor]:
-    """The neurons that stay in one layer, by each candidate."""
+def _kept(
+    ffn: FFN, evidence: Evidence, n_keep: int, settings: Settings, seeds: Iterable[int]
+) -> list[Tensor]:
+    """The neurons of one layer that each candidate keeps."""
     n_drop = ffn.width - n_keep
     if settings.criterion == "random-pairs":
-        sample = known.statistics.sample
-        threshold = _nats(settings, len(sample), known.median_mi)
+        sample = evidence.statistics.sample
+        threshold = _threshold(evidence, settings)
         cluster = None if settings.clusters == 1 else cluster_neurons(sample, settings.clusters)
         orders = [
-            criteria.random_pairs(known.mi, n_drop, threshold=threshold, seed=seed, cluster=cluster)
+            random_pairs(evidence.mi, n_drop, threshold=threshold, seed=seed, cluster=cluster)
             for seed in seeds
         ]
     else:
-        orders = [_order(ffn, known, settings)]
-    return [complement(order[:n_drop].to(known.mi.device), ffn.width) for order in orders]
+        orders = [_order(ffn, evidence, settings)]
+    return [complement(order[:n_drop].to(evidence.mi.device), ffn.width) for order in orders]
 
 
-def _order(ffn: FFN, known: Evidence, settings: Settings) -> Tensor:
-    """What goes first, by a criterion whose order serves every width."""
+def _order(ffn: FFN, evidence: Evidence, settings: Settings) -> Tensor:
+    """The order of dropping, by a criterion whose order serves every width."""
     if settings.criterion == "conditional-mi":
-        return known.order
+        return evidence.order
     if settings.criterion == "random":
-        return criteria.random_order(ffn.width, seed=settings.seed)
-    saliency = _saliency(ffn, known.statistics, settings.criterion)
+        return random_order(ffn.width, seed=settings.seed)
+    saliency = saliency_of(ffn, evidence.statistics, settings.criterion)
     if settings.criterion == "pairwise-mi":
-        return criteria.redundancy_saliency(known.mi, saliency)
-    return criteria.ascending(saliency)
+        return redundancy_order(evidence.mi, saliency)
+    return ascending(saliency)
 
 
-def _explain(ffn: FFN, known: Evidence, kept: Tensor, sensitive: float, settings: Settings) -> Layer:
-    """What goes from one layer, and why."""
-    mi, statistics = known.mi, known.statistics
-    saliency = _saliency(ffn, statistics, settings.criterion)
-    dropped = complement(kept, ffn.width)
-    best = mi[dropped][:, kept].max(1)
-    null = null_threshold(
-        "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes
-    )
-    return Layer(
-        name=ffn.name,
-        kept=kept,
-        dropped=dropped,
-        partner=kept[best.indices],
-        mi=best.values,
-        linear_r2=explained_variance(statistics, kept, dropped),
-        saliency=saliency[dropped],
-        median_mi=known.median_mi,
-        null_mi=null,
-        sensitivity=sensitive,
-    )
-
-
-def _nats(settings: Settings, n_samples: int, median_mi: float) -> float:
-    """The threshold of a layer, nats."""
+def _threshold(evidence: Evidence, settings: Settings) -> float:
+    """The threshold of random-pairs for one layer, nats."""
     if isinstance(settings.threshold, str):
         return null_threshold(
-            settings.threshold, n_samples, estimator=settings.estimator, nodes=settings.nodes
+            settings.threshold,
+            len(evidence.statistics.sample),
+            estimator=settings.estimator,
+            nodes=settings.nodes,
         )
-    return median_mi if settings.threshold is None else settings.threshold
-
-
-def _saliency(ffn: FFN, statistics: Statistics, criterion: Criterion) -> Tensor:
-    if criterion == "magnitude":
-        return criteria.magnitude(ffn)
-    if criterion == "wanda":
-        return criteria.wanda(ffn, statistics)
-    return criteria.fluctuation(ffn, statistics)
+    return evidence.median_mi if settings.threshold is None else settings.threshold

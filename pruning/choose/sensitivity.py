@@ -1,4 +1,4 @@
-"""How much the model as a whole minds when one layer is halved: weights of the layers in a budget."""
+"""How much the whole model suffers when one layer is halved: the weights of the layers in a budget."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,18 @@ from mikernels.options import Estimator
 from mikernels.statistics.null import null_threshold
 from pruning.choose.evidence import Evidence
 from pruning.model.families import FFN
-from pruning.model.surgery import prune_separately, restored
-from pruning.observe.divergence import Dense
-from pruning.repair.closed_form import complement
+from pruning.model.snapshot import restored
+from pruning.model.surgery import complement
+from pruning.observe.divergence import DenseOutputs
+from pruning.repair.separate import prune_separately
 
 
 def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> list[float]:
-    """The root of each layer's median mutual information over that of independent neurons. Costs nothing more.
+    """The square root of each layer's median mutual information above that of independent neurons. Needs no extra
+    measurement.
 
-    Layers whose neurons share much are layers that the model minds losing: on SmolLM2-135M such a budget lies between
-    the uniform one and that by `by_kl` in perplexity at 50 % (`benchmarks/results/quality.md`).
+    Layers whose neurons share much information are sensitive: on SmolLM2-135M the perplexity with this budget at 50 %
+    lies between those with the uniform budget and with `by_kl` (`benchmarks/results/quality.md`).
     """
     levels = []
     for layer in evidence:
@@ -30,16 +32,17 @@ def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> 
 
 
 def roots(levels: Sequence[float]) -> list[float]:
-    """Weights of layers from what is known of each, not negative: no layer is free, and if all are 0 they are alike."""
+    """Square roots of non-negative levels, of which none counts as less than 1 % of the largest: no layer is free, and
+    all layers are equal if all levels are 0."""
     least = 0.01 * max(levels, default=0.0) or 1.0
     return [max(level, least) ** 0.5 for level in levels]
 
 
 def by_kl(evidence: Sequence[Evidence]) -> list[float]:
-    """The root of the divergence from the dense model when that layer alone is halved, as `with_divergence` left it.
+    """The square root of the divergence from the dense model when only that layer is halved (`with_divergence`).
 
     Raises:
-        ValueError: it was not measured.
+        ValueError: the divergence was not measured.
     """
     divergence = [layer.divergence for layer in evidence if layer.divergence is not None]
     if len(divergence) < len(evidence):
@@ -52,15 +55,15 @@ def by_kl(evidence: Sequence[Evidence]) -> list[float]:
 def with_divergence(
     model: PreTrainedModel, ffns: Sequence[FFN], evidence: Sequence[Evidence], batches: Sequence[Tensor]
 ) -> list[Evidence]:
-    """The same evidence with what `pruning.observe.divergence` finds when that layer alone is halved and repaired.
+    """Add to the evidence the divergence of the model (`pruning.observe.divergence`) when only that layer is halved.
 
-    Half of the order of conditional information goes, and least squares makes up for it. Costs a forward pass over
-    `batches` for each layer; the model is as it was afterwards.
+    The first half of the layer's conditional-MI order is dropped and repaired by least squares. Costs a forward pass
+    over `batches` per layer; the model is unchanged afterwards.
 
     Raises:
-        ValueError: outputs that are not finite when a layer is halved.
+        ValueError: the outputs with a halved layer are not finite.
     """
-    dense = Dense(model, batches)
+    dense = DenseOutputs(model, batches)
     measured = []
     for ffn, layer in zip(ffns, evidence, strict=True):
         keep = complement(layer.order[: ffn.width // 2], ffn.width)
@@ -70,7 +73,7 @@ def with_divergence(
         if not math.isfinite(divergence):
             raise ValueError(
                 f"{ffn.name}: expected finite outputs of the model with half of these neurons, got NaN or infinite "
-                "ones; budget='mi' needs none"
+                "ones; use budget='mi', which does not need them"
             )
         measured.append(replace(layer, divergence=divergence))
     return measured

@@ -1,8 +1,8 @@
-"""Where a model's feed-forward networks (FFNs) are: all that is known of architectures lives here.
+"""Where a model's feed-forward networks (FFNs) are; all knowledge about architectures is in this file.
 
-A neuron of an FFN is one channel of the input of its output projection: `act(gate) * up` in a gated FFN,
-the activation's output otherwise. Dropping it removes a row of each input projection and a column of the
-output projection.
+A neuron of an FFN is one input channel of its output projection: `act(gate) * up` in a gated FFN, the output of the
+activation function otherwise. Dropping a neuron removes a row of each input projection and a column of the output
+projection.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 @dataclass(frozen=True)
 class Layout:
-    """How a block of some family of models names the parts of its FFN.
+    """How a block names the parts of its FFN in some model families.
 
     Attributes:
-        inputs: paths, from the block, of the projections whose rows are neurons.
+        inputs: paths, within the block, of the projections whose rows are neurons.
         output: path of the projection whose columns are neurons.
-        reader: path of the smallest module that computes the neurons from what the FFN reads, "" for the block.
-        bias_switch: name of the config entry that makes the class store the biases of a block that has none.
-        normed_after: whether a layer that norms the sum at its end (BERT) adds to it what the FFN reads.
+        reader: path of the smallest module that computes the neurons from the input of the FFN, "" for the block.
+        bias_switch: config entry that makes the class store biases in a block that has none.
+        normed_after: whether the block adds the input of the FFN to its output and normalizes the sum (BERT).
     """
 
     inputs: tuple[str, ...]
@@ -36,9 +36,10 @@ LAYOUTS = (
     Layout(("intermediate.dense",), "output.dense", "intermediate", normed_after=True),  # BERT
 )
 WIDTH = "intermediate_size"
-"""The config entry that says how many neurons each FFN has."""
+"""The config entry with the number of neurons per FFN."""
 WIDTHS = "ffn_widths"
-"""Ours: a list of the neurons of each FFN where they differ, for `pruning.load_model`; `WIDTH` is then the largest."""
+"""Our own config entry: the number of neurons of each FFN where they differ, for `pruning.load_model`; `WIDTH` is then
+the largest."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class FFN:
 
     Attributes:
         name: of the block within the model.
+        block: the module that holds the FFN.
+        layer: the transformer layer of the block; its output is the input of the next layer.
         inputs: projections `[N, d]`.
         output: projection `[d, N]`.
-        reader: the smallest module that computes the neurons from what the FFN reads; it may run `output` too.
-        can_store_bias: whether a model with a bias in `output` loads back as its stock class.
-        layer: the transformer layer that the block belongs to, whose output goes to the next one.
+        reader: the smallest module that computes the neurons from the input of the FFN; it may contain `output`.
+        can_store_bias: whether a model with a bias in `output` can be loaded again as its stock class.
         normed_after: see `Layout`.
     """
 
@@ -66,15 +68,21 @@ class FFN:
 
     @property
     def width(self) -> int:
+        """N, the number of neurons."""
         return self.output.in_features
+
+    @property
+    def projections(self) -> tuple[nn.Linear, ...]:
+        """The input projections, then the output projection."""
+        return (*self.inputs, self.output)
 
 
 def find_ffns(model: PreTrainedModel) -> list[FFN]:
     """The FFNs of `model`, in the order of its layers.
 
     Raises:
-        ValueError: no FFN of a known layout, a layer whose width is not the one that the config gives, or
-            weights that are quantized or not in memory.
+        ValueError: no FFN of a known layout, a width that differs from the config, or weights that are quantized or
+            not in memory.
     """
     config = text_config(model)
     found = [
@@ -87,19 +95,19 @@ def find_ffns(model: PreTrainedModel) -> list[FFN]:
         linears = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
         expected = " or ".join(" + ".join((*layout.inputs, layout.output)) for layout in LAYOUTS)
         raise ValueError(
-            f"{type(model).__name__}: expected blocks with {expected} as torch.nn.Linear, found "
+            f"{type(model).__name__}: expected blocks with {expected} as torch.nn.Linear, got "
             f"{'linear layers named ' + ', '.join(sorted(linears)) if linears else 'no linear layer'}"
         )
     widths = getattr(config, WIDTHS, None) or [getattr(config, WIDTH, None)] * len(found)
     for ffn, width in zip(found, widths, strict=True):
         if ffn.width != width:
             raise ValueError(
-                f"{ffn.name}: expected {WIDTH}={width} neurons as the config says, found {ffn.width}"
+                f"{ffn.name}: expected {WIDTH}={width} as in the config, got {ffn.width} neurons"
             )
-        for linear in (*ffn.inputs, ffn.output):
+        for linear in ffn.projections:
             if not linear.weight.is_floating_point() or linear.weight.is_meta:
                 raise ValueError(
-                    f"{ffn.name}: expected floating-point weights in memory, found {linear.weight.dtype} on "
+                    f"{ffn.name}: expected floating-point weights in memory, got {linear.weight.dtype} on "
                     f"{linear.weight.device}; load the model de-quantized and without offloading"
                 )
     return found

@@ -1,63 +1,41 @@
-"""Taking neurons out of a model, so that its config describes what is left."""
+"""Removing neurons from a model, so that its config describes the result."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.model.families import FFN, WIDTH, WIDTHS, bias_switch, text_config
-from pruning.observe.capture import Statistics
-from pruning.repair.closed_form import Projection, Repair, repair_projection
+
+
+class Projection(NamedTuple):
+    """A new output projection: `weight [d, kept]`, `bias [d]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> "Projection":
+        return Projection(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+
+def complement(indices: Tensor, length: int) -> Tensor:
+    """All of 0..length-1 that are not in `indices`, ascending."""
+    absent = torch.ones(length, dtype=torch.bool, device=indices.device)
+    absent[indices] = False
+    return absent.nonzero().flatten()
 
 
 def prune_ffn(ffn: FFN, keep: Tensor, projection: Projection) -> None:
     """Keep the neurons `keep` of one FFN, in place, with `projection` as its output projection."""
     for linear in ffn.inputs:
-        _replace(
-            linear, linear.weight.detach()[keep], None if linear.bias is None else linear.bias.detach()[keep]
-        )
+        bias = None if linear.bias is None else linear.bias.detach()[keep]
+        _replace(linear, linear.weight.detach()[keep], bias)
     _replace(ffn.output, projection.weight, projection.bias)
 
 
-def prune_separately(
-    ffns: Sequence[FFN],
-    kept: Iterable[Tensor],
-    statistics: Iterable[Statistics],
-    repair: Repair,
-) -> None:
-    """Prune the FFNs in place, each repaired from the moments of the dense model alone: all of them or none.
-
-    A bias is fitted where there is one, and added only by the repair that is nothing else.
-
-    Args:
-        kept: for each FFN the neurons that stay, ascending.
-        repair: as `pruning.repair.closed_form.repair_projection`.
-
-    Raises:
-        ValueError: as that.
-    """
-    plans = [
-        (
-            ffn,
-            keep,
-            repair_projection(
-                ffn.output.weight,
-                ffn.output.bias,
-                keep,
-                gathered,
-                repair,
-                intercept=repair == "bias" or ffn.output.bias is not None,
-            ).to(ffn.output.weight.dtype),
-        )
-        for ffn, keep, gathered in zip(ffns, kept, statistics, strict=True)
-    ]
-    for ffn, keep, projection in plans:
-        prune_ffn(ffn, keep, projection)
-
-
 def resize_ffn(ffn: FFN, width: int) -> None:
-    """Give an FFN room for the weights of `width` neurons, in place; what they are is undefined."""
+    """Give an FFN `width` neurons with uninitialized weights, in place."""
     for linear in ffn.inputs:
         bias = None if linear.bias is None else linear.bias.new_empty(width)
         _replace(linear, linear.weight.new_empty(width, linear.in_features), bias)
@@ -67,9 +45,9 @@ def resize_ffn(ffn: FFN, width: int) -> None:
 
 
 def update_config(model: PreTrainedModel, ffns: list[FFN]) -> None:
-    """Write the new width, and the switch for biases that were added, into the config.
+    """Write the new widths, and the switch for added biases, into the config.
 
-    A class that switches all biases of its FFN together gets zeros where there were none.
+    A class whose switch controls all biases of the FFN gets zero biases where there were none.
     """
     config = text_config(model)
     widths = [ffn.width for ffn in ffns]
@@ -90,56 +68,10 @@ def update_config(model: PreTrainedModel, ffns: list[FFN]) -> None:
                 _replace(linear, linear.weight.detach(), linear.weight.new_zeros(ffn.width))
 
 
-@contextmanager
-def restored(ffns: Sequence[FFN]) -> Iterator[None]:
-    """Give the FFNs back the weights that they had, whatever is done to them."""
-    before = _remember(ffns)
-    try:
-        yield
-    finally:
-        _recall(before)
-
-
-@contextmanager
-def restored_on_error(ffns: Sequence[FFN]) -> Iterator[None]:
-    """Give the FFNs back the weights that they had when what is done to them raises."""
-    before = _remember(ffns)
-    try:
-        yield
-    except BaseException:
-        _recall(before)
-        raise
-
-
-Remembered = list[tuple[nn.Linear, dict[str, nn.Parameter]]]
-
-
-def _remember(ffns: Sequence[FFN]) -> Remembered:
-    """The parameters of the FFNs, which surgery replaces and never changes in place."""
-    return [(linear, dict(linear.named_parameters())) for ffn in ffns for linear in (*ffn.inputs, ffn.output)]
-
-
-def _recall(before: Remembered) -> None:
-    """Put remembered parameters back."""
-    for linear, parameters in before:
-        linear.out_features, linear.in_features = parameters["weight"].shape
-        for name in ("weight", "bias"):
-            linear.register_parameter(name, parameters.get(name))
-
-
 def _replace(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Give `linear` new parameters; the old ones are not changed."""
     old = linear.weight
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight.to(old).contiguous(), requires_grad=old.requires_grad)
     new_bias = None if bias is None else nn.Parameter(bias.to(old), requires_grad=old.requires_grad)
     linear.register_parameter("bias", new_bias)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Parameters, shared ones once."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters, shared ones once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""What calibration gathers: for each FFN a sample of its neurons' activations, and their moments."""
+"""Statistics of the activations of each FFN over the calibration tokens: a sample of tokens, and moments."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,19 +8,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The activations of one FFN over the calibration tokens.
+    """The activations of the neurons of one FFN over the calibration tokens.
 
     Attributes:
         name: of the FFN.
         sample: `[M, N]`, a uniform random sample of tokens, the same tokens for every FFN.
-        n_tokens: all tokens seen.
+        n_tokens: number of calibration tokens.
         mean: `[N]` float64.
-        covariance: `[N, N]` float32, divided by `n_tokens`.
+        covariance: `[N, N]` float32, normalized by `n_tokens`.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Statistics:
 
 
 class Recorder:
-    """Takes in the activations of one FFN in bounded memory: a reservoir and running central moments."""
+    """Records the activations of one FFN in bounded memory: a reservoir sample and running central moments."""
 
     def __init__(self, name: str, width: int, sample_size: int, *, seed: int, device: torch.device) -> None:
         self.name = name
@@ -54,7 +55,7 @@ class Recorder:
         return cls(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device)
 
     def add(self, z: Tensor) -> None:
-        """Add the activations `z [T, N]` of some tokens.
+        """Add the activations `z [T, N]` of T tokens.
 
         Raises:
             ValueError: NaN or infinite activations.
@@ -69,23 +70,28 @@ class Recorder:
         self._add_moments(z)
 
     def finish(self) -> Statistics:
+        """The statistics of all tokens added.
+
+        Raises:
+            ValueError: no tokens were added.
+        """
         if self._sample is None:
             raise ValueError(f"{self.name}: expected calibration tokens, got none")
         return Statistics(self.name, self._sample, self.n_tokens, self._mean, self._scatter / self.n_tokens)
 
     def _add_sample(self, z: Tensor) -> None:
-        # Every token draws a key; those with the smallest keys stay: a uniform sample without replacement.
+        # Each token draws a random key. Keeping the smallest keys gives a uniform sample without replacement.
         keys = torch.cat([self._keys, torch.rand(len(z), generator=self._generator, dtype=torch.float64)])
         pool = z.detach() if self._sample is None else torch.cat([self._sample, z.detach()])
         kept = keys.argsort()[: self.sample_size]
         self._keys, self._sample = keys[kept], pool[kept.to(pool.device)]
 
     def _add_moments(self, z: Tensor) -> None:
-        # Chan, Golub, LeVeque 1983: centred on the batch first, so that large means cost no precision.
+        # Chan, Golub, LeVeque 1983; the batch is centered first, so that large means cost no precision.
         values = z.detach().float()
         mean = values.mean(0, dtype=torch.float64)
-        centred = values - mean.float()
-        self._scatter.addmm_(centred.t(), centred)
+        centered = values - mean.float()
+        self._scatter.addmm_(centered.t(), centered)
         shift = mean - self._mean
         total = self.n_tokens + len(z)
         between = shift * (self.n_tokens * len(z) / total) ** 0.5
@@ -97,26 +103,26 @@ class Recorder:
 def capture(
     model: PreTrainedModel, ffns: list[FFN], batches: Iterable[Tensor], *, sample_size: int, seed: int = 0
 ) -> list[Statistics]:
-    """Run the model over batches of tokens `[B, L]` and gather the statistics of every FFN.
+    """Run the model over batches of tokens `[B, L]` and record the statistics of every FFN.
 
     Args:
-        sample_size: M, tokens kept per FFN: `sample_size x N` values in the model's dtype.
+        sample_size: M, tokens to keep per FFN: `sample_size x N` values in the model's dtype.
         seed: of the sample.
 
     Raises:
-        ValueError: activations that are NaN or infinite (named by layer), or no tokens at all.
+        ValueError: NaN or infinite activations (the message names the layer), or no tokens.
     """
     recorders = [Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns]
-    body = model.base_model  # without the language-model head, whose output nobody reads here
-    with recording(ffns, recorders), torch.inference_mode(), evaluation_mode(model):
+    body = model.base_model  # without the language-model head, whose output is not needed
+    with _recording(ffns, recorders), torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
             body(input_ids=batch.to(model.device))
     return [recorder.finish() for recorder in recorders]
 
 
 @contextmanager
-def recording(ffns: list[FFN], recorders: list[Recorder]) -> Iterator[None]:
-    """Pass the input of each FFN's output projection to its recorder; the hooks go, also after an error."""
+def _recording(ffns: list[FFN], recorders: list[Recorder]) -> Iterator[None]:
+    """Pass the input of each FFN's output projection to its recorder; the hooks are removed also after an error."""
 
     def hook_for(recorder: Recorder):  # type: ignore[no-untyped-def]
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -132,14 +138,3 @@ def recording(ffns: list[FFN], recorders: list[Recorder]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and back to the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

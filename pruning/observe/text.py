@@ -1,4 +1,4 @@
-"""Text to windows of tokens."""
+"""Reading text and cutting it into windows of tokens."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 
 def builtin_text() -> tuple[str, str]:
-    """Two disjoint halves of the language reference that ships inside CPython: to calibrate, to evaluate.
+    """Two disjoint halves of the language reference that ships with CPython, for calibration and for evaluation.
 
-    About 230,000 characters each; the exact text depends on the version of Python.
+    About 230,000 characters each; the exact text depends on the Python version.
     """
     from pydoc_data.topics import topics
 
@@ -24,17 +24,17 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         FileNotFoundError, IsADirectoryError: no such file.
-        ValueError: not UTF-8, or nothing but white space.
+        ValueError: not UTF-8, or only white space.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#x} at {error.start}"
+            f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"
         ) from error
     if not text.strip():
-        raise ValueError(f"{path}: expected text, found an empty file")
+        raise ValueError(f"{path}: expected text, got an empty file")
     return text
 
 
@@ -44,22 +44,22 @@ def token_windows(
     length: int,
     *,
     limit: int | None = None,
-    whole: bool = False,
+    special_tokens: bool = False,
 ) -> Tensor:
-    """Windows of the text, `[n, length]` int64, that do not overlap; a rest shorter than a window is left out.
+    """Non-overlapping windows of the text, `[n, length]` int64; a rest shorter than a window is dropped.
 
     Args:
-        limit: at most so many windows, spread evenly over the text: its beginning alone is less typical.
-        whole: each window is a sequence of its own, between the tokenizer's special tokens (for encoders);
-            otherwise the text is one sequence, cut.
+        limit: at most this many windows, spread evenly over the text, whose beginning alone is less typical.
+        special_tokens: make each window a complete sequence with the tokenizer's special tokens (for encoders); by
+            default the text is one sequence that is cut.
 
     Raises:
-        ValueError: the text does not fill one window, or a length that leaves no room for text.
+        ValueError: the text does not fill one window, or the length leaves no room for text.
     """
-    extra = tokenizer.num_special_tokens_to_add() if whole else 0
+    extra = tokenizer.num_special_tokens_to_add() if special_tokens else 0
     if length < 2 + extra:
         raise ValueError(f"length: expected windows of at least {2 + extra} tokens, got {length}")
-    if whole:
+    if special_tokens:
         cut = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)
         pieces = cut["input_ids"]
     else:
@@ -68,5 +68,5 @@ def token_windows(
     windows = [piece for piece in pieces if len(piece) == length]
     count = len(windows) if limit is None else min(limit, len(windows))
     if not windows:
-        raise ValueError(f"expected text of at least {length} tokens, got {len(pieces[0]) if pieces else 0}")
+        raise ValueError(f"text: expected at least {length} tokens, got {len(pieces[0]) if pieces else 0}")
     return torch.tensor([windows[i * len(windows) // count] for i in range(count)], dtype=torch.int64)

@@ -1,6 +1,5 @@
-"""Repair in the order of the layers: each pruned FFN is fitted to what the dense model has after its layer."""
+"""Repair in the order of the layers: fit each pruned FFN to the hidden states of the dense model after its layer."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -8,73 +7,73 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN
-from pruning.model.surgery import prune_ffn, restored_on_error
-from pruning.observe.capture import evaluation_mode
-from pruning.repair.closed_form import Projection, ridge
-from pruning.repair.lockstep import Step, Stream
-from pruning.repair.refine import BATCH, refine_ffn
+from pruning.model.snapshot import restored_on_error
+from pruning.model.surgery import Projection, prune_ffn
+from pruning.repair.refine import refine_ffn
+from pruning.repair.ridge import ridge
+from pruning.repair.stream import LayerPass, Stream
 
-RIDGE = 0.5
-"""Share of each kept neuron's own second moment that pulls its column towards the dense weights. Strong, since what
-earlier layers lost is in great part noise to this one; held-back validation text does not tell 0.3 from 1."""
-
-REFINE_PASSES = 4
-"""Over the tokens, in `pruning.repair.refine`, for each FFN; more overfits where tokens are few."""
+PULL_TO_DENSE = 0.5
+"""Ridge penalty of each column's distance from the dense weights, relative to each kept neuron's own moment. It is
+strong because the error of earlier layers is mostly noise to this layer; on held-back validation text 0.3 and 1 give
+the same quality."""
 
 
 class Examples(NamedTuple):
     """What one FFN should learn, batch by batch of T tokens.
 
     Attributes:
-        steps: what it reads and its neurons, in the pruned stream.
-        target: `[T, d]` float32, what it should add for the stream to be the dense one.
+        passes: the FFN's inputs and neurons in the pruned stream.
+        target: `[T, d]` float32, the outputs that would make the pruned stream equal to the dense one.
         weight: `[T]` float32, of each token.
     """
 
-    steps: list[Step]
+    passes: list[LayerPass]
     target: list[Tensor]
     weight: list[Tensor]
 
 
-def in_sequence(
+def examples_in_sequence(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     batches: Sequence[Tensor],
-    watch: Callable[[Tensor], None] | None = None,
+    observe: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Examples]:
-    """What each FFN should learn, layer after layer; the caller prunes it before asking for the next.
+    """What each FFN should learn, layer by layer; the caller prunes each FFN before asking for the next.
 
-    The dense and the pruned stream run side by side. For them to be one after a layer, its FFN should add what is
-    missing in the pruned stream to the dense residual h, each token weighing `1 / |h|^2`: without that a few tokens of
-    massive norm decide. Where a layer norms what its FFN gives, the target and h are what the FFN gives in the dense
-    stream: what earlier layers lost is then not made up for.
+    The dense and the pruned stream run side by side. To make them equal after a layer with dense hidden states h, its
+    FFN has to output what the pruned stream lacks. Each token weighs `1 / |h|^2`: unweighted, a few tokens of massive
+    norm would decide the fit. If a layer normalizes the output of its FFN, the target and h are the output of the
+    FFN in the dense stream, and the error of earlier layers is not compensated for.
 
     Args:
         batches: windows of tokens `[B, L]`.
-        watch: is given the neurons `[T, N]` of the FFN in the dense stream, batch by batch.
+        observe: gets the neurons `[T, N]` of the FFN in the dense stream, batch by batch.
 
-    Memory, on the model's device: the hidden states of all tokens, twice, and of one layer the neurons, what the FFN
-    reads, what goes past it and what it should add.
+    Memory, on the model's device: the hidden states of all tokens, twice; and for one layer the neurons, the inputs
+    of the FFN, what bypasses it, and the targets.
     """
     dense = Stream(model, ffns, batches)
     pruned = dense.copy()
     for index in range(len(ffns)):
         examples = Examples([], [], [])
-        for ahead, behind in zip(dense.steps(index, advance=True), pruned.steps(index), strict=True):
-            if watch is not None:
-                watch(ahead.z)
+        for ahead, behind in zip(dense.passes(index, advance=True), pruned.passes(index), strict=True):
+            if observe is not None:
+                observe(ahead.z)
             aim = target = ahead.added.float()
             if ahead.skipped is not None and behind.skipped is not None:  # both or none
                 aim = ahead.skipped + ahead.scale * target
                 target = (aim - behind.skipped) / ahead.scale
-            examples.steps.append(behind)
+            examples.passes.append(behind)
             examples.target.append(target)
             examples.weight.append(aim.square().mean(1).clamp_min(1e-12).reciprocal())
         yield examples
-        pruned.resume(index, examples.steps)
-        for part in examples:
-            part.clear()  # the caller may still hold on to it when the next ones are made
+        if index + 1 < len(ffns):
+            pruned.resume(index, examples.passes)
+        for column in examples:
+            column.clear()  # free the memory even if the caller keeps a reference
 
 
 def repair_in_sequence(
@@ -86,42 +85,43 @@ def repair_in_sequence(
     refine: bool = False,
     seed: int = 0,
 ) -> None:
-    """Prune the FFNs in place, each with the projection that brings the hidden states back to the dense ones.
+    """Prune the FFNs in place, each with the output projection that brings the hidden states closest to the dense ones.
 
     Args:
-        kept: for each FFN the neurons that stay, ascending.
-        batches, refine, seed: as `in_sequence` and `prune_to`.
+        kept: for each FFN the neurons to keep, ascending.
+        batches: see `examples_in_sequence`.
+        refine, seed: see `prune_and_fit`.
 
     Raises:
-        ValueError: activations that are not finite. The model is then as it was.
+        ValueError: activations that are not finite. The model is then unchanged.
     """
     with restored_on_error(ffns), evaluation_mode(model):
-        for ffn, keep, examples in zip(ffns, kept, in_sequence(model, ffns, batches), strict=True):
-            prune_to(ffn, keep, examples, refine=refine, seed=seed)
+        for ffn, keep, examples in zip(ffns, kept, examples_in_sequence(model, ffns, batches), strict=True):
+            prune_and_fit(ffn, keep, examples, refine=refine, seed=seed)
 
 
-def prune_to(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, seed: int) -> None:
-    """Leave the neurons `keep`, with the output projection that comes closest to the targets.
+def prune_and_fit(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, seed: int) -> None:
+    """Keep the neurons `keep`, with the output projection that comes closest to the targets.
 
     Args:
-        refine: whether all projections then descend on the same error (`pruning.repair.refine`).
-        seed: of the order of tokens in that descent.
+        refine: whether to train all projections on the same error afterwards (`pruning.repair.refine`).
+        seed: for the order of tokens when refining.
 
     Raises:
         ValueError: activations that are not finite.
     """
     prune_ffn(ffn, keep, fit(ffn, keep, examples))
     if refine:
-        read = torch.cat([step.read for step in examples.steps])
-        target, weight = torch.cat(examples.target), torch.cat(examples.weight)
-        refine_ffn(ffn, read, target, weight, steps=math.ceil(REFINE_PASSES * len(read) / BATCH), seed=seed)
+        read = torch.cat([layer_pass.read for layer_pass in examples.passes])
+        refine_ffn(ffn, read, torch.cat(examples.target), torch.cat(examples.weight), seed=seed)
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:
     """The output projection of the neurons `keep` that comes closest to the targets, in closed form.
 
-    With z these neurons and t the target it minimises the weighted sum of `|t - W z - b|^2` over tokens, with a ridge
-    towards the dense weights. There is a b where the dense projection has one; to give others one gains nothing.
+    With these neurons z and the target t, it minimizes the weighted sum of `|t - W z - b|^2` over tokens, with a ridge
+    penalty on the distance from the dense weights. b is fitted only if the dense projection has a bias; we measured
+    no gain from adding one elsewhere.
 
     Raises:
         ValueError: activations that are not finite.
@@ -133,8 +133,8 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:
     size = dense.shape[1]
     gram = dense.new_zeros(size, size)
     cross = dense.new_zeros(size, len(dense))
-    for step, target, weight in zip(*examples, strict=True):
-        z = step.z[:, keep].float()
+    for layer_pass, target, weight in zip(*examples, strict=True):
+        z = layer_pass.z[:, keep].float()
         if intercept:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         weighted = z * weight[:, None]
@@ -145,5 +145,6 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:
             f"{ffn.name}: expected finite activations in the pruned model, got NaN or infinite ones"
         )
     missing = cross - gram @ dense.t()
-    fitted = dense + ridge(gram, missing, RIDGE, n_free=int(intercept)).t().float()  # [d, size]
+    change = ridge(gram, missing, PULL_TO_DENSE, n_free=int(intercept)).t().float()
+    fitted = dense + change  # [d, size]
     return Projection(fitted[:, : len(keep)], fitted[:, -1] if intercept else None)

@@ -1,22 +1,24 @@
-"""Dense against pruned: what is measured of each, and the closing table."""
+"""Compare the dense with the pruned model, for the manifest and for the closing table."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.model.surgery import count_parameters, weight_bytes
+from pruning.model.size import count_parameters, weight_bytes
 from pruning.progress import track
-from pruning.report.evaluate import Perplexity, generate, hidden_states, perplexity
-from pruning.report.manifest import Report, table
+from pruning.report.manifest import Report
+from pruning.report.quality import Perplexity, generate, hidden_states, perplexity
+from pruning.report.speed import PairedSpeed
+from pruning.report.table import table
 
-WORTH_A_WARNING = 1.5
-"""Growth of the perplexity past which closed-form repair no longer holds and a model wants distillation."""
+MAX_GROWTH = 1.5
+"""Growth of the perplexity beyond which closed-form repair is not enough and the model needs distillation."""
 
 
-class Measured(NamedTuple):
-    """One column of the table; what was not asked for, or is not defined for the class, is None."""
+class Evaluation(NamedTuple):
+    """One column of the table; None for what was not asked for or is not defined for the class."""
 
     parameters: int
     weight_bytes: int
@@ -25,7 +27,7 @@ class Measured(NamedTuple):
     sentence: str | None
 
 
-def measure(
+def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     windows: Tensor | None,
@@ -34,7 +36,7 @@ def measure(
     batch_size: int,
     name: str,
     progress: bool,
-) -> Measured:
+) -> Evaluation:
     """Perplexity of a causal model, or last hidden states of an encoder, on `windows [n, L]`."""
     ppl, hidden = None, None
     if windows is not None:
@@ -44,45 +46,56 @@ def measure(
         else:
             hidden = hidden_states(model, batches)
     sentence = generate(model, tokenizer, prompt) if prompt is not None and model.can_generate() else None
-    return Measured(count_parameters(model), weight_bytes(model), ppl, hidden, sentence)
+    return Evaluation(count_parameters(model), weight_bytes(model), ppl, hidden, sentence)
 
 
-def summary(dense: Measured, pruned: Measured) -> dict[str, float]:
-    """Quality and speed of both, for the manifest."""
+def summary(dense: Evaluation, pruned: Evaluation, speed: PairedSpeed) -> dict[str, Any]:
+    """Quality and speed of both models, for the manifest."""
+    entries: dict[str, Any] = {}
     if dense.perplexity is not None and pruned.perplexity is not None:
-        return {
+        entries |= {
             "perplexity_dense": dense.perplexity.value,
             "perplexity_pruned": pruned.perplexity.value,
-            "tokens_per_second_dense": dense.perplexity.tokens_per_second,
-            "tokens_per_second_pruned": pruned.perplexity.tokens_per_second,
             "log_ratio_standard_error": _standard_error(pruned.perplexity.nll - dense.perplexity.nll),
         }
     if dense.hidden is not None and pruned.hidden is not None:
-        return {"hidden_state_cosine": _cosine(dense.hidden, pruned.hidden)}
-    return {}
+        entries["hidden_state_cosine"] = _cosine(dense.hidden, pruned.hidden)
+    return entries | {
+        "tokens_per_second_dense": speed.dense,
+        "tokens_per_second_pruned": speed.pruned,
+        "tokens_per_second_ratio": {
+            "median": speed.ratio,
+            "quartiles": list(speed.quartiles),
+            "pairs": speed.pairs,
+        },
+    }
 
 
-def closing_table(report: Report, dense: Measured, pruned: Measured) -> str:
-    """The table, a warning where the ratio is past what repair can hold, and an example of a reason."""
+def closing_table(report: Report, dense: Evaluation, pruned: Evaluation, speed: PairedSpeed | None) -> str:
+    """The table, a warning if the perplexity grew too much, and the reason for one dropped neuron."""
     rows: list[tuple[str, ...]] = []
     lines: list[str] = []
     if dense.perplexity is not None and pruned.perplexity is not None:
         before, after = dense.perplexity, pruned.perplexity
         rows.append(_row("perplexity", before.value, after.value, "{:.2f}"))
-        rows.append(
-            _row("tokens/s (best batch)", before.tokens_per_second, after.tokens_per_second, "{:.0f}")
-        )
         lines.append(
             f"Standard error of the change in perplexity, over {len(before.nll)} paired windows: "
             f"{_standard_error(after.nll - before.nll):.1%}."
         )
-        if after.value > WORTH_A_WARNING * before.value:
+        if after.value > MAX_GROWTH * before.value:
             lines.append(
-                "Warning: the perplexity grew by more than half. Closed-form repair does not hold at this "
-                "ratio; expect to need distillation, or a smaller ratio."
+                "Warning: the perplexity grew by more than half. Closed-form repair is not enough at this ratio; "
+                "use a smaller ratio, or distill the pruned model."
             )
     if dense.hidden is not None and pruned.hidden is not None:
         rows.append(("hidden-state cosine", "1", f"{_cosine(dense.hidden, pruned.hidden):.4f}", ""))
+    if speed is not None:
+        rows.append(("tokens/s", f"{speed.dense:.0f}", f"{speed.pruned:.0f}", f"{speed.ratio - 1:+.1%}"))
+        low, high = (quartile - 1 for quartile in speed.quartiles)
+        lines.append(
+            f"Change of tokens/s: median of {speed.pairs} pairs of forward passes, dense and pruned in turn; "
+            f"quartiles {low:+.1%} to {high:+.1%}."
+        )
     rows.append(_row("FFN neurons", report.neurons_before, report.neurons_after, "{:,}"))
     rows.append(_row("parameters (M)", dense.parameters / 1e6, pruned.parameters / 1e6, "{:.1f}"))
     rows.append(_row("weights (MB)", dense.weight_bytes / 1e6, pruned.weight_bytes / 1e6, "{:.1f}"))
@@ -90,14 +103,15 @@ def closing_table(report: Report, dense: Measured, pruned: Measured) -> str:
 
 
 def _reason(report: Report) -> str:
+    """Why the most redundant neuron of the middle layer was dropped."""
     layers = [layer for layer in report.layers if len(layer.dropped)]
     layer = layers[len(layers) // 2]
     most = int(layer.mi.argmax())
     return (
-        f"Why, for example: neuron {int(layer.dropped[most])} of {layer.name} shares "
-        f"{float(layer.mi[most]):.2f} nats with neuron {int(layer.partner[most])}, which stays (the layer's "
-        f"median pair: {layer.median_mi:.3f}; one in 1,000 independent ones: {layer.null_mi:.3f}); the kept "
-        f"neurons predict {float(layer.linear_r2[most]):.0%} of its variance."
+        f"Example: neuron {int(layer.dropped[most])} of {layer.name} was dropped. It shares "
+        f"{float(layer.mi[most]):.2f} nats with the kept neuron {int(layer.partner[most])} (median pair of the layer: "
+        f"{layer.median_mi:.3f} nats; 1 in 1,000 independent pairs exceeds {layer.null_mi:.3f}), and the kept neurons "
+        f"predict {float(layer.linear_r2[most]):.0%} of its variance."
     )
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: tiny random models, windows of random tokens, and a tokenizer that needs no download."""
+"""Fixtures: tiny random models, windows of random tokens, and a tokenizer."""
 
 import pytest
 import torch

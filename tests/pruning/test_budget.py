@@ -7,7 +7,7 @@ from pruning.choose.budget import allocate, uniform_width
 
 
 def curves(n_layers, width, seed):
-    """Convex ones, as backward elimination gives."""
+    """Random convex damage curves."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.rand(n_layers, width, dtype=torch.float64, generator=generator).sort(dim=1).values
     return list(torch.cat([torch.zeros(n_layers, 1, dtype=torch.float64), steps.cumsum(1)], dim=1))
@@ -22,7 +22,7 @@ def predicted(damage, sensitivity, widths):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_layout_of_the_same_size_is_predicted_to_lose_less(seed):
+def test_no_other_widths_of_the_same_total_have_a_lower_predicted_damage(seed):
     damage, sensitivity = curves(3, 12, seed), [0.3, 1.0, 2.0]
     widths = allocate(damage, sensitivity, ratio=0.5, multiple_of=2, max_layer_ratio=0.9)
     best = min(
@@ -34,7 +34,7 @@ def test_no_other_layout_of_the_same_size_is_predicted_to_lose_less(seed):
 
 
 @pytest.mark.parametrize(("width", "multiple", "ratio"), [(48, 8, 0.4), (50, 8, 0.3), (33, 1, 0.2)])
-def test_layers_together_keep_what_uniform_ones_would_in_whole_multiples(width, multiple, ratio):
+def test_budgets_keep_as_many_neurons_as_the_uniform_budget_in_multiples(width, multiple, ratio):
     widths = allocate(
         curves(4, width, 0), [1.0, 2.0, 3.0, 4.0], ratio=ratio, multiple_of=multiple, max_layer_ratio=0.8
     )
@@ -49,8 +49,8 @@ def test_equal_layers_get_equal_widths():
     assert widths == [24, 24, 24]
 
 
-def test_cap_that_makes_the_ratio_unreachable_is_refused():
+def test_a_cap_that_makes_the_ratio_unreachable_is_an_error():
     with pytest.raises(
-        ValueError, match="lets 12 of a layer go, rounded to a multiple of 4; expected at least the 24"
+        ValueError, match=r"lets a layer of 32 lose the 24 neurons .* got 12 for max_layer_ratio=0\.4"
     ):
         allocate(curves(2, 32, 0), [1.0, 1.0], ratio=0.75, multiple_of=4, max_layer_ratio=0.4)

@@ -4,36 +4,36 @@ import pytest
 import torch
 
 from pruning import prune
-from pruning.observe.divergence import Dense
+from pruning.observe.divergence import DenseOutputs
 
-from tiny import outputs, tiny_model
+from tiny import assert_unchanged, outputs, state_of, tiny_model
 
 OPTIONS = {"ratio": 0.5, "multiple_of": 2, "criterion": "random-pairs", "sample_size": 128}
 
 
 @pytest.fixture(scope="module", params=["Llama", "Bert"])
 def measured(request, tmp_path_factory, windows):
-    """A family, and evidence of it that does not depend on the seed of a selection."""
-    path = tmp_path_factory.mktemp("kept") / "statistics.safetensors"
+    """A family, and saved statistics of it, so that a seed only affects the selection."""
+    path = tmp_path_factory.mktemp("saved") / "statistics.safetensors"
     options = OPTIONS | {"repair": "none"}
     prune(tiny_model(request.param), None, calibration=windows, save_statistics=path, **options)
     return request.param, {"calibration": windows, "statistics": path}
 
 
-def alone(family, windows, source, **options):
-    """The model that one seed gives, and its distance from the dense one."""
+def prune_with_one_seed(family, windows, source, **options):
+    """The pruned model and its divergence from the dense one."""
     model = tiny_model(family)
-    dense = Dense(model, windows.split(4))
+    dense = DenseOutputs(model, windows.split(4))
     prune(model, None, **source, **OPTIONS, **options)
     return model, dense.divergence()
 
 
 @pytest.mark.parametrize("repair", ["none", "lstsq"])
-def test_the_seed_whose_model_stays_closest_is_taken(measured, windows, repair):
+def test_the_seed_whose_model_stays_closest_is_used(measured, windows, repair):
     family, source = measured
     models, expected = {}, {}
     for seed in range(5, 9):
-        models[seed], expected[seed] = alone(family, windows, source, repair=repair, seed=seed)
+        models[seed], expected[seed] = prune_with_one_seed(family, windows, source, repair=repair, seed=seed)
     model = tiny_model(family)
     report = prune(model, None, **source, **OPTIONS, repair=repair, seed=5, candidates=4)
     assert report.candidates == pytest.approx(expected, rel=1e-4)
@@ -41,7 +41,7 @@ def test_the_seed_whose_model_stays_closest_is_taken(measured, windows, repair):
     assert torch.equal(outputs(model, windows), outputs(models[best], windows))
 
 
-def test_sequential_repair_takes_the_seed_that_is_best_with_least_squares(measured, windows):
+def test_sequential_repair_uses_the_seed_that_is_best_with_least_squares(measured, windows):
     family, source = measured
     reports = {
         repair: prune(tiny_model(family), None, **source, **OPTIONS, repair=repair, candidates=3)
@@ -52,22 +52,22 @@ def test_sequential_repair_takes_the_seed_that_is_best_with_least_squares(measur
         assert torch.equal(one.kept, other.kept)
 
 
-def test_trying_leaves_no_trace_where_a_candidate_fails(measured, windows, monkeypatch):
+def test_the_model_is_unchanged_if_a_candidate_fails(measured, windows, monkeypatch):
     family, source = measured
     model = tiny_model(family)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    monkeypatch.setattr(Dense, "divergence", lambda self: 1 / 0)
+    before = state_of(model)
+    monkeypatch.setattr(DenseOutputs, "divergence", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prune(model, None, **source, **OPTIONS, candidates=2)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert_unchanged(model, before)
 
 
-def test_the_manifest_gives_the_divergence_of_every_seed(windows):
+def test_the_manifest_lists_the_divergence_of_every_seed(windows):
     report = prune(tiny_model("Llama"), None, calibration=windows, **OPTIONS, seed=7, candidates=2)
     found = json.loads(report.manifest())["candidates"]
     assert list(found) == ["7", "8"]
     assert all(value > 0 for value in found.values())
 
 
-def test_one_candidate_is_taken_as_it_is(windows):
+def test_one_candidate_is_not_compared(windows):
     assert prune(tiny_model("Llama"), None, calibration=windows, **OPTIONS).candidates == {}

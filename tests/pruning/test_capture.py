@@ -17,25 +17,25 @@ def record(batches, sample_size=64, seed=0):
 
 
 @pytest.mark.parametrize("split", [1, 7, 100, 1000])
-def test_moments_are_those_of_the_whole_data_however_it_comes(split):
+def test_moments_equal_those_of_all_data_for_any_batch_size(split):
     torch.manual_seed(0)
     z = torch.randn(1000, 6) * torch.tensor([1e-3, 1.0, 1.0, 5.0, 100.0, 1.0]) + torch.tensor(
         [0, 0, 1e3, 3, 0, -7.0]
     )
     statistics = record(list(z.split(split)))
-    wide = z.double()
+    exact = z.double()
     assert statistics.n_tokens == 1000
-    torch.testing.assert_close(statistics.mean, wide.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(statistics.mean, exact.mean(0), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
-        statistics.covariance.diagonal().double(), torch.var(wide, 0, correction=0), rtol=1e-3, atol=0
+        statistics.covariance.diagonal().double(), torch.var(exact, 0, correction=0), rtol=1e-3, atol=0
     )
-    scale = wide.std(0)
-    error = (statistics.covariance.double() - wide.T.cov(correction=0)) / torch.outer(scale, scale)
+    scale = exact.std(0)
+    error = (statistics.covariance.double() - exact.T.cov(correction=0)) / torch.outer(scale, scale)
     assert error.abs().max() < 1e-3
-    torch.testing.assert_close(statistics.second_moment, wide.T @ wide / 1000, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(statistics.second_moment, exact.T @ exact / 1000, rtol=1e-4, atol=1e-3)
 
 
-def test_the_recorded_tensor_is_not_changed_by_the_model_running_on():
+def test_the_sample_does_not_alias_the_recorded_tensor():
     z = torch.randn(32, 4)
     recorder = Recorder("layer", 4, 100, seed=0, device=CPU)
     recorder.add(z)
@@ -45,7 +45,7 @@ def test_the_recorded_tensor_is_not_changed_by_the_model_running_on():
     assert sorted(sample[:, 0].tolist()) == sorted(expected[:, 0].tolist())
 
 
-def test_sample_is_bounded_without_replacement_and_the_same_tokens_for_every_layer():
+def test_the_sample_is_bounded_without_replacement_and_has_the_same_tokens_for_every_layer():
     tokens = torch.arange(500.0)[:, None]
     one = record(list(tokens.split(90)), sample_size=50)
     other = record(list((tokens * 2).split(90)), sample_size=50)
@@ -54,7 +54,7 @@ def test_sample_is_bounded_without_replacement_and_the_same_tokens_for_every_lay
     assert torch.equal(other.sample, one.sample * 2)
 
 
-def test_sample_is_uniform_over_the_stream():
+def test_the_sample_is_uniform_over_all_tokens():
     tokens = torch.arange(400.0)[:, None]
     hits = torch.zeros(400)
     for seed in range(200):
@@ -65,7 +65,7 @@ def test_sample_is_uniform_over_the_stream():
     assert hits.max() < 80
 
 
-def test_captured_activations_are_the_inputs_of_the_output_projection(llama, windows):
+def test_the_captured_activations_are_the_inputs_of_the_output_projection(llama, windows):
     ffns = find_ffns(llama)
     seen = []
     handle = ffns[1].output.register_forward_pre_hook(
@@ -78,7 +78,7 @@ def test_captured_activations_are_the_inputs_of_the_output_projection(llama, win
     assert torch.equal(statistics[1].sample.sort(0).values, z.sort(0).values)
 
 
-def test_hooks_are_gone_and_the_mode_is_restored_after_success(llama, windows):
+def test_hooks_are_removed_and_the_mode_is_restored_after_success(llama, windows):
     llama.train()
     ffns = find_ffns(llama)
     capture(llama, ffns, windows.split(8), sample_size=16)
@@ -86,7 +86,7 @@ def test_hooks_are_gone_and_the_mode_is_restored_after_success(llama, windows):
     assert all(not ffn.output._forward_pre_hooks for ffn in ffns)
 
 
-def test_bad_activations_are_named_and_hooks_are_gone_after_the_error(windows):
+def test_the_error_for_nan_activations_names_the_layer_and_hooks_are_removed(windows):
     model = tiny_model("Llama").train()
     ffns = find_ffns(model)
     with torch.no_grad():
@@ -100,6 +100,6 @@ def test_bad_activations_are_named_and_hooks_are_gone_after_the_error(windows):
     assert all(not ffn.output._forward_pre_hooks for ffn in ffns)
 
 
-def test_no_tokens_is_an_error(llama):
+def test_no_calibration_tokens_is_an_error(llama):
     with pytest.raises(ValueError, match="expected calibration tokens, got none"):
         capture(llama, find_ffns(llama), [], sample_size=16)

@@ -1,4 +1,4 @@
-"""`mi-prune` run as a user runs it, on a tiny random model."""
+"""`mi-prune` on a tiny random model: once as a user runs it, otherwise in this process."""
 
 import json
 import os
@@ -9,16 +9,11 @@ import sys
 import pytest
 from transformers import AutoModelForCausalLM
 
+from pruning.cli import main
+
 from tiny import tiny_model
 
 SHORT = ("--sequence-length=32", "--calibration-tokens=2048", "--evaluation-tokens=512", "--multiple-of=2")
-
-
-def mi_prune(*args):
-    command = [sys.executable, "-m", "pruning.cli", *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -30,67 +25,72 @@ def folders(tmp_path_factory, tokenizer):
     return root
 
 
-def test_prunes_evaluates_saves_and_verifies(folders, tmp_path):
+@pytest.fixture
+def mi_prune(capsys):
+    """Run the command in this process; returns exit status, standard output and standard error."""
+
+    def run(*args):
+        status = main([str(arg) for arg in args])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def manifest_of(out):
+    return json.loads((out / "mi_prune.json").read_text())
+
+
+def test_the_command_prunes_evaluates_saves_and_verifies(folders, tmp_path):
     out = tmp_path / "out"
-    done = mi_prune(
-        folders / "Llama",
-        "--out",
-        out,
-        "--ratio=0.25",
-        "--evaluate=builtin",
-        "--verify",
-        "--prompt=Once",
-        *SHORT,
-    )
+    options = ("--ratio=0.25", "--evaluate=builtin", "--verify", "--prompt=Once")
+    command = [sys.executable, "-m", "pruning.cli", folders / "Llama", "--out", out, *options, *SHORT]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    for expected in ("perplexity", "dense", "pruned", "[pruned] Once", "outputs differ by 0 of"):
+    for expected in ("perplexity", "tokens/s", "[pruned] Once", "outputs differ by at most 0 of"):
         assert expected in done.stdout
     assert re.search("prune +:", done.stderr)
     assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == 30
-    manifest = json.loads((out / "mi_prune.json").read_text())
-    assert manifest["evaluation"]["windows"] == 16
-    assert manifest["evaluation"]["perplexity_pruned"] > 0
+    evaluation = manifest_of(out)["evaluation"]
+    assert evaluation["windows"] == 16
+    assert evaluation["perplexity_pruned"] > 0
+    low, high = evaluation["tokens_per_second_ratio"]["quartiles"]
+    assert low <= evaluation["tokens_per_second_ratio"]["median"] <= high
 
 
-def test_second_ratio_starts_from_kept_statistics_and_uneven_layers_are_verified(folders, tmp_path):
-    kept = tmp_path / "statistics.safetensors"
-    first = mi_prune(folders / "Llama", "--out", tmp_path / "a", "--save-statistics", kept, *SHORT)
-    assert first.returncode == 0, first.stderr
+def test_saved_statistics_serve_a_second_ratio_and_uneven_layers_are_verified(mi_prune, folders, tmp_path):
+    saved = tmp_path / "statistics.safetensors"
+    status, _, bars = mi_prune(folders / "Llama", "--out", tmp_path / "a", "--save-statistics", saved, *SHORT)
+    assert status == 0
     for stage in ("capture", "measure", "repair"):
-        assert stage in first.stderr
-    options = ("--statistics", kept, "--ratio=0.5", "--repair=lstsq", "--budget=mi", "--verify")
-    second = mi_prune(folders / "Llama", "--out", tmp_path / "b", *options, *SHORT)
-    assert second.returncode == 0, second.stderr
-    assert "capture" not in second.stderr
-    assert "Reloaded with pruning.load_model in a fresh process: outputs differ by 0 of" in second.stdout
-    assert sum(json.loads((tmp_path / "b" / "mi_prune.json").read_text())["neurons"]["widths"]) == 60
+        assert stage in bars
+    options = ("--statistics", saved, "--ratio=0.5", "--repair=lstsq", "--budget=mi", "--verify")
+    status, output, bars = mi_prune(folders / "Llama", "--out", tmp_path / "b", *options, *SHORT)
+    assert status == 0
+    assert "capture" not in bars
+    assert "Reloaded with pruning.load_model in a fresh process: outputs differ by at most 0 of" in output
+    assert sum(manifest_of(tmp_path / "b")["neurons"]["widths"]) == 60
 
 
-def test_encoder_is_compared_by_its_hidden_states(folders, tmp_path):
-    done = mi_prune(
-        folders / "Bert", "--out", tmp_path / "out", "--ratio=0.25", "--evaluate=builtin", "--quiet", *SHORT
-    )
-    assert done.returncode == 0, done.stderr
-    assert "hidden-state cosine" in done.stdout
-    assert not re.search("prune +:", done.stderr)
+def test_an_encoder_is_compared_by_its_hidden_states(mi_prune, folders, tmp_path):
+    options = ("--ratio=0.25", "--evaluate=builtin", "--quiet")
+    status, output, bars = mi_prune(folders / "Bert", "--out", tmp_path / "out", *options, *SHORT)
+    assert status == 0
+    assert "hidden-state cosine" in output
+    assert bars == ""
+    evaluation = manifest_of(tmp_path / "out")["evaluation"]
+    assert 0 < evaluation["hidden_state_cosine"] < 1
+    assert evaluation["tokens_per_second_ratio"]["pairs"] > 0
 
 
-def test_own_text_is_used_and_named(folders, tmp_path):
+def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("All happy families are alike. " * 200)
-    args = (
-        folders / "Llama",
-        "--out",
-        tmp_path / "out",
-        "--ratio=0.25",
-        "--calibration",
-        text,
-        "--evaluate",
-        text,
-    )
-    done = mi_prune(*args, *SHORT)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out" / "mi_prune.json").read_text())["calibration_text"] == str(text)
+    options = ("--ratio=0.25", "--calibration", text, "--evaluate", text)
+    status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
+    assert status == 0
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["calibration_text"] == manifest["evaluation"]["text"] == str(text)
 
 
 @pytest.mark.parametrize(
@@ -98,29 +98,35 @@ def test_own_text_is_used_and_named(folders, tmp_path):
     [
         (("--ratio=2",), "ratio: expected a number between 0 and 1"),
         (("--calibration=/nowhere.txt",), "/nowhere.txt"),
-        (("--statistics=/nowhere.st",), "/nowhere.st: no such file of statistics"),
-        (("--budget=mi", "--ratio=0.5", "--max-layer-ratio=0.2", "--multiple-of=2"), "lets 8 of a layer go"),
-        (("--ratio=0.01", "--multiple-of=8"), "rounded to a multiple of 8, keeps 40"),
-        (("--sequence-length=1000000",), "expected text of at least 1000000 tokens"),
+        (("--statistics=/nowhere.st",), "/nowhere.st: no such statistics file"),
+        (
+            ("--budget=mi", "--ratio=0.5", "--max-layer-ratio=0.2", "--multiple-of=2"),
+            "max_layer_ratio: expected a cap that lets a layer of 40 lose the 20 neurons of ratio=0.5, got 8",
+        ),
+        (("--ratio=0.01", "--multiple-of=8"), "got 40 for ratio=0.01 rounded to a multiple of 8"),
+        (("--sequence-length=1000000",), "text: expected at least 1000000 tokens"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(folders, tmp_path, args, message):
-    done = mi_prune(folders / "Llama", "--out", tmp_path / "out", "--quiet", *args)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_bad_input_gives_one_line_and_writes_nothing(mi_prune, folders, tmp_path, args, message):
+    status, output, error = mi_prune(folders / "Llama", "--out", tmp_path / "out", "--quiet", *args)
+    assert status == 1
+    assert output == ""
+    assert error.startswith("mi-prune: ")
+    assert message in error
+    assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_models_own_folder_is_not_overwritten(folders):
-    done = mi_prune(folders / "Llama", "--out", folders / "Llama", "--force")
-    assert done.returncode == 1
-    assert "expected a folder that does not hold the input" in done.stderr
+def test_the_folder_of_the_model_is_not_overwritten(mi_prune, folders):
+    status, _, error = mi_prune(folders / "Llama", "--out", folders / "Llama", "--force")
+    assert status == 1
+    assert "expected a folder that does not contain the input" in error
+    assert (folders / "Llama" / "model.safetensors").exists()
 
 
-def test_folder_that_is_not_empty_is_refused_before_the_model_is_loaded(folders, tmp_path):
+def test_a_folder_with_files_is_an_error_before_the_model_is_loaded(mi_prune, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    done = mi_prune(folders / "Llama", "--out", tmp_path)
-    assert done.returncode == 1
-    assert "expected a new or empty folder" in done.stderr
+    status, _, error = mi_prune("no/such/model", "--out", tmp_path)
+    assert status == 1
+    assert "expected a new or empty folder" in error
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

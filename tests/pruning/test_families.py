@@ -9,7 +9,7 @@ from tiny import FAMILIES, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_layer_has_one_ffn_in_model_order(family):
+def test_every_layer_has_one_ffn_in_the_order_of_the_model(family):
     ffns = find_ffns(tiny_model(family))
     assert [ffn.width for ffn in ffns] == [40, 40, 40]
     layers = [re.search(r"\.(\d)(\.mlp)?$", ffn.name).group(1) for ffn in ffns]
@@ -17,12 +17,12 @@ def test_every_layer_has_one_ffn_in_model_order(family):
     assert all(len(ffn.inputs) == (1 if family == "Bert" else 2) for ffn in ffns)
 
 
-def test_who_can_store_a_bias():
+def test_classes_with_a_bias_or_a_switch_for_it_can_store_one():
     stores = {family: find_ffns(tiny_model(family))[0].can_store_bias for family in FAMILIES}
     assert stores == {"Llama": True, "Mistral": False, "Qwen2": False, "Qwen3": False, "Bert": True}
 
 
-def test_unknown_architecture_is_named_with_what_was_found():
+def test_the_error_for_an_unknown_architecture_names_its_linear_layers():
     config = transformers.OPTConfig(
         vocab_size=32,
         hidden_size=8,
@@ -31,14 +31,12 @@ def test_unknown_architecture_is_named_with_what_was_found():
         num_attention_heads=1,
         word_embed_proj_dim=8,
     )
-    with pytest.raises(
-        ValueError, match=r"OPTForCausalLM: expected blocks with gate_proj .* found .*fc1, fc2"
-    ):
+    with pytest.raises(ValueError, match=r"OPTForCausalLM: expected blocks with gate_proj .* got .*fc1, fc2"):
         find_ffns(transformers.OPTForCausalLM(config))
 
 
-def test_width_that_the_config_does_not_tell_is_refused():
+def test_a_width_that_differs_from_the_config_is_an_error():
     model = tiny_model("Llama")
     model.config.intermediate_size = 41
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected intermediate_size=41 .* found 40"):
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected intermediate_size=41 .* got 40"):
         find_ffns(model)

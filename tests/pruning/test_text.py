@@ -4,7 +4,7 @@ import torch
 from pruning.observe.text import builtin_text, read_text, token_windows
 
 
-def test_builtin_halves_are_long_and_disjoint():
+def test_the_builtin_halves_are_long_and_disjoint():
     calibration, evaluation = builtin_text()
     assert min(len(calibration), len(evaluation)) > 100_000
     assert calibration[-2000:] not in evaluation
@@ -18,21 +18,21 @@ def test_windows_are_consecutive_pieces_of_the_text(tokenizer):
     assert torch.equal(windows.flatten(), torch.tensor(tokenizer(text)["input_ids"][:96]))
 
 
-def test_a_limit_takes_windows_from_all_of_the_text(tokenizer):
+def test_a_limit_spreads_the_windows_over_the_text(tokenizer):
     text = "abcdefghij" * 10
     windows = token_windows(tokenizer, text, 16)
     assert torch.equal(token_windows(tokenizer, text, 16, limit=2), windows[[0, 3]])
     assert torch.equal(token_windows(tokenizer, text, 16, limit=9), windows)
 
 
-def test_windows_for_encoders_stand_between_special_tokens(tokenizer):
+def test_windows_for_encoders_have_special_tokens(tokenizer):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     try:
-        windows = token_windows(tokenizer, "abcdefghij" * 10, 16, whole=True)
+        windows = token_windows(tokenizer, "abcdefghij" * 10, 16, special_tokens=True)
     finally:
         tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     assert windows.shape == (7, 16)
@@ -40,19 +40,19 @@ def test_windows_for_encoders_stand_between_special_tokens(tokenizer):
     assert (windows[:, -1] == 2).all()
 
 
-def test_missing_empty_and_binary_files_are_named(tmp_path):
+def test_the_error_for_a_missing_empty_or_binary_file_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_text(tmp_path / "nowhere.txt")
     (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"empty\.txt: expected text, found an empty file"):
+    with pytest.raises(ValueError, match=r"empty\.txt: expected text, got an empty file"):
         read_text(tmp_path / "empty.txt")
     (tmp_path / "binary").write_bytes(b"abc\xff\xfe")
-    with pytest.raises(ValueError, match="expected UTF-8 text, found byte 0xff at 3"):
+    with pytest.raises(ValueError, match="expected UTF-8 text, got byte 0xff at 3"):
         read_text(tmp_path / "binary")
 
 
-def test_text_that_is_too_short_says_so(tokenizer):
-    with pytest.raises(ValueError, match="expected text of at least 16 tokens, got 3"):
+def test_text_that_is_too_short_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="text: expected at least 16 tokens, got 3"):
         token_windows(tokenizer, "abc", 16)
     with pytest.raises(ValueError, match="expected windows of at least 2 tokens, got 1"):
         token_windows(tokenizer, "abc", 1)

@@ -1,17 +1,22 @@
-"""Tiny random models of every supported family, and a tokenizer that needs no download."""
+"""Tiny random models of every supported family, a tokenizer that needs no download, and shared assertions."""
+
+import copy
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pruning.model.families import find_ffns
+from pruning.observe.capture import Statistics
+
 VOCABULARY = 260
 CAUSAL = ("Llama", "Mistral", "Qwen2", "Qwen3")
 FAMILIES = (*CAUSAL, "Bert")
 NORMING = ("Gemma2", "Olmo2")
-"""Families whose layers norm what the FFN gives before they add it."""
+"""Families whose layers normalize the output of the FFN before adding it."""
 SCALING = "Granite"
-"""Whose layers multiply it."""
+"""A family whose layers multiply the output of the FFN by a constant before adding it."""
 
 
 def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> transformers.PreTrainedModel:
@@ -38,7 +43,7 @@ def tiny_model(family: str, *, width: int = 40, seed: int = 0, **config) -> tran
     configuration = getattr(transformers, f"{family}Config")(**(common | config))
     name = "BertModel" if family == "Bert" else f"{family}ForCausalLM"
     model = getattr(transformers, name)(configuration).eval()
-    with torch.no_grad():  # larger than the usual initialisation, so that the FFNs matter
+    with torch.no_grad():  # larger than the usual initialization, so that the FFNs matter
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
@@ -60,3 +65,35 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 @torch.inference_mode()
 def outputs(model: transformers.PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids)[0]
+
+
+def symmetric(n: int, seed: int) -> torch.Tensor:
+    """A random symmetric matrix `[n, n]` with values in [0, 1]."""
+    a = torch.rand(n, n, generator=torch.Generator().manual_seed(seed))
+    return (a + a.T) / 2
+
+
+def statistics_of(z: torch.Tensor) -> Statistics:
+    """Of activations `[T, N]`, by other means than `Recorder`."""
+    return Statistics("layer", z, len(z), z.double().mean(0), z.T.cov(correction=0))
+
+
+def masked(model: transformers.PreTrainedModel, kept: list[torch.Tensor]) -> transformers.PreTrainedModel:
+    """A copy of the dense model in which only the neurons `kept` of each layer are not zero."""
+    model = copy.deepcopy(model)
+    for ffn, keep in zip(find_ffns(model), kept, strict=True):
+        mask = torch.zeros(ffn.width)
+        mask[keep] = 1
+        ffn.output.register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,))
+    return model
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_unchanged(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> None:
+    """Bit for bit, including NaN."""
+    assert model.state_dict().keys() == before.keys()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)

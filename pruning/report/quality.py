@@ -1,6 +1,5 @@
-"""How good and how fast a model is, before and after."""
+"""The quality of a model: perplexity, hidden states, and a generated sentence."""
 
-import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -9,44 +8,41 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.observe.capture import evaluation_mode
+from pruning.model.evaluation_mode import evaluation_mode
 
 
 class Perplexity(NamedTuple):
-    """Of a causal language model over windows of text.
+    """The perplexity of a causal language model on windows of text.
 
     Attributes:
-        nll: `[n]` float64, mean negative log-likelihood of each window's tokens given those before, nats.
-        tokens_per_second: of the fastest batch, which other work on the machine disturbed least.
+        nll: `[n]` float64, for each window the mean negative log-likelihood of its tokens given those before, nats.
     """
 
     nll: Tensor
-    tokens_per_second: float
 
     @property
     def value(self) -> float:
-        return float(self.nll.mean().exp())  # infinite where it overflows
+        return float(self.nll.mean().exp())  # infinite on overflow
 
 
 def perplexity(model: PreTrainedModel, batches: Iterable[Tensor]) -> Perplexity:
-    """Perplexity over batches of windows `[B, L]`; every window starts without context."""
+    """Perplexity on batches of windows `[B, L]`; every window starts without context.
+
+    Raises:
+        ValueError: no windows.
+    """
     losses: list[Tensor] = []
-    speeds: list[float] = []
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
-            start = time.perf_counter()
             ids = batch.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [B, L - 1, vocabulary]
             losses += [
                 F.cross_entropy(window.float(), target).cpu()
                 for window, target in zip(logits, ids[:, 1:], strict=True)
             ]
-            speeds.append(
-                batch.numel() / (time.perf_counter() - start)
-            )  # the losses have waited for the device
     if not losses:
-        raise ValueError("expected windows to evaluate on, got none")
-    return Perplexity(torch.stack(losses).double(), max(speeds))
+        raise ValueError("windows: expected at least one to evaluate on, got none")
+    return Perplexity(torch.stack(losses).double())
 
 
 def hidden_states(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensor:

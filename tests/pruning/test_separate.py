@@ -1,20 +1,22 @@
+"""Repair of one projection from the moments of its inputs."""
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.observe.capture import Statistics
-from pruning.repair.closed_form import complement, explained_variance, repair_projection
+from pruning.choose.explain import explained_variance
+from pruning.model.families import find_ffns
+from pruning.model.surgery import complement
+from pruning.repair.separate import prune_separately, repair_projection
+
+from tiny import assert_unchanged, state_of, statistics_of, tiny_model
 
 
 def make(seed=0, n=12, tokens=400, d=5):
     torch.manual_seed(seed)
     z = torch.randn(tokens, n) @ torch.randn(n, n) + torch.randn(n)
     return z, torch.randn(d, n), statistics_of(z)
-
-
-def statistics_of(z):
-    return Statistics("layer", z, len(z), z.double().mean(0), z.T.cov(correction=0))
 
 
 def error(z, weight, keep, projection):
@@ -29,7 +31,7 @@ def error(z, weight, keep, projection):
 def test_least_squares_is_never_worse_than_no_repair_on_its_own_data(intercept, seed, dropped):
     z, _, statistics = make(seed)
     keep = torch.randperm(12)[dropped:].sort().values
-    # As projection the dropped neurons themselves, whose summed error is what least squares minimises.
+    # The projection selects the dropped neurons, so that its error is the one that least squares minimizes.
     neurons = torch.eye(12)[complement(keep, 12)]
     cut = repair_projection(neurons, None, keep, statistics, "none", intercept=intercept)
     repaired = repair_projection(neurons, None, keep, statistics, "lstsq", intercept=intercept)
@@ -37,7 +39,7 @@ def test_least_squares_is_never_worse_than_no_repair_on_its_own_data(intercept, 
     assert error(z, neurons, keep, repaired) <= error(z, neurons, keep, cut) * (1 + 1e-6)
 
 
-def test_linearly_dependent_neurons_are_made_up_for():
+def test_linearly_dependent_neurons_are_replaced_by_the_kept_ones():
     torch.manual_seed(0)
     z = torch.randn(500, 8)
     z[:, 6] = z[:, 0] - 2 * z[:, 1]
@@ -54,7 +56,7 @@ def test_linearly_dependent_neurons_are_made_up_for():
 
 
 @pytest.mark.parametrize("intercept", [True, False])
-def test_a_massive_neuron_does_not_switch_the_repair_of_the_others_off(intercept):
+def test_a_massive_neuron_does_not_prevent_the_repair_of_the_others(intercept):
     torch.manual_seed(0)
     z = torch.randn(2000, 12)
     z[:, 0] *= 1000
@@ -65,13 +67,13 @@ def test_a_massive_neuron_does_not_switch_the_repair_of_the_others_off(intercept
     assert explained_variance(statistics_of(z), keep, torch.tensor([11])).item() > 0.99
 
 
-def test_explained_variance_is_not_the_fit_of_noise_by_many_neurons():
+def test_explained_variance_does_not_count_the_fit_of_noise():
     torch.manual_seed(0)
     statistics = statistics_of(torch.randn(300, 160))
     assert explained_variance(statistics, torch.arange(150), torch.arange(150, 160)).mean() < 0.15
 
 
-def test_independent_neurons_are_explained_by_nothing():
+def test_the_explained_variance_of_independent_neurons_is_zero():
     torch.manual_seed(0)
     statistics = statistics_of(torch.randn(20_000, 6))
     assert explained_variance(statistics, torch.arange(5), torch.tensor([5])).item() < 0.01
@@ -86,14 +88,14 @@ def test_bias_repair_restores_the_mean_output():
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-def test_bias_repair_without_a_place_for_it_is_an_error():
+def test_bias_repair_of_a_projection_that_cannot_store_a_bias_is_an_error():
     _, weight, statistics = make()
     with pytest.raises(ValueError, match="expected a projection that can store a bias"):
         repair_projection(weight, None, torch.arange(7), statistics, "bias", intercept=False)
 
 
 @pytest.mark.parametrize("repair", ["none", "bias", "lstsq"])
-def test_keeping_all_changes_nothing(repair):
+def test_keeping_all_neurons_changes_nothing(repair):
     _, weight, statistics = make()
     bias = torch.randn(5)
     projection = repair_projection(weight, bias, torch.arange(12), statistics, repair, intercept=True)
@@ -117,5 +119,24 @@ def test_constant_silent_and_too_few_samples_give_finite_weights(intercept):
         assert torch.isfinite(projection.weight).all()
 
 
-def test_complement_is_what_is_left():
+def test_the_complement_holds_all_other_indices():
     assert complement(torch.tensor([0, 3]), 5).tolist() == [1, 2, 4]
+
+
+def test_no_ffn_is_pruned_if_one_cannot_be_repaired(llama):
+    before, ffns = state_of(llama), find_ffns(llama)
+    statistics = statistics_of(torch.randn(100, 40))
+    with pytest.raises(IndexError):
+        prune_separately(
+            ffns, [torch.arange(20), torch.arange(20), torch.tensor([40])], [statistics] * 3, "none"
+        )
+    assert_unchanged(llama, before)
+
+
+@pytest.mark.parametrize("repair", ["none", "bias", "lstsq"])
+@pytest.mark.parametrize("family", ["Llama", "Bert"])
+def test_only_bias_repair_adds_a_bias(family, repair):
+    ffn = find_ffns(tiny_model(family))[0]
+    had_bias = ffn.output.bias is not None
+    prune_separately([ffn], [torch.arange(20)], [statistics_of(torch.randn(100, 40))], repair)
+    assert (ffn.output.bias is not None) == (had_bias or repair == "bias")

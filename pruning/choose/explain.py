@@ -1,0 +1,105 @@
+"""Why the neurons of a layer were dropped."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mikernels.statistics.null import null_threshold
+from pruning.choose.evidence import Evidence
+from pruning.choose.scores import saliency_of
+from pruning.model.families import FFN
+from pruning.model.surgery import complement
+from pruning.observe.capture import Statistics
+from pruning.repair.separate import predict
+from pruning.settings import Settings
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """The kept and the dropped neurons of one FFN, with the reasons.
+
+    Attributes:
+        name: of the block within the model.
+        kept: `[kept]` indices of the kept neurons, ascending; their order in the pruned model.
+        dropped: `[dropped]` indices of the dropped neurons, ascending. The fields below refer to them, in this order.
+        partner: the kept neuron with which each shares most information.
+        mi: that mutual information, nats.
+        linear_r2: share of the variance that a linear map of all kept neurons predicts.
+        saliency: the score that the criterion uses, or FLAP's fluctuation if it uses none.
+        median_mi: over all pairs of the dense layer, nats.
+        null_mi: what a pair of independent neurons exceeds with probability 0.001 at this sample size, nats.
+        sensitivity: of the model to this layer, which determined its width; 1 under the uniform budget.
+    """
+
+    name: str
+    kept: Tensor
+    dropped: Tensor
+    partner: Tensor
+    mi: Tensor
+    linear_r2: Tensor
+    saliency: Tensor
+    median_mi: float
+    null_mi: float
+    sensitivity: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of the manifest."""
+        columns = {
+            "neuron": self.dropped.tolist(),
+            "partner": self.partner.tolist(),
+            "mi_nats": _rounded(self.mi),
+            "linear_r2": _rounded(self.linear_r2),
+            "saliency": _rounded(self.saliency),
+        }
+        return {
+            "name": self.name,
+            "median_mi_nats": round(self.median_mi, 6),
+            "null_mi_nats": round(self.null_mi, 6),
+            "sensitivity": float(f"{self.sensitivity:.6g}"),
+            "kept": self.kept.tolist(),
+            "dropped": columns,
+        }
+
+
+def explain(
+    ffn: FFN, evidence: Evidence, kept: Tensor, sensitivity: float, settings: Settings
+) -> PrunedLayer:
+    """Describe the selection of the neurons `kept` in one layer."""
+    mi, statistics = evidence.mi, evidence.statistics
+    dropped = complement(kept, ffn.width)
+    best = mi[dropped][:, kept].max(1)
+    null = null_threshold(
+        "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes
+    )
+    return PrunedLayer(
+        name=ffn.name,
+        kept=kept,
+        dropped=dropped,
+        partner=kept[best.indices],
+        mi=best.values,
+        linear_r2=explained_variance(statistics, kept, dropped),
+        saliency=saliency_of(ffn, statistics, settings.criterion)[dropped],
+        median_mi=evidence.median_mi,
+        null_mi=null,
+        sensitivity=sensitivity,
+    )
+
+
+def explained_variance(statistics: Statistics, keep: Tensor, drop: Tensor) -> Tensor:
+    """Linear R^2 of each dropped neuron given the kept ones, `[dropped]` in [0, 1].
+
+    Measured on the calibration tokens and adjusted for the number of kept neurons: independent neurons have about 0,
+    even with few tokens.
+    """
+    covariance = statistics.covariance.double()
+    b = predict(covariance, keep, drop)
+    cross = (b * covariance[drop][:, keep]).sum(1)
+    fit = (b @ covariance[keep][:, keep] * b).sum(1)
+    unexplained = 1 - (2 * cross - fit) / covariance.diagonal()[drop].clamp_min(1e-300)
+    spare = max(statistics.n_tokens - len(keep) - 1, 1)
+    return (1 - unexplained * (statistics.n_tokens - 1) / spare).clamp(0.0, 1.0)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]

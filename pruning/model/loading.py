@@ -1,0 +1,141 @@
+"""Loading models from a folder, a GGUF file or the Hugging Face hub; weights come from safetensors only."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pruning.model.families import WIDTH, WIDTHS, find_ffns
+from pruning.model.surgery import resize_ffn
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer from a folder, a GGUF file (de-quantized) or a name on the Hugging Face hub.
+
+    Args:
+        dtype: of the weights; by default the fastest one that does not lose range (`working_dtype`).
+        device: by default a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the checkpoint is pickled, or the architecture needs remote code.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or working_dtype(device)
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"{source}: no such GGUF file")
+        model, tokenizer = _load_gguf(path, dtype)
+        return model.to(device).eval(), tokenizer
+    if path.is_dir():
+        _refuse_pickles(path)
+    elif path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise FileNotFoundError(f"{source}: no such folder")
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if path.is_dir() and getattr(config.get_text_config(), WIDTHS, None):
+        model = load_uneven(path, dtype)
+    else:
+        model = _model_class(config).from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return model.to(device).eval(), tokenizer
+
+
+def working_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, otherwise float32.
+
+    On a CPU that takes AVX-512; without it, bfloat16 products are hundreds of times slower.
+    """
+    fast = device != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a model whose layers have the different widths listed in its config, as an instance of the stock class.
+
+    Args:
+        dtype: by default the saved one.
+
+    Raises:
+        ValueError: weights are missing, or the model has no place for them.
+    """
+    folder, config = Path(folder), AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    widest = getattr(text, WIDTH)
+    widths = getattr(text, WIDTHS)
+    setattr(text, WIDTH, 1)  # FFNs of one neuron cost nothing to initialize
+    delattr(text, WIDTHS)
+    model: PreTrainedModel = _model_class(config)._from_config(config, dtype=dtype or config.dtype)
+    ffns = find_ffns(model)
+    if len(ffns) != len(widths):
+        raise ValueError(f"{folder}: expected {len(ffns)} widths in {WIDTHS}, got {len(widths)}")
+    for ffn, width in zip(ffns, widths, strict=True):
+        resize_ffn(ffn, width)
+    setattr(text, WIDTH, widest)
+    setattr(text, WIDTHS, widths)
+    missing = set(model.state_dict())
+    for file in sorted(folder.glob("*.safetensors")):
+        missing -= set(weights := load_file(file))
+        unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
+        if unexpected:
+            raise ValueError(
+                f"{folder}: expected the weights of {type(model).__name__}, got one named {unexpected[0]}"
+            )
+    model.tie_weights()
+    if missing - set(model.all_tied_weights_keys):
+        raise ValueError(f"{folder}: expected all weights of the model, got none named {min(missing)}")
+    return model
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder, name = str(path.parent), path.name
+    options = {}
+    if hasattr(transformers, "GgufConfig"):  # transformers 5.17 has none and always de-quantizes
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, **options)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:  # save_pretrained refuses models that still count as quantized
+        quantizer.remove_quantization_config(model)
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+def _model_class(config: transformers.PretrainedConfig) -> Any:
+    """The class that the checkpoint was saved from, otherwise the Auto class that accepts its config."""
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    remote = getattr(config, "auto_map", {})
+    causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in remote
+    return AutoModelForCausalLM if causal else AutoModel
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{folder}: expected safetensors, got {', '.join(pickles)}; pickled checkpoints can run arbitrary code "
+            f"and are refused"
+        )
+    raise FileNotFoundError(f"{folder}: expected a model in safetensors, got none")

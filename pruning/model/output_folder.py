@@ -1,0 +1,87 @@
+"""An output folder that appears complete or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MANIFEST = "mi_prune.json"
+"""The file that marks a folder as an earlier result, which `force` may replace."""
+
+
+def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> None:
+    """Raise unless a checkpoint of `needed_bytes` can be written to `out`.
+
+    Raises:
+        FileExistsError: `out` is a file or a mount point; or a folder with files, without `force`; or with `force` a
+            folder with files but without an earlier result, which nobody meant to delete.
+        OSError: too little disk space.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: expected a folder to write to, got a file")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise FileExistsError(
+                f"{out}: expected a new or empty folder, got one with files; use --force to replace them"
+            )
+        if not (out / MANIFEST).is_file():
+            raise FileExistsError(
+                f"{out}: expected an earlier result to replace (with {MANIFEST}), got a folder of other files"
+            )
+    if out.is_mount():
+        raise FileExistsError(
+            f"{out}: expected a folder that can be renamed, got a mount point; use a folder in it"
+        )
+    parent = next(p for p in out.resolve().parents if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise OSError(
+            f"{parent}: expected {needed_bytes / 1e6:.0f} MB of free disk space, got {free / 1e6:.0f} MB"
+        )
+
+
+@contextmanager
+def complete_folder(out: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` to write to, which is renamed to `out` at the end of the block.
+
+    If the block raises, `out` stays as it was. If the process is killed, the hidden folder is left behind; between the
+    two renames of a replacement, the old result is then left under the hidden name `.NAME.*.old`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield staging
+        staging.chmod(0o777 & ~_umask())
+        _move_into_place(staging, out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def sync(file: Path) -> None:
+    """Wait until the contents of `file` are on disk."""
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _move_into_place(staging: Path, out: Path) -> None:
+    if not out.exists() or not any(out.iterdir()):
+        staging.rename(out)  # also replaces an empty folder, in one step
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    try:
+        out.rename(old)
+        staging.rename(out)
+    except BaseException:
+        if not out.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,73 @@
+"""Verifying a checkpoint: load it in a fresh process and compare its outputs with those of the model in memory.
+
+The fresh process runs this file as `python -m pruning.model.reload LOADER FOLDER DEVICE IDS OUTPUT`.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.model.families import WIDTHS, text_config
+from pruning.model.loading import load_uneven
+
+UNEVEN = "uneven"
+"""The loader for layers of different widths; any other loader is the name of a class of transformers."""
+
+
+def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -> float:
+    """Largest absolute difference between the outputs of `model` and of the checkpoint in `folder`, relative to the
+    largest absolute output; NaN if either output has one.
+
+    The checkpoint is loaded in a fresh process by the stock transformers class, or by `load_uneven` if the widths of
+    the layers differ.
+
+    Args:
+        ids: `[B, L]` tokens to compare on.
+
+    Raises:
+        RuntimeError: the fresh process could not load the checkpoint.
+    """
+    loader = "AutoModelForCausalLM" if model.can_generate() else type(model).__name__
+    if getattr(text_config(model), WIDTHS, None):
+        loader = UNEVEN
+    with tempfile.TemporaryDirectory() as scratch:
+        source, target = Path(scratch, "ids.safetensors"), Path(scratch, "output.safetensors")
+        save_file({"ids": ids.cpu()}, source)
+        arguments = [loader, str(folder), str(model.device), str(source), str(target)]
+        command = [sys.executable, "-m", "pruning.model.reload", *arguments]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # finds the same packages
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+        if done.returncode != 0:
+            raise RuntimeError(
+                f"{folder}: a fresh process could not load the checkpoint:\n{done.stderr.strip()}"
+            )
+        reloaded = load_file(target)["output"]
+    output = _outputs(model, ids).float()
+    return float((output - reloaded.float()).abs().max() / output.abs().max())
+
+
+def _run(loader: str, folder: str, device: str, source: str, target: str) -> None:
+    """Load the checkpoint and write its outputs for the tokens in `source` to `target`."""
+    if loader == UNEVEN:
+        model = load_uneven(folder)
+    else:
+        model = getattr(transformers, loader).from_pretrained(folder, dtype="auto")
+    save_file({"output": _outputs(model.to(device).eval(), load_file(source)["ids"]).contiguous()}, target)
+
+
+@torch.inference_mode()
+def _outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    output: Tensor = model(input_ids=ids.to(model.device))[0]
+    return output.cpu()
+
+
+if __name__ == "__main__":
+    _run(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Repairing each FFN on its own, in closed form, from the moments of its activations in the dense model."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from pruning.model.families import FFN
+from pruning.model.surgery import Projection, complement, prune_ffn
+from pruning.observe.capture import Statistics
+from pruning.repair.ridge import ridge
+from pruning.settings import Repair
+
+PREDICTION_RIDGE = 0.01
+"""Ridge penalty when predicting the dropped neurons, relative to each kept neuron's own moment."""
+
+
+def prune_separately(
+    ffns: Sequence[FFN],
+    kept: Iterable[Tensor],
+    statistics: Iterable[Statistics],
+    repair: Repair,
+) -> None:
+    """Prune and repair the FFNs in place: all of them, or none if one cannot be repaired.
+
+    An existing bias is refitted; only `repair="bias"` adds one.
+
+    Args:
+        kept: for each FFN the neurons to keep, ascending.
+        repair: see `repair_projection`.
+
+    Raises:
+        ValueError: see `repair_projection`.
+    """
+    plans = []
+    for ffn, keep, activations in zip(ffns, kept, statistics, strict=True):
+        weight, bias = ffn.output.weight, ffn.output.bias
+        intercept = repair == "bias" or bias is not None
+        projection = repair_projection(weight, bias, keep, activations, repair, intercept=intercept)
+        plans.append((ffn, keep, projection.to(weight.dtype)))
+    for ffn, keep, projection in plans:
+        prune_ffn(ffn, keep, projection)
+
+
+def repair_projection(
+    weight: Tensor,
+    bias: Tensor | None,
+    keep: Tensor,
+    statistics: Statistics,
+    repair: Repair,
+    *,
+    intercept: bool,
+) -> Projection:
+    """The output projection of the kept neurons, in float64.
+
+    Args:
+        weight: `[d, N]` of the dense projection; `bias`: `[d]` or None.
+        keep: indices of the neurons to keep.
+        repair: `"none"` only removes the columns of the dropped neurons. `"bias"` also adds their mean contribution.
+            `"lstsq"` predicts the dropped neurons from the kept ones by ridge regression over the calibration
+            tokens and folds the prediction into the kept columns.
+        intercept: whether the result may have a bias; without one, `"lstsq"` regresses through the origin.
+
+    Raises:
+        ValueError: `"bias"` without `intercept`.
+    """
+    weight = weight.detach().double()
+    new_bias = None if bias is None else bias.detach().double()
+    drop = complement(keep, weight.shape[1])
+    kept_weight, dropped_weight = weight[:, keep], weight[:, drop]
+    if repair == "none" or len(drop) == 0:
+        return Projection(kept_weight, new_bias)
+    if repair == "bias":
+        if not intercept:
+            raise ValueError(
+                "repair: expected a projection that can store a bias for repair='bias', got none"
+            )
+        return Projection(kept_weight, _add(new_bias, dropped_weight @ statistics.mean[drop]))
+    if not intercept:
+        prediction = predict(statistics.second_moment, keep, drop)
+        return Projection(kept_weight + dropped_weight @ prediction, new_bias)
+    prediction = predict(statistics.covariance.double(), keep, drop)
+    constant = statistics.mean[drop] - prediction @ statistics.mean[keep]
+    return Projection(kept_weight + dropped_weight @ prediction, _add(new_bias, dropped_weight @ constant))
+
+
+def predict(moments: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
+    """Ridge coefficients `[dropped, kept]` that predict the dropped neurons from the kept ones.
+
+    Args:
+        moments: `[N, N]` float64, second moments or covariances.
+    """
+    return ridge(moments[keep][:, keep], moments[keep][:, drop], PREDICTION_RIDGE).t()
+
+
+def _add(bias: Tensor | None, change: Tensor) -> Tensor:
+    return change if bias is None else bias + change

@@ -1,0 +1,205 @@
+"""A stream of hidden states that runs through a model layer by layer.
+
+Sequential repair runs two of them side by side, the dense one and the pruned one behind it. The output that a pruned
+FFN should have is then known exactly: the dense hidden states after its layer, minus what the pruned stream carries
+past the FFN. An FFN fitted to that also compensates for the error of earlier layers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.model.families import FFN
+from pruning.model.first_call import Call, first_call
+
+
+@dataclass(frozen=True)
+class LayerPass:
+    """What happened when one layer processed one batch of windows `[B, L]`; T = B x L tokens.
+
+    Attributes:
+        read: `[T, d]`, the input of the FFN.
+        z: `[T, N]`, its neurons.
+        added: `[T, d]`, its output.
+        skipped: `[T, d]` float32, what bypasses the FFN, so that the layer outputs `skipped + scale * added`. None if
+            the layer is not of this form but normalizes the output of the FFN (Gemma 2, OLMo 2).
+        scale: 1 except in families like Granite.
+    """
+
+    read: Tensor
+    z: Tensor
+    added: Tensor
+    skipped: Tensor | None
+    scale: float
+
+
+class Stream:
+    """The hidden states of some windows between two layers of a model.
+
+    Raises:
+        ValueError: a layer does not read the output of the layer before it.
+    """
+
+    def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Tensor]) -> None:
+        self._ffns = ffns
+        self._calls: dict[
+            int, list[Call]
+        ] = {}  # by batch size: the arguments of each layer but the hidden states
+        self._scales: list[float | None] = []
+        options = {"use_cache": False} if model.can_generate() else {}
+        self.hidden: list[Tensor] = []
+        for batch in batches:
+            run = partial(model.base_model, input_ids=batch.to(model.device), **options)
+            with torch.no_grad():
+                # Windows have one length and no padding: masks and positions depend on the batch size only.
+                if len(batch) in self._calls:
+                    self.hidden.append(_take_hidden(first_call(ffns[0].layer, run))[0])
+                    continue
+                inputs, calls = _layer_calls(ffns, run)
+            self.hidden.append(inputs[0])
+            self._calls[len(batch)] = calls
+            self._scales = self._scales or [self._scale(i, hidden) for i, hidden in enumerate(inputs)]
+
+    def copy(self) -> "Stream":
+        """Another stream at the same position."""
+        twin = object.__new__(Stream)
+        twin._ffns, twin._calls, twin._scales = self._ffns, self._calls, self._scales
+        twin.hidden = list(self.hidden)
+        return twin
+
+    def passes(self, index: int, *, advance: bool = False) -> Iterator[LayerPass]:
+        """Run layer `index` batch by batch; with `advance`, move each batch on to the next layer."""
+        ffn = self._ffns[index]
+        for i, hidden in enumerate(self.hidden):
+            with _observed(ffn) as seen, torch.no_grad():
+                after = self._run(index, hidden)
+            if advance:
+                self.hidden[i] = after
+            read, z, added = (seen[part].flatten(0, -2) for part in ("read", "z", "added"))
+            scale, skipped = self._scales[index], None
+            if scale is not None:
+                skipped = after.flatten(0, -2).float() - scale * added
+            elif ffn.normed_after:
+                skipped = read.float()
+            yield LayerPass(read, z, added, skipped, 1.0 if scale is None else scale)
+
+    def advance(self, index: int) -> None:
+        """Move on through layer `index`."""
+        with torch.no_grad():
+            self.hidden = [self._run(index, hidden) for hidden in self.hidden]
+
+    def resume(self, index: int, passes: Sequence[LayerPass]) -> None:
+        """Move on through layer `index`, whose FFN has changed since `passes`; reuses their attention if possible."""
+        ffn, scale = self._ffns[index], self._scales[index]
+        for i, (before, hidden) in enumerate(zip(passes, self.hidden, strict=True)):
+            with torch.no_grad():
+                if before.skipped is None or scale is None or ffn.reader is not ffn.block:
+                    self.hidden[i] = self._run(index, hidden)
+                else:
+                    after = before.skipped + scale * ffn.block(before.read)
+                    self.hidden[i] = after.to(hidden.dtype).view_as(hidden)
+
+    def _scale(self, index: int, hidden: Tensor) -> float | None:
+        """The factor by which layer `index` multiplies the output of its FFN before adding it to the hidden states;
+        None if the layer does something else.
+
+        Found by experiment: add a multiple of the FFN's output to itself and look at the change of the layer's output,
+        which must be proportional. For each token the addition is made as large as the layer's output; a smaller
+        one would be lost in rounding.
+        """
+        ffn = self._ffns[index]
+        with torch.no_grad(), _observed(ffn) as seen:
+            after = self._run(index, hidden)
+            added = seen["added"].float()
+            size = added.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            more = added * (after.float().norm(dim=-1, keepdim=True) / size)
+            handle = ffn.output.register_forward_hook(lambda _module, _args, output: output + more.to(output))
+            try:
+                change = self._run(index, hidden).float() - after
+            finally:
+                handle.remove()
+        if not more.any():
+            return 1.0
+        scale = float((change * more).sum() / more.square().sum())
+        if not float((change - scale * more).norm()) < 0.1 * float(change.norm()):
+            return None
+        return 1.0 if abs(scale - 1) < 0.01 else scale
+
+    def _run(self, index: int, hidden: Tensor) -> Tensor:
+        call = self._calls[len(hidden)][index]
+        return _output_hidden(self._ffns[index].layer(hidden, *call.args, **call.keywords))
+
+
+def _layer_calls(ffns: Sequence[FFN], run: Callable[[], object]) -> tuple[list[Tensor], list[Call]]:
+    """For each layer, the hidden states and the other arguments that it gets when `run` is called.
+
+    Raises:
+        ValueError: a layer does not read the output of the layer before it.
+    """
+    inputs: list[Tensor] = []
+    calls: list[Call] = []
+    last: list[Tensor] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        hidden, call = _take_hidden(Call(args, keywords))
+        # NaN differ from themselves, hence the comparison by identity first.
+        if last and hidden is not last[-1] and not torch.equal(hidden, last[-1]):
+            raise ValueError(
+                f"{ffns[len(calls)].name}: expected its layer to read the output of the layer of "
+                f"{ffns[len(calls) - 1].name}, got other hidden states; use repair='lstsq' for this model"
+            )
+        inputs.append(hidden)
+        calls.append(call)
+
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        last[:] = [_output_hidden(output)]
+
+    handles = [ffn.layer.register_forward_pre_hook(before, with_kwargs=True) for ffn in ffns]
+    handles += [ffn.layer.register_forward_hook(after) for ffn in ffns]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs, calls
+
+
+def _take_hidden(call: Call) -> tuple[Tensor, Call]:
+    """The hidden states among the arguments of a layer, and the other arguments."""
+    keywords = dict(call.keywords)
+    hidden = call.args[0] if call.args else keywords.pop("hidden_states")
+    return hidden, Call(call.args[1:], keywords)
+
+
+def _output_hidden(output: Any) -> Tensor:
+    """The hidden states among the outputs of a layer."""
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
+
+
+@contextmanager
+def _observed(ffn: FFN) -> Iterator[dict[str, Tensor]]:
+    """Record the input of the FFN ("read"), its neurons ("z") and its output ("added") when it runs."""
+    seen: dict[str, Tensor] = {}
+
+    def on_read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["read"] = args[0]
+
+    def on_output(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["z"], seen["added"] = args[0], output
+
+    handles = [
+        ffn.inputs[0].register_forward_pre_hook(on_read),
+        ffn.output.register_forward_hook(on_output),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

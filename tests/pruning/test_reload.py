@@ -1,0 +1,25 @@
+"""`reload_difference`: a fresh process confirms a checkpoint, or notices what is wrong with it.
+
+That it finds no difference where there is none, with equal and with different widths, the tests of `--verify` show.
+"""
+
+import pytest
+import torch
+
+from pruning.model.reload import reload_difference
+
+from tiny import tiny_model
+
+
+def test_a_checkpoint_with_other_weights_is_noticed(windows, tmp_path):
+    model = tiny_model("Llama", tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)  # of the outputs in memory, the saved ones are half
+    assert reload_difference(model, tmp_path, windows[:1]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_checkpoint_without_weights_is_an_error(llama, windows, tmp_path):
+    llama.config.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="fresh process could not load"):
+        reload_difference(llama, tmp_path, windows[:1])

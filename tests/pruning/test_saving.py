@@ -1,0 +1,147 @@
+"""`save_pruned`: what it writes, and that the output folder appears complete or not at all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from pruning import prune
+from pruning.model.output_folder import MANIFEST
+from pruning.report import save
+from pruning.report.save import save_pruned
+
+from tiny import NORMING, SCALING, outputs, tiny_model
+
+
+@pytest.fixture
+def report(llama, windows):
+    return prune(llama, None, calibration=windows, ratio=0.25, multiple_of=2)
+
+
+@pytest.mark.parametrize("repair", ["none", "lstsq", "bias", "sequential"])
+def test_a_saved_model_loads_as_its_stock_class_with_the_same_outputs(
+    model, windows, tokenizer, tmp_path, repair
+):
+    if repair == "bias" and type(model).__name__.startswith(("Mistral", "Qwen")):
+        pytest.skip("the class cannot store a bias")
+    pruned = prune(model, None, calibration=windows, ratio=0.25, repair=repair, multiple_of=2)
+    save_pruned(model, tokenizer, pruned, tmp_path / "out")
+    auto = AutoModelForCausalLM if model.can_generate() else AutoModel
+    reloaded = auto.from_pretrained(tmp_path / "out").eval()
+    assert type(reloaded) is type(model)
+    assert torch.equal(outputs(reloaded, windows), outputs(model, windows))
+    assert (tmp_path / "out" / MANIFEST).read_text() == pruned.manifest()
+
+
+@pytest.mark.parametrize("family", [*NORMING, SCALING])
+def test_families_that_normalize_or_scale_the_ffn_output_load_as_their_stock_class(
+    family, windows, tokenizer, tmp_path
+):
+    model = tiny_model(family)
+    save_pruned(model, tokenizer, prune(model, None, calibration=windows, multiple_of=2), tmp_path / "out")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(outputs(reloaded, windows), outputs(model, windows))
+
+
+def test_an_error_while_writing_leaves_no_files(llama, report, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(report), "manifest", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pruned(llama, None, report, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_replacing_keeps_the_old_result(llama, report, tmp_path, monkeypatch):
+    save_pruned(llama, None, report, tmp_path / "out")
+    before = (tmp_path / "out" / MANIFEST).read_bytes()
+    monkeypatch.setattr(save, "sync", lambda _file: (_ for _ in ()).throw(OSError("disk gone")))
+    with pytest.raises(OSError, match="disk gone"):
+        save_pruned(llama, None, report, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+KILLED_WHILE_SAVING = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+import torch
+from tiny import tiny_model
+from pruning import prune
+from pruning.report import save
+model = tiny_model("Llama")
+report = prune(model, None, calibration=torch.randint(3, 200, (8, 16)), ratio=0.25, multiple_of=2)
+def hang(file):
+    print("saving", flush=True)
+    time.sleep(60)
+save.sync = hang
+save.save_pruned(model, None, report, sys.argv[1])
+"""
+
+
+def test_killing_the_process_while_saving_leaves_no_output_folder(tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WHILE_SAVING, str(out), os.path.dirname(__file__)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    time.sleep(0.1)
+    assert not out.exists()
+
+
+def test_an_earlier_result_is_replaced_only_with_force(llama, report, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST).write_text("{}")
+    with pytest.raises(FileExistsError, match="expected a new or empty folder"):
+        save_pruned(llama, None, report, tmp_path / "out")
+    save_pruned(llama, None, report, tmp_path / "out", force=True)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.intermediate_size == 30
+
+
+def test_force_does_not_replace_a_folder_of_other_files(llama, report, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="expected an earlier result to replace"):
+        save_pruned(llama, None, report, tmp_path, force=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_tokenizer_with_templates_in_a_subfolder_is_saved(llama, report, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"})
+    save_pruned(llama, tokenizer, report, tmp_path / "out")
+    assert list((tmp_path / "out").rglob("tool_use*"))
+
+
+def test_a_link_to_an_empty_folder_is_followed(llama, report, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    save_pruned(llama, None, report, tmp_path / "link")
+    assert (tmp_path / "real" / MANIFEST).exists()
+
+
+def test_a_file_as_the_output_folder_is_an_error(llama, report, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(FileExistsError, match="expected a folder to write to, got a file"):
+        save_pruned(llama, None, report, tmp_path / "out", force=True)
+
+
+def test_too_little_disk_space_is_an_error_before_anything_is_written(llama, report, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(save, "weight_bytes", lambda _model: 5e6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(100, 99, 1))
+    with pytest.raises(OSError, match=r"expected 5 MB of free disk space, got 0 MB"):
+        save_pruned(llama, None, report, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,103 @@
+"""A stream of hidden states through a model."""
+
+import pytest
+import torch
+import transformers
+
+from pruning.model.families import find_ffns
+from pruning.model.surgery import Projection, prune_ffn
+from pruning.repair.stream import Stream
+
+from tiny import CAUSAL, FAMILIES, NORMING, SCALING, outputs, tiny_model
+
+
+def test_a_stream_ends_at_the_last_hidden_states_of_the_model(model, windows):
+    ffns = find_ffns(model)
+    stream = Stream(model, ffns, windows.split(7))  # the last batch is a smaller one
+    for index in range(len(ffns)):
+        stream.advance(index)
+    expected = []
+    handle = ffns[-1].layer.register_forward_hook(
+        lambda _m, _a, output: expected.append(output if torch.is_tensor(output) else output[0])
+    )
+    outputs(model, windows)
+    handle.remove()
+    torch.testing.assert_close(torch.cat(stream.hidden), expected[0])
+
+
+def test_a_pass_separates_the_output_of_the_ffn_from_what_bypasses_it(model, windows):
+    ffn = find_ffns(model)[0]
+    stream = Stream(model, find_ffns(model), [windows])
+    layer_pass = next(iter(stream.passes(0, advance=True)))
+    bias = 0 if ffn.output.bias is None else ffn.output.bias
+    torch.testing.assert_close(layer_pass.added, layer_pass.z @ ffn.output.weight.t() + bias)
+    if not ffn.normed_after:
+        torch.testing.assert_close(layer_pass.skipped + layer_pass.added, stream.hidden[0].flatten(0, -2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", [*FAMILIES, *NORMING, SCALING])
+def test_the_factor_of_the_ffn_output_is_measured(family, dtype, windows):
+    model = tiny_model(family).to(dtype)
+    if family in CAUSAL:
+        with torch.no_grad():  # makes the FFN outputs small relative to the hidden states
+            model.model.embed_tokens.weight.mul_(1000)
+    stream = Stream(model, find_ffns(model), [windows])
+    for index in range(3):
+        layer_pass = next(iter(stream.passes(index, advance=True)))
+        if family in NORMING:
+            assert layer_pass.skipped is None
+        else:
+            assert layer_pass.scale == pytest.approx(0.3 if family == SCALING else 1.0, rel=0.01)
+            assert layer_pass.skipped is not None
+
+
+def test_an_ffn_with_zero_output_adds_nothing(windows):
+    model = tiny_model("Llama")
+    with torch.no_grad():
+        find_ffns(model)[1].output.weight.zero_()
+    stream = Stream(model, find_ffns(model), [windows])
+    stream.advance(0)
+    layer_pass = next(iter(stream.passes(1, advance=True)))
+    assert torch.equal(layer_pass.skipped, stream.hidden[0].flatten(0, -2))
+
+
+def test_an_encoder_that_normalizes_before_its_ffn_is_followed(windows):
+    """ESM uses the module names of BERT."""
+    config = transformers.EsmConfig(
+        vocab_size=260,
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        pad_token_id=0,
+        mask_token_id=1,
+        position_embedding_type="rotary",
+    )
+    model = transformers.EsmModel(config).eval()
+    stream = Stream(model, find_ffns(model), [windows])
+    layer_pass = next(iter(stream.passes(0, advance=True)))
+    torch.testing.assert_close(layer_pass.skipped + layer_pass.added, stream.hidden[0].flatten(0, -2))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NORMING, SCALING])
+def test_resuming_gives_the_output_of_the_pruned_layer(family, windows):
+    model = tiny_model(family)
+    ffns = find_ffns(model)
+    resumed = Stream(model, ffns, windows.split(7))
+    passes = list(resumed.passes(0))
+    prune_ffn(ffns[0], torch.arange(10), Projection(ffns[0].output.weight[:, :10], ffns[0].output.bias))
+    through = resumed.copy()
+    through.advance(0)
+    resumed.resume(0, passes)
+    torch.testing.assert_close(torch.cat(resumed.hidden), torch.cat(through.hidden))
+
+
+def test_an_unknown_layer_between_known_ones_is_an_error(windows):
+    model = tiny_model("Llama")
+    ffns = find_ffns(model)
+    with pytest.raises(
+        ValueError,
+        match=r"layers\.2\.mlp: expected its layer to read the output of the layer of .*layers\.0\.mlp",
+    ):
+        Stream(model, [ffns[0], ffns[2]], [windows])
