@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mikernels.options import Estimator, make_problem
-from mikernels.statistics.null import null_level
 from mikernels.validation import MIN_SAMPLES
 from pruning.choose.budget import Budget
 from pruning.repair.closed_form import Repair
+from pruning.threshold import null_level
 
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mikernels.statistics.null import null_threshold
 from pruning.choose import criteria, sensitivity
 from pruning.choose.budget import allocate, uniform_width
 from pruning.choose.candidates import divergences
@@ -17,6 +16,7 @@ from pruning.progress import track
 from pruning.repair.closed_form import complement, explained_variance
 from pruning.report.manifest import Layer
 from pruning.settings import Criterion, Settings
+from pruning.threshold import null_threshold
 
 
 def choose(

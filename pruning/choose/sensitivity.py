@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mikernels.options import Estimator
-from mikernels.statistics.null import null_threshold
 from pruning.choose.evidence import Evidence
 from pruning.model.families import FFN
 from pruning.model.surgery import prune_separately, restored
 from pruning.observe.divergence import Dense
 from pruning.repair.closed_form import complement
+from pruning.threshold import null_threshold
 
 
 def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> list[float]:

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import mikernels
-from mikernels.statistics.null import null_threshold
 from pruning import Settings, prune
 from pruning.choose.budget import Budget, uniform_width
 from pruning.model.families import find_ffns
 from pruning.repair.closed_form import Repair
 from pruning.settings import Criterion
+from pruning.threshold import null_threshold
 
 from tiny import FAMILIES, outputs, tiny_model
 
