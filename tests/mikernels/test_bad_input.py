@@ -115,7 +115,7 @@ def test_what_is_no_array(value):
         ),
         (
             {"precision": "fp64"},
-            "expected one of 'int8', 'fp32' for 'grid' with transform='rank' and impl='torch' on cpu, got",
+            "'fp32' for 'grid' with transform='rank' and impl='torch' on cpu, got 'fp64'",
         ),
         (
             {"precision": "int8", "transform": "standardize"},
@@ -134,7 +134,7 @@ def test_what_is_no_array(value):
         ({"nodes": 257}, "nodes: expected an integer from 2 to 256, got 257"),
         ({"nodes": 16.0}, "nodes: expected an integer from 2 to 256, got 16.0"),
         ({"nodes": True}, "nodes: expected an integer from 2 to 256, got True"),
-        ({"bandwidth": 0}, "bandwidth: expected None, 'silverman', 'scott', 'loo' .* or a number .* got 0"),
+        ({"bandwidth": 0}, "bandwidth: expected None, 'silverman', 'scott' or a number .* got 0"),
         ({"bandwidth": -0.5}, "bandwidth: .* got -0.5"),
         ({"bandwidth": NAN}, "bandwidth: .* got nan"),
         ({"bandwidth": INF}, "bandwidth: .* got inf"),
@@ -177,7 +177,9 @@ def test_threshold_that_is_no_number():
 
 @pytest.mark.parametrize("function", [top_pairs, pairs_above])
 def test_unknown_keyword_is_named_beside_those_that_exist(function):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'node'; expected options among .*nodes"):
+    with pytest.raises(
+        TypeError, match=r"unexpected keyword argument 'node'; expected options among .*nodes"
+    ):
         function(gaussian(20, 2), 1, node=16)
 
 
