@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.record import RESULTS, append, quantiles, row
 from mikernels.tables.ladder import CELLS
-from mikernels.tiles import cut
+from mikernels.tiling import cut
 from mikernels.torch_impl.adaptive import STRIP, counts_of
 from mikernels.torch_impl.integer import integer_gram
 

@@ -1,33 +1,122 @@
-"""What is computed, apart from how: the settings that fix an estimate, checked and resolved."""
+"""Every option, defined and checked in one place, and the numbers that fix an estimate.
 
+To add an option, add a line to `Options` and describe it in `mikernels.mutual_information`.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, cast, get_args, get_origin, get_type_hints
+
+import torch
 
 Estimator = Literal["grid", "kde", "renyi2", "adaptive"]
 Transform = Literal["rank", "standardize"]
 Impl = Literal["auto", "triton", "torch", "reference"]
 Precision = Literal["auto", "int8", "fp8", "fp16", "fp32", "fp64"]
 
+
+class Option(NamedTuple):
+    """What is known of an option beside its type.
+
+    Attributes:
+        default: value where the caller gives none.
+        schema: type of the resolved value in the schema of the operators; None for an option that they do not take.
+    """
+
+    default: Any
+    schema: str | None
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that all functions share; `mikernels.mutual_information` documents them."""
+
+    estimator: Annotated[Estimator, Option("grid", "str")]
+    nodes: Annotated[int, Option(16, "int")]
+    bandwidth: Annotated[float | str | None, Option(None, "float")]
+    transform: Annotated[Transform, Option("rank", "str")]
+    calibrate: Annotated[bool | None, Option(None, "bool")]
+    impl: Annotated[Impl, Option("auto", "str")]
+    precision: Annotated[Precision, Option("auto", "str")]
+    memory_budget: Annotated[int | None, Option(None, "int?")]
+    seed: Annotated[int, Option(0, "int")]
+    autotune: Annotated[bool, Option(False, "bool")]
+    device: Annotated[torch.device | str | None, Option(None, None)]
+
+
+_HINTS = get_type_hints(Options, include_extras=True)
+OPTIONS: dict[str, Option] = {name: hint.__metadata__[0] for name, hint in _HINTS.items()}
+SCHEMA = ", ".join(f"{option.schema} {name}" for name, option in OPTIONS.items() if option.schema)
+"""The options that the operators take, in order."""
+
+_CHOICES = {
+    name: get_args(get_args(hint)[0])
+    for name, hint in _HINTS.items()
+    if get_origin(get_args(hint)[0]) is Literal
+}
+
+
+def resolve(options: Options, n_samples: int) -> Options:
+    """All options, checked, with values in place of the defaults that depend on other options or on M.
+
+    `bandwidth="loo"` stays as it is, since only the samples decide it. `impl` and `precision` stay too, since only
+    the device decides them.
+
+    Raises:
+        TypeError: an option that does not exist.
+        ValueError: a value that is not possible, or options that exclude each other.
+    """
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise TypeError(
+            f"unexpected keyword argument {unknown[0]!r}; expected options among {', '.join(OPTIONS)}"
+        )
+    chosen = cast(Options, {name: options.get(name, option.default) for name, option in OPTIONS.items()})
+    for name, allowed in _CHOICES.items():
+        choose(name, chosen[name], allowed)  # type: ignore[literal-required]  # a key of Options
+    estimator, bandwidth = chosen["estimator"], chosen["bandwidth"]
+    unseen = bandwidth == "loo" and estimator in ("kde", "grid")
+    problem = make_problem(estimator, chosen["nodes"], None if unseen else bandwidth, n_samples)
+    if chosen["transform"] != "rank" and (estimator == "adaptive" or chosen["calibrate"]):
+        cause = "estimator='adaptive'" if estimator == "adaptive" else "calibrate=True"
+        raise ValueError(f"transform: {cause} expects 'rank', got {chosen['transform']!r}")
+    if not unseen:
+        chosen["bandwidth"] = problem.bandwidth
+    if chosen["calibrate"] is None:
+        chosen["calibrate"] = estimator == "adaptive"
+    chosen["seed"] %= 2**32
+    return chosen
+
+
+def to_operator(options: Options) -> tuple[Any, ...]:
+    """The arguments of an operator for resolved options, in the order of `SCHEMA`."""
+    return tuple(options[name] for name, option in OPTIONS.items() if option.schema)  # type: ignore[literal-required]
+
+
+def from_operator(arguments: Sequence[Any]) -> Options:
+    """The resolved options that `to_operator` made `arguments` of."""
+    names = [name for name, option in OPTIONS.items() if option.schema]
+    return cast(Options, dict(zip(names, arguments, strict=True)))
+
+
 MIN_BANDWIDTH = 1e-6
-"""Below the distance of neighbouring ranks at any M that fits a memory; its square is safe in float32."""
+"""Below the distance of neighboring ranks at any M that fits in memory; its square is safe in float32."""
 
 NODE_SPAN = 2.4
-"""The nodes of `grid` cover [-2.4, 2.4]: 98.4 % of a standard normal; values beyond count at the ends."""
+"""The nodes of `grid` cover [-2.4, 2.4], 98.4 % of a standard normal; values beyond count at the end nodes."""
 
 GRID_BANDWIDTH_FLOOR = 0.75
-"""In node spacings. A narrower kernel falls between the nodes and behaves as a histogram: at M = 4096
-and 16 nodes its bias for independent variables is 0.009 nats at half a spacing and 0.003 at this one."""
+"""In node spacings. A narrower kernel falls between the nodes and acts as a histogram: at M = 4096 and 16 nodes
+the bias for independent variables is 0.009 nats at half a spacing and 0.003 at this value."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One estimator with every number it depends on.
+    """An estimator with every number that it depends on.
 
     Attributes:
         estimator: `"grid"`, `"kde"`, `"renyi2"` or `"adaptive"`.
         nodes: G, nodes per variable (`grid` only).
-        bandwidth: h of the Gaussian kernel, in standard deviations of the transformed variables (0 for
-            `adaptive`, which chooses one for each pair).
+        bandwidth: h of the Gaussian kernel, in standard deviations of the transformed variables. 0 for
+            `adaptive`, which chooses one for each pair.
     """
 
     estimator: Estimator
@@ -61,18 +150,20 @@ def silverman(n_samples: int) -> float:
 
 
 def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_samples: int) -> Problem:
-    """Check the settings of an estimate and fill in what depends on the number of samples.
+    """Check the options of an estimator and compute the bandwidth where it depends on M.
 
     Raises:
-        ValueError: an unknown estimator or bandwidth rule, a bandwidth that is not a positive number, or
-            a number of nodes that is not from 2 to 256.
+        ValueError: an unknown estimator or bandwidth rule, a bandwidth that is not a positive number, or a
+            number of nodes that is not from 2 to 256.
     """
-    choose("estimator", estimator, Estimator)
+    choose("estimator", estimator, get_args(Estimator))
     if isinstance(nodes, bool) or not isinstance(nodes, int) or not 2 <= nodes <= 256:
         raise ValueError(f"nodes: expected an integer from 2 to 256, got {nodes!r}")
     if estimator == "adaptive":
         if bandwidth is not None:
-            raise ValueError(f"bandwidth: 'adaptive' chooses its own, expected None, got {bandwidth!r}")
+            raise ValueError(
+                f"bandwidth: expected None with estimator='adaptive', which chooses its own, got {bandwidth!r}"
+            )
         h = 0.0
     elif bandwidth is None:
         h = silverman(n_samples)
@@ -82,16 +173,15 @@ def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_sa
         h = silverman(n_samples)
     elif isinstance(bandwidth, str) or not MIN_BANDWIDTH <= bandwidth <= 1 / MIN_BANDWIDTH:
         raise ValueError(
-            f"bandwidth: expected None, 'silverman', 'scott' or a positive number of standard deviations from "
+            f"bandwidth: expected None, 'silverman', 'scott' or a number of standard deviations from "
             f"{MIN_BANDWIDTH:g} to {1 / MIN_BANDWIDTH:g}, got {bandwidth!r}"
         )
     else:
         h = float(bandwidth)
-    return Problem(estimator, nodes, h)  # type: ignore[arg-type]  # checked by choose
+    return Problem(cast(Estimator, estimator), nodes, h)
 
 
-def choose(name: str, value: object, options: object) -> None:
-    """Raise ValueError unless `value` is one of the strings of the Literal type `options`."""
-    allowed = get_args(options)
-    if value not in allowed:
+def choose(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of the strings `allowed`."""
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -1,4 +1,4 @@
-"""What becomes of the blocks of a matrix: the matrix, its k best pairs, or its pairs above a threshold."""
+"""Collect the blocks of a matrix: into the matrix, its k best pairs, or its pairs above a threshold."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 class Block(NamedTuple):
     """Rows `row : row + n` and columns `col : col + k` of a matrix of mutual information, `[n, k]` float32.
 
-    Of a symmetric matrix only blocks on or above the diagonal come; one on it is a square.
+    A symmetric matrix has only blocks on or above the diagonal; those on it are square.
     """
 
     row: int
@@ -19,7 +19,7 @@ class Block(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Pairs of variables, the most informative first; equal values in order of their indices.
+    """Pairs of variables, the highest mutual information first; equal values in order of their indices.
 
     Attributes:
         first: `[P]` int64, column of x.
@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
 
 
 def fill_matrix(blocks: Iterable[Block], out: Tensor, *, symmetric: bool) -> Tensor:
-    """Write the blocks into `out [N, K]`, mirrored where symmetric."""
+    """Write the blocks into `out [N, K]`, mirrored if symmetric."""
     for row, col, mi in blocks:
         rows, cols = slice(row, row + mi.shape[0]), slice(col, col + mi.shape[1])
         if symmetric and row == col:
@@ -45,16 +45,16 @@ def fill_matrix(blocks: Iterable[Block], out: Tensor, *, symmetric: bool) -> Ten
 
 
 def best_pairs(blocks: Iterable[Block], k: int, *, symmetric: bool) -> Pairs:
-    """The k pairs of highest mutual information, at most a block more than k in memory."""
+    """The k pairs with the highest mutual information. Holds at most k pairs and one block in memory."""
     best: Pairs | None = None
     for block in blocks:
-        wanted = _wanted(block, symmetric)
-        values = block.mi.masked_fill(~wanted, float("-inf")).flatten()
+        is_pair = _pair_mask(block, symmetric)
+        values = block.mi.masked_fill(~is_pair, float("-inf")).flatten()
         floor = values.topk(min(k, len(values))).values[-1]
-        if best is not None and len(best.mi) == k:  # of later pairs only those count that are no worse
+        if best is not None and len(best.mi) == k:  # later pairs must be at least as good
             floor = torch.maximum(floor, best.mi[-1])
-        # Ties with the k-th stay in until the sort.
-        found = _pairs_of(block, wanted & (block.mi >= floor))
+        # Keep ties with the k-th pair until the sort.
+        found = _pairs_of(block, is_pair & (block.mi >= floor))
         best = Pairs(*(t[:k] for t in _sorted([found] if best is None else [best, found])))
     if best is None:
         raise ValueError("blocks: expected at least one, got none")
@@ -63,13 +63,15 @@ def best_pairs(blocks: Iterable[Block], k: int, *, symmetric: bool) -> Pairs:
 
 def pairs_over(blocks: Iterable[Block], threshold: float, *, symmetric: bool) -> Pairs:
     """All pairs whose mutual information exceeds `threshold`."""
-    return _sorted([_pairs_of(block, _wanted(block, symmetric) & (block.mi > threshold)) for block in blocks])
+    return _sorted(
+        [_pairs_of(block, _pair_mask(block, symmetric) & (block.mi > threshold)) for block in blocks]
+    )
 
 
-def _wanted(block: Block, symmetric: bool) -> Tensor:
-    """Which entries of a block stand for a pair: all, or those above the diagonal on it; `[n, k]` bool."""
-    wanted = torch.ones_like(block.mi, dtype=torch.bool)
-    return wanted.triu_(1) if symmetric and block.row == block.col else wanted
+def _pair_mask(block: Block, symmetric: bool) -> Tensor:
+    """Mask of the entries that stand for a pair: all, or those above the diagonal in a block on it; `[n, k]` bool."""
+    is_pair = torch.ones_like(block.mi, dtype=torch.bool)
+    return is_pair.triu_(1) if symmetric and block.row == block.col else is_pair
 
 
 def _pairs_of(block: Block, mask: Tensor) -> Pairs:

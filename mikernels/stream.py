@@ -1,12 +1,12 @@
-"""`grid` for data that comes in batches: one table of exact counts, in memory that does not grow with M."""
+"""`grid` for samples that arrive in batches: one table of exact counts, whose memory does not grow with M."""
 
 import torch
 from torch import Tensor
 
 from mikernels.api import Samples
+from mikernels.memory import CPU_MEMORY_BUDGET
 from mikernels.options import make_problem
 from mikernels.tables.node_shares import entropy, integer_table
-from mikernels.tiles import CPU_MEMORY_BUDGET
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram
 from mikernels.transforms import hash32
@@ -14,20 +14,20 @@ from mikernels.validation import as_samples, check_finite
 
 
 class GridStream:
-    """The rank-transformed `grid` estimate of a stream of samples.
+    """Estimate mutual information over a stream of samples, with ranks and the `grid` estimator.
 
-    A `reference` sample fixes how values map to ranks; after that, batches only add to integer counts, so
-    the result does not depend on how the samples were cut into batches. When the stream is the reference
-    sample itself, and no column has equal values, the counts are those of `mutual_information` to the bit.
+    A `reference` sample fixes how values map to ranks. After that, batches only add to integer counts, so the
+    result does not depend on how the samples are cut into batches. If the stream is the reference sample itself, and
+    no column has equal values, the counts are those of `mutual_information` to the bit.
 
     Args:
-        reference: `[R, N]` samples that are typical of the stream, R >= 8, N >= 2; some thousands are plenty.
-        nodes, bandwidth, device, seed: as for `mutual_information`, with R in place of M.
-        memory_budget: bytes for the counts, `8 (N nodes)^2`: an N of 700 at 16 nodes takes 1 GB. For more
+        reference: `[R, N]` samples that are typical of the stream, R >= 8, N >= 2; a few thousand are plenty.
+        nodes, bandwidth, device, seed: see `mutual_information`, with R in place of M.
+        memory_budget: bytes for the counts, `8 (N nodes)^2`: 700 variables at 16 nodes take 1 GB. For more
             variables keep a sample of the stream and call `mutual_information`.
 
     Raises:
-        TypeError, ValueError: as `mutual_information`, and ValueError where the counts exceed the budget.
+        TypeError, ValueError: see `mutual_information`; ValueError if the counts exceed the budget.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class GridStream:
         """Add `batch [B, N]`, of any B >= 1 and any floating-point dtype.
 
         Raises:
-            TypeError, ValueError: as `mutual_information`, or another number of variables than the reference.
+            TypeError, ValueError: see `mutual_information`; ValueError for another number of variables than in the
+                reference.
         """
         n_variables = len(self._sorted)
         samples = as_samples(batch, "batch", self._sorted.device, min_samples=1)
@@ -80,7 +81,7 @@ class GridStream:
         if self._first is None:
             self._first = samples[0].clone()
         self._constant &= (samples == self._first).all(0)
-        # Rows at a time such that no int32 sum overflows and the features stay small.
+        # Few enough rows at a time that no int32 sum overflows and the features stay small.
         for part in samples.split(4096):
             features = self._table[self._ranks(part)].flatten(1)  # [B, N * G]
             self._counts += integer_gram(features, features)
@@ -88,13 +89,15 @@ class GridStream:
             self.n_samples += len(part)
 
     def mutual_information(self) -> Tensor:
-        """`[N, N]` float32 in nats, of everything seen so far.
+        """The estimate over all samples seen so far: `[N, N]` float32, in nats.
 
         Raises:
-            ValueError: no sample was added yet.
+            ValueError: no samples were added yet.
         """
         if self.n_samples == 0:
-            raise ValueError("expected at least one update before mutual_information, got none")
+            raise ValueError(
+                "stream: expected at least one call of update before mutual_information, got none"
+            )
         n_variables, nodes = self._margins.shape
         h = entropy(self._margins)
         out = torch.empty(n_variables, n_variables, dtype=torch.float32, device=h.device)
@@ -108,7 +111,7 @@ class GridStream:
         return out.masked_fill_(self._constant[:, None] | self._constant, 0.0)
 
     def _ranks(self, samples: Tensor) -> Tensor:
-        """Table row of each of `samples [B, N]`: its rank in the reference, at random among equals."""
+        """Table row of each of `samples [B, N]`: its rank in the reference, random among equal values."""
         values = samples.t().contiguous()  # [N, B]
         low = torch.searchsorted(self._sorted, values)
         equals = torch.searchsorted(self._sorted, values, right=True) - low

@@ -1,9 +1,9 @@
-"""From samples to the variables that the kernels see: ranks as normal scores, or standardised values.
+"""Transform samples to what the kernels see: normal scores of ranks, or standardized values.
 
-Under the rank transform every column holds the same M normal scores in some order, so that mutual
-information does not change under monotone maps of a neuron, heavy tails do no harm, and margins and kernel
-tables are shared by all neurons. Equal values are ordered at random, independently per column: ordered by
-their index, two independent neurons that are mostly zero would seem to share 0.6 nats.
+Under the rank transform every column holds the same M normal scores in some order. Mutual information then does not
+change under monotone maps of a neuron, heavy tails do no harm, and all neurons share their margins and kernel
+tables. Equal values are ranked at random, independently in each column: ranked by index, two independent neurons
+that are mostly zero would seem to share 0.6 nats.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from mikernels.options import Transform
 
 CHUNK_BYTES = 2**23
-"""Of sort keys; what ranks a chunk of columns with ties takes about six times as much."""
+"""Size of the sort keys of one chunk of columns. Ranking a chunk with ties takes about six times as much."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Variables:
     """N transformed variables of M samples.
 
     Attributes:
-        data: `[N, M]`, ranks 0..M-1 as int32 under the rank transform, otherwise standardised values (float64
-            where the input was float64, else float32).
-        constant: `[N]` bool, columns that hold a single value and so carry no information.
+        data: `[N, M]`, ranks 0..M-1 as int32 under the rank transform, otherwise standardized values (float64 if
+            the input is float64, otherwise float32).
+        constant: `[N]` bool, columns with a single value, which carry no information.
     """
 
     data: Tensor
@@ -59,7 +59,7 @@ def normal_scores(n_samples: int) -> Tensor:
 
 
 def transform_samples(x: Tensor, transform: Transform, *, seed: int) -> Variables:
-    """Rank or standardise the columns of `x [M, N]`, a few columns at a time."""
+    """Rank or standardize the columns of `x [M, N]`, a few columns at a time."""
     n_samples, n_variables = x.shape
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     data = x.new_empty(n_variables, n_samples, dtype=torch.int32 if transform == "rank" else wide)
@@ -76,12 +76,12 @@ def transform_samples(x: Tensor, transform: Transform, *, seed: int) -> Variable
 
 
 def _standardized(values: Tensor, largest: Tensor) -> Tensor:
-    """Rows of `values [n, M]` at mean 0 and standard deviation 1, or 0 where constant, in float64."""
-    # Scaled to [-1, 1] first, so that neither sum nor squares leave the range of float64.
-    centred = values.double() / largest.double().clamp_min(5e-324)[:, None]
-    centred -= centred.mean(dim=1, keepdim=True)
-    deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-    return centred.div_(deviation.masked_fill(deviation == 0, 1.0))
+    """Rows of `values [n, M]` with mean 0 and standard deviation 1, or 0 if constant, in float64."""
+    # Scale to [-1, 1] first, so that neither the sum nor the squares leave the range of float64.
+    centered = values.double() / largest.double().clamp_min(5e-324)[:, None]
+    centered -= centered.mean(dim=1, keepdim=True)
+    deviation = centered.square().mean(dim=1, keepdim=True).sqrt()
+    return centered.div_(deviation.masked_fill(deviation == 0, 1.0))
 
 
 def column_chunks(n_variables: int, n_samples: int) -> Iterator[slice]:
@@ -92,10 +92,10 @@ def column_chunks(n_variables: int, n_samples: int) -> Iterator[slice]:
 
 
 def _ranks(values: Tensor, first_column: int, seed: int) -> Tensor:
-    """Rank of each value in its row of `values [n, M]`, 0..M-1, equal values at random: int32 `[n, M]`.
+    """Rank of each value in its row of `values [n, M]`, 0..M-1, random among equal values: int32 `[n, M]`.
 
-    One stable sort of integer keys, the value above and random bits below, so that nothing depends on
-    whether there are ties, nor on how a device sorts. Keys of 16-bit values take 32 bits: half the time.
+    One stable sort of integer keys, with the value in the high bits and random bits below, so the result depends
+    neither on ties nor on how a device sorts. Keys of 16-bit values have 32 bits, which halves the time.
     """
     index = torch.arange(values.shape[1], device=values.device)
     column = torch.arange(len(values), device=values.device)[:, None] + first_column
@@ -112,10 +112,10 @@ def _ranks(values: Tensor, first_column: int, seed: int) -> Tensor:
 
 
 def _stable_order(key: Tensor, index: Tensor) -> Tensor:
-    """What a stable sort of each row of `key [n, M]` makes of `index [M]`.
+    """`index [M]` in the order of a stable sort of each row of `key [n, M]`.
 
-    On a CPU by NumPy, whose sorts are vectorised (a third of torch's time) but not stable: keys of 32 bits take the
-    index in, and those of 64 bits differ, since `hash32` is one to one in its first argument.
+    On a CPU NumPy sorts: it is vectorized (a third of torch's time) but not stable. Keys of 32 bits therefore get the
+    index appended, and keys of 64 bits are all different, since `hash32` is one-to-one in its first argument.
     """
     if key.device.type != "cpu":
         return key.sort(dim=1, stable=True).indices
@@ -127,22 +127,24 @@ def _stable_order(key: Tensor, index: Tensor) -> Tensor:
 
 
 def _ordered_bits(values: Tensor) -> Tensor:
-    """Integers in the order of `values [n, M]`, equal where the values are: int16 of 16-bit values, or int32."""
-    if values.dtype == torch.float64:  # the number of the run of equal values: 64 bits leave none for ties
+    """Integers in the order of `values [n, M]`, equal for equal values: int16 for 16-bit values, otherwise int32."""
+    if (
+        values.dtype == torch.float64
+    ):  # the index among distinct values: 64-bit values would leave no bits for ties
         ordered, order = values.sort(dim=1)
         run = torch.zeros_like(order, dtype=torch.int32)
         torch.cumsum(ordered[:, 1:] != ordered[:, :-1], dim=1, out=run[:, 1:])
         return torch.empty_like(run).scatter_(1, order, run)
-    # IEEE numbers are sign and magnitude: flipping the magnitude of the negative ones puts them in order.
+    # IEEE numbers are sign and magnitude: flipping the magnitude bits of negative numbers puts them in order.
     bits = (values + 0.0).view(torch.int16 if values.dtype.itemsize == 2 else torch.int32)  # -0.0 becomes 0.0
     info = torch.iinfo(bits.dtype)
     return bits ^ ((bits >> (info.bits - 1)) & info.max)
 
 
 def hash32(index: Tensor, column: Tensor, seed: int) -> Tensor:
-    """32 random bits (as int64) that depend only on the arguments, so alike on every device and chunk.
+    """32 pseudorandom bits (as int64) that depend only on the arguments: the same on every device and for any chunk.
 
-    The finaliser of MurmurHash3 over a sum of multiples of the arguments.
+    The finalizer of MurmurHash3 applied to a sum of multiples of the arguments.
     """
     mask = 0xFFFFFFFF
     bits = index * 0x9E3779B1 + (column * 0x7FEB352D + ((seed * 0x846CA68B) & mask))

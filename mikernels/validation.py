@@ -1,4 +1,4 @@
-"""Checks of what a caller passes in; every message says what was expected and what came."""
+"""Check inputs. Every message says what was expected and what was given."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def as_samples(
     value: object, name: str, device: torch.device | str | None, *, min_samples: int = MIN_SAMPLES
 ) -> Tensor:
-    """`value` (torch tensor or numpy array `[M, N]`) as a tensor on `device`; its numbers are not looked at.
+    """Convert `value`, a torch tensor or NumPy array `[M, N]`, to a tensor on `device`, without reading its numbers.
 
     Raises:
         TypeError: not an array, or not of a real floating-point dtype.
-        ValueError: not two-dimensional, too few samples, or no column.
+        ValueError: not two-dimensional, too few samples, or no columns.
     """
     if not isinstance(value, Tensor):
         value = _from_numpy(value, name)
@@ -34,8 +34,8 @@ def as_samples(
 
 
 def check_finite(value: Tensor, name: str) -> None:
-    """Raise ValueError, with counts and the first bad column, where `value [M, N]` has a NaN or infinity."""
-    # A sum is finite only if every term is; it can also overflow, hence the exact look behind it.
+    """Raise ValueError, with counts and the first bad column, if `value [M, N]` has a NaN or an infinity."""
+    # A sum is finite only if every term is. It can also overflow, hence the exact check below.
     if bool(torch.isfinite(value.sum(dtype=torch.float32 if value.dtype.itemsize < 4 else value.dtype))):
         return
     nan, infinite = torch.isnan(value), torch.isinf(value)
@@ -52,8 +52,8 @@ def _from_numpy(value: object, name: str) -> Tensor:
     import numpy as np
 
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a torch tensor or a numpy array, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a torch tensor or a NumPy array, got {type(value).__name__}")
     if not np.issubdtype(value.dtype, np.floating) or value.dtype.itemsize > 8:
         raise TypeError(f"{name}: expected a float16, float32 or float64 array, got {value.dtype}")
-    # torch takes no read-only array, foreign byte order or negative stride: copied where there is one.
+    # torch rejects read-only arrays, foreign byte order and negative strides: copy those.
     return torch.from_numpy(np.require(value, dtype=value.dtype.newbyteorder("="), requirements=["C", "W"]))

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from mikernels.options import Estimator, make_problem
-from mikernels.statistics.null import null_level
 from mikernels.validation import MIN_SAMPLES
+from pruning.threshold import null_level
 
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 Repair = Literal["none", "bias", "lstsq", "sequential"]

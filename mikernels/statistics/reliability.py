@@ -1,11 +1,11 @@
-"""How reliably pairs are ranked: the matrices of two disjoint halves of the samples, compared.
+"""How reliable a ranking of pairs is, from the matrices of two disjoint halves of the samples.
 
-A ranking of pairs that another draw of tokens would not give again is noise. Two halves say how much of it
-there is at M / 2 samples; the Spearman-Brown formula takes that to any other number of samples,
+A ranking that another draw of samples would not reproduce is noise. Comparing two halves measures the agreement at
+M / 2 samples. The Spearman-Brown formula extrapolates it to k times as many samples,
 
-    r(k) = k r / (1 + (k - 1) r),     k times as many samples,
+    r(k) = k r / (1 + (k - 1) r),
 
-which is exact for product-moment correlations where the variance of the noise falls as 1 / M. For ranks, and for
+which is exact for product-moment correlations if the variance of the noise falls as 1 / M. For ranks, and for
 estimators whose bandwidth shrinks with M, it is an approximation.
 
 Source: C. Spearman, Correlation calculated from faulty data, Br. J. Psychol. 3 (1910),
@@ -19,17 +19,18 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mikernels.api import Options, Samples, mutual_information
+from mikernels.api import Samples, mutual_information
+from mikernels.options import Options
 from mikernels.validation import MIN_SAMPLES, as_samples
 
 
 class Reliability(NamedTuple):
-    """Agreement of the rankings that two draws of samples give, from -1 to 1.
+    """Agreement between the rankings from two draws of samples, from -1 to 1.
 
     Attributes:
         n_samples: M, of both halves together.
         halves: Spearman's correlation over pairs between the halves, each of M / 2 samples.
-        full: what it is to be expected between two draws of M samples.
+        full: the correlation expected between two draws of M samples.
     """
 
     n_samples: int
@@ -38,14 +39,14 @@ class Reliability(NamedTuple):
 
 
 def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliability:
-    """Reliability of the ranking of all pairs of `x [M, N]`.
+    """Measure how reliably the pairs of `x [M, N]` are ranked.
 
     Args:
-        x, options: as for `mutual_information`; `seed` also draws the halves. Of an odd M one sample stays out.
+        x, options: see `mutual_information`; `seed` also draws the halves. If M is odd, one sample is left out.
 
     Raises:
-        TypeError: as `mutual_information`.
-        ValueError: fewer than 16 samples or 3 variables, all pairs alike in a half, or as `mutual_information`.
+        TypeError, ValueError: see `mutual_information`; ValueError for fewer than 16 samples or 3 variables, or if all
+            pairs have the same value in one half.
     """
     xs = as_samples(x, "x", options.get("device"), min_samples=2 * MIN_SAMPLES)
     if xs.shape[1] < 3:
@@ -54,23 +55,23 @@ def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliabilit
     seed = options.get("seed", 0)
     order = torch.randperm(len(xs), generator=torch.Generator().manual_seed(seed)).to(xs.device)
     a = mutual_information(xs[order[:half]], **options)
-    # Another seed: equal values that were ordered alike in both would look like agreement.
+    # Another seed: equal values ranked in the same order in both halves would look like agreement.
     b = mutual_information(xs[order[half : 2 * half]], **(options | {"seed": seed + 1}))
     return reliability_of_halves(a, b, 2 * half)
 
 
 def reliability_of_halves(a: Tensor, b: Tensor, n_samples: int) -> Reliability:
-    """Reliability from the symmetric matrices `a` and `b [N, N]` that the halves of `n_samples` samples gave."""
+    """The reliability, from the symmetric matrices `a` and `b [N, N]` of two halves of `n_samples` samples."""
     row, col = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
     r = _spearman(a[row, col], b[row, col])
     return Reliability(n_samples, r, 2 * r / (1 + r) if r > -1 else -1.0)
 
 
 def samples_for(reliability: Reliability, target: float = 0.9) -> int:
-    """Samples at which two draws are expected to rank the pairs with a correlation of `target`.
+    """The number of samples at which two draws are expected to rank the pairs with a correlation of `target`.
 
     Raises:
-        ValueError: `target` is not between 0 and 1, or the halves share no order to start from.
+        ValueError: `target` is not between 0 and 1, or the rankings of the halves are not positively correlated.
     """
     if not 0 < target < 1:
         raise ValueError(f"target: expected a correlation between 0 and 1, got {target!r}")
@@ -83,7 +84,7 @@ def samples_for(reliability: Reliability, target: float = 0.9) -> int:
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:
-    """Correlation of the ranks of `a [P]` and `b [P]`, equal values sharing their mean rank."""
+    """Spearman's correlation of `a [P]` and `b [P]`; equal values share their mean rank."""
     ranks = torch.stack([_mean_ranks(a), _mean_ranks(b)])
     centred = ranks - ranks.mean(1, keepdim=True)
     norms = centred.norm(dim=1)

@@ -1,4 +1,4 @@
-"""What nats are in other units."""
+"""Mutual information in other units."""
 
 import math
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def bits(mi: Tensor) -> Tensor:
-    """Bits of `mi` nats, of any shape."""
+    """Convert `mi`, in nats and of any shape, to bits."""
     return mi / math.log(2)
 
 
 def information_correlation(mi: Tensor) -> Tensor:
-    """`sqrt(1 - exp(-2 I))` of `mi` nats, of any shape: from 0 to 1, and |rho| for Gaussian variables.
+    """Convert `mi`, in nats and of any shape, to `sqrt(1 - exp(-2 I))`: from 0 to 1, and |rho| for Gaussian variables.
 
     Estimates below 0 count as 0.
 

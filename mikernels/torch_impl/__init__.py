@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from mikernels.method import Method
 from mikernels.options import Precision, Problem
-from mikernels.tiles import Method
 from mikernels.torch_impl.adaptive import Adaptive
 from mikernels.torch_impl.grid import Grid
 from mikernels.torch_impl.kde import Kde

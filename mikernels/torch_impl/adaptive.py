@@ -19,7 +19,7 @@ from mikernels.tables.ladder import (
     rungs,
     takeover,
 )
-from mikernels.tiles import cut
+from mikernels.tiling import cut
 from mikernels.transforms import Variables
 
 STRIP = 2**20

@@ -17,7 +17,7 @@ from torch import Tensor
 from mikernels.options import Problem
 from mikernels.reference import node_shares
 from mikernels.tables.node_shares import entropy, share_table
-from mikernels.tiles import cut
+from mikernels.tiling import cut
 from mikernels.torch_impl.integer import integer_gram
 from mikernels.transforms import Variables
 

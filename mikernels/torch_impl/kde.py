@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mikernels.options import Problem
-from mikernels.tiles import tiles
+from mikernels.tiling import tiles
 from mikernels.transforms import Variables
 
 SAMPLES_PER_LOG = 8

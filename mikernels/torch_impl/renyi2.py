@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mikernels.options import Problem
-from mikernels.tiles import tiles
+from mikernels.tiling import tiles
 from mikernels.transforms import Variables
 
 PAIRS_PER_PRODUCT = 8192

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 import triton
 
+from mikernels.method import Method
 from mikernels.options import Precision, Problem
-from mikernels.tiles import Method
 from mikernels.triton_impl.adaptive import Adaptive
 from mikernels.triton_impl.configs import CHIPS
 from mikernels.triton_impl.grid import Grid

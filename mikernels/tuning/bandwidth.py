@@ -1,10 +1,10 @@
-"""One bandwidth for a layer as a whole, by the likelihood that it gives samples which it has not seen.
+"""One bandwidth for a whole layer, chosen by leave-one-out likelihood.
 
 The density of a pair at sample i from all others, `f_i = 1 / (2 pi h^2 (M - 1)) sum_{j != i} kx_ij ky_ij`, is
-evaluated on a ladder of h; the best has the largest mean of `log f_i` over some pairs and samples. As the margins
-are the same for every pair under the rank transform, what differs is how sharply variables depend on each other:
-where most pairs are nearly independent the choice is near Silverman's. It makes the *density* of typical pairs
-right, not the information of each; `estimator="adaptive"` chooses for each pair.
+evaluated on a ladder of h. The best h has the largest mean of `log f_i` over a sample of pairs and samples. Under the
+rank transform all margins are the same, so the choice reflects how sharply variables depend on each other: if most
+pairs are nearly independent, it is close to Silverman's. It makes the *density* of typical pairs right, not the
+information of each; `estimator="adaptive"` chooses for each pair.
 
 Source: R. P. W. Duin, On the choice of smoothing parameters for Parzen estimators of probability density
 functions, IEEE Trans. Comput. 25 (1976), DOI 10.1109/TC.1976.1674577.
@@ -16,30 +16,30 @@ import torch
 from torch import Tensor
 
 from mikernels.options import Transform, silverman
-from mikernels.tiles import cut
+from mikernels.tiling import cut
 from mikernels.transforms import transform_samples
 from mikernels.validation import check_finite
 
 PAIRS = 32
 QUERIES = 256
-"""Samples of each pair at which its density is evaluated, drawn without replacement."""
+"""Samples at which the density of each pair is evaluated, drawn without replacement."""
 
 RUNGS = tuple(2 ** (-step / 2) for step in range(-1, 7))
-"""Bandwidths in units of Silverman's, from 1.4 down to 1/8: pairs that depend strongly want narrow kernels."""
+"""Bandwidths in units of Silverman's, from 1.4 down to 1/8: strong dependence needs narrow kernels."""
 
 CHUNK_ELEMENTS = 2**21
 
 
 def leave_one_out_bandwidth(x: Tensor, y: Tensor | None, transform: Transform, seed: int) -> float:
-    """The best of a ladder of bandwidths for `kde`, in standard deviations of the transformed variables.
+    """Choose the best of a ladder of bandwidths for `kde`, in standard deviations of the transformed variables.
 
     Args:
-        x, y: `[M, N]` and `[M, K]` samples; pairs are within `x` where there is no `y`.
-        transform: of the estimate.
-        seed: of the 32 pairs and their 256 samples, and of the order of equal values.
+        x, y: `[M, N]` and `[M, K]` samples; without `y`, pairs are within `x`.
+        transform: of the samples, see `mikernels.mutual_information`.
+        seed: for drawing the 32 pairs and their 256 samples, and for the order of equal values.
 
     Raises:
-        ValueError: NaN or infinite values, or a constant variable in every pair that was drawn.
+        ValueError: NaN or infinite values, or every pair drawn holds a constant variable.
     """
     check_finite(x, "x")
     generator = torch.Generator().manual_seed(seed)
@@ -51,23 +51,23 @@ def leave_one_out_bandwidth(x: Tensor, y: Tensor | None, transform: Transform, s
         first, second = (torch.randint(v.shape[1], (PAIRS,), generator=generator) for v in (x, y))
     left = transform_samples(x[:, first.to(x.device)], transform, seed=seed)
     right = transform_samples((x if y is None else y)[:, second.to(x.device)], transform, seed=seed + 1)
-    varied = ~(left.constant | right.constant)
-    if not bool(varied.any()):
+    varying = ~(left.constant | right.constant)
+    if not bool(varying.any()):
         raise ValueError(
-            f"bandwidth: 'loo' expects variables that are not constant, got none in {PAIRS} pairs"
+            f"bandwidth: expected variables that vary for 'loo', got a constant one in each of {PAIRS} pairs"
         )
     query = torch.randperm(len(x), generator=generator)[:QUERIES].to(x.device)
     bandwidths = [factor * silverman(len(x)) for factor in RUNGS]
     likelihood = torch.zeros(len(RUNGS), dtype=torch.float64, device=x.device)
-    for a, b in zip(left.scores()[varied], right.scores()[varied], strict=True):
-        for some in cut(len(query), max(1, CHUNK_ELEMENTS // len(x))):
-            likelihood += _log_densities(a, b, query[some], bandwidths)
+    for a, b in zip(left.scores()[varying], right.scores()[varying], strict=True):
+        for chunk in cut(len(query), max(1, CHUNK_ELEMENTS // len(x))):
+            likelihood += _log_densities(a, b, query[chunk], bandwidths)
     return bandwidths[int(likelihood.argmax())]
 
 
 def _log_densities(x: Tensor, y: Tensor, query: Tensor, bandwidths: list[float]) -> Tensor:
-    """Sum over samples `query [q]` of `log f_i` but for constants, on each bandwidth: float64 `[H]`."""
+    """Sum of `log f_i` over the samples `query [q]`, up to constants, for each bandwidth: float64 `[H]`."""
     square = (x[query, None] - x).square_() + (y[query, None] - y).square_()  # [q, M]
-    square.scatter_(1, query[:, None], math.inf)  # a sample does not vouch for itself
+    square.scatter_(1, query[:, None], math.inf)  # leave the sample itself out
     logs = [torch.logsumexp(square * (-0.5 / h**2), 1).double() - 2 * math.log(h) for h in bandwidths]
     return torch.stack(logs).sum(1)

@@ -1,8 +1,8 @@
-"""From an estimate to nats: the curve that an estimator draws over Gaussian copulas of known information.
+"""Calibrate estimates to nats with Gaussian copulas, whose mutual information is known.
 
-For `(X, Y)` normal with correlation rho, I = -1/2 log(1 - rho^2). The curve takes what an estimator says of
-them on average, at the same M and settings, back to I; what it does to other dependence is to remove the
-bias that they share with it: the offset of independent variables and the smoothing of a ridge.
+For `(X, Y)` normal with correlation rho, I = -1/2 log(1 - rho^2). The curve maps the mean estimate for such
+variables, at the same M and options, to I. For other dependence it removes the bias that they have in common: the
+offset for independent variables and the smoothing of a ridge.
 """
 
 import functools
@@ -11,16 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mikernels.method import run_tiles
 from mikernels.options import Precision, Problem
-from mikernels.tiles import mi_blocks
 from mikernels.transforms import transform_samples
 
 MOST_NATS = 6.5
 POINTS = 41
 LEAST_SLOPE = 0.1
-"""Where an estimate rises by less than this for a nat it has saturated; from there on the curve's slope is 1."""
+"""An estimate that rises by less than this per nat has saturated; beyond that point the slope of the curve is 1."""
 SAMPLES = 2**15
-"""Simulated for each point, 4 to 16 times M."""
+"""Samples simulated for each point; at least 4 and at most 16 draws of M."""
 
 
 class Curve(NamedTuple):
@@ -28,14 +28,14 @@ class Curve(NamedTuple):
 
     Attributes:
         raw: `[P]` estimates, strictly increasing, float64 on the CPU.
-        nats: `[P]` the information that they stand for, the first 0.
+        nats: `[P]` the information that they correspond to, starting at 0.
     """
 
     raw: Tensor
     nats: Tensor
 
     def __call__(self, mi: Tensor) -> Tensor:
-        """Nats for estimates of any shape, dtype and device."""
+        """Map estimates of any shape, dtype and device to nats."""
         raw, nats = self.raw.to(mi.device), self.nats.to(mi.device)
         value = mi.double().contiguous()
         right = torch.searchsorted(raw, value).clamp(1, len(raw) - 1)
@@ -48,9 +48,9 @@ class Curve(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def gaussian_curve(n_samples: int, problem: Problem) -> Curve:
-    """The curve of an estimator at M samples under the rank transform, simulated with a fixed seed.
+    """Simulate the curve of an estimator at M samples under the rank transform, with a fixed seed. Cached.
 
-    The torch implementation draws it on the CPU, in its exact integers where it has them.
+    The torch implementation computes it on the CPU, in exact integers if the estimator has them.
     """
     from mikernels import torch_impl
 
@@ -64,16 +64,16 @@ def gaussian_curve(n_samples: int, problem: Problem) -> Curve:
         x, z = torch.randn(2, n_samples, 1, generator=generator, dtype=torch.float64)
         y = rho * x + rest * z
         left, right = transform_samples(x, "rank", seed=0), transform_samples(y, "rank", seed=1)
-        blocks = mi_blocks(torch_impl.method(problem, precision), left, right, None)
+        blocks = run_tiles(torch_impl.method(problem, precision), left, right, None)
         estimates = torch.cat([mi for _, _, mi in blocks], dim=1)
-        # What the draw's own mean log ratio is off by moves the estimate as much: taken out of both.
+        # The mean log ratio of this draw deviates from I by chance, and the estimate with it: remove that from both.
         chance = (y.square().mean(0) - z.square().mean(0)) / 2
         raw += (estimates[0].double() - chance) / repeats
     return _increasing(raw, nats)
 
 
 def _increasing(raw: Tensor, nats: Tensor) -> Curve:
-    """The points up to where the estimate saturates, without those that noise put below an earlier one."""
+    """Keep the points up to saturation, without those that noise put below an earlier point."""
     kept = [0]
     for i in range(1, len(raw)):
         rise = float(raw[i] - raw[kept[-1]])
@@ -81,7 +81,7 @@ def _increasing(raw: Tensor, nats: Tensor) -> Curve:
             kept.append(i)
     if len(kept) < 2:
         raise ValueError(
-            "calibrate: expected an estimate that grows with the dependence of Gaussian variables, "
-            "got one that does not at this bandwidth and number of samples"
+            "calibrate: expected an estimate that grows with the dependence of Gaussian variables, got one that does "
+            "not; choose another bandwidth or more samples"
         )
     return Curve(raw[kept], nats[kept])

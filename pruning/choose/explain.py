@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mikernels.statistics.null import null_threshold
 from pruning.choose.evidence import Evidence
 from pruning.choose.scores import saliency_of
 from pruning.model.families import FFN
@@ -13,6 +12,7 @@ from pruning.model.surgery import complement
 from pruning.observe.capture import Statistics
 from pruning.repair.separate import predict
 from pruning.settings import Settings
+from pruning.threshold import null_threshold
 
 
 @dataclass(frozen=True)

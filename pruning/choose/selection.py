@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mikernels.statistics.null import null_threshold
 from pruning.choose import sensitivity
 from pruning.choose.budget import allocate, uniform_width
 from pruning.choose.candidates import divergences
@@ -18,6 +17,7 @@ from pruning.model.families import FFN
 from pruning.model.surgery import complement
 from pruning.progress import track
 from pruning.settings import Settings
+from pruning.threshold import null_threshold
 
 
 def select(

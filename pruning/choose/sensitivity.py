@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mikernels.options import Estimator
-from mikernels.statistics.null import null_threshold
 from pruning.choose.evidence import Evidence
 from pruning.model.families import FFN
 from pruning.model.snapshot import restored
 from pruning.model.surgery import complement
 from pruning.observe.divergence import DenseOutputs
 from pruning.repair.separate import prune_separately
+from pruning.threshold import null_threshold
 
 
 def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> list[float]:

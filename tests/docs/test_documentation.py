@@ -86,7 +86,11 @@ def test_modules_accept_their_arguments(command):
     _, _, module, *arguments = shlex.split(command)
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert all(flag in done.stdout for flag in flags), done.stdout

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mikernels import mutual_information, pairs_above, top_pairs
-from mikernels.engine import Settings, _resolve
+from mikernels.engine import choose_implementation
+from mikernels.options import resolve
 from mikernels.tables import ladder as adaptive
 from mikernels.torch_impl import adaptive as implementation
 from mikernels.transforms import transform_samples
@@ -127,9 +128,9 @@ def test_triton_is_symmetric_and_fits_the_smallest_budget(monkeypatch):
 
 def test_a_gpu_gets_the_kernels():
     """Triton's interpreter stands in for any device, so that the choice can be seen without one."""
-    settings = Settings("adaptive", 16, 0.0, "rank", True, "auto", "auto", None, 0, False)
-    assert _resolve(settings, torch.device("cuda")) == ("triton", "int8")
-    assert _resolve(settings, torch.device("cpu")) == ("torch", "int8")
+    options = resolve({"estimator": "adaptive"}, 64)
+    assert choose_implementation(options, torch.device("cuda")) == ("triton", "int8")
+    assert choose_implementation(options, torch.device("cpu")) == ("torch", "int8")
 
 
 def test_refinement_in_one_batch_or_pair_by_pair():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mikernels import mutual_information
-from mikernels.statistics.null import Null, null_distribution, null_level, null_threshold
+from mikernels.statistics.null import Null, null_distribution
 
 from samples import gaussian, off_diagonal
 
@@ -20,7 +20,7 @@ def test_quantile_leaves_the_share_above():
 
 
 def test_too_few_draws_for_a_quantile():
-    with pytest.raises(ValueError, match=r"the quantile 0\.999 expects at least 10000 draws, got 1000"):
+    with pytest.raises(ValueError, match=r"expected at least 10000 draws for the quantile 0\.999, got 1000"):
         NULL.quantile(0.999)
 
 
@@ -92,20 +92,5 @@ def test_impossible_requests():
         null_distribution(100, draws=0)
     with pytest.raises(ValueError, match="estimator: expected one of"):
         null_distribution(100, estimator="ksg")
-
-
-def test_threshold_by_name_is_the_quantile():
-    expected = null_distribution(200, estimator="grid", draws=20_000).quantile(0.99)
-    assert null_threshold("null:0.99", 200, estimator="grid", nodes=16) == expected
-
-
-def test_threshold_takes_the_draws_that_its_quantile_needs():
-    assert len(null_distribution(50, estimator="grid", nodes=8, draws=40_000).values) >= 40_000
-    strict = null_threshold("null:0.9997", 50, estimator="grid", nodes=8)
-    assert strict > null_threshold("null:0.99", 50, estimator="grid", nodes=8)
-
-
-@pytest.mark.parametrize("threshold", ["null", "null:", "null:1", "null:0", "null:nan", "0.5", "median:0.5"])
-def test_thresholds_that_are_none(threshold):
-    with pytest.raises(ValueError, match="threshold: expected nats or 'null:q' with q between 0 and 1"):
-        null_level(threshold)
+    with pytest.raises(ValueError, match="transform: expected 'rank' for a null, got 'standardize'"):
+        null_distribution(100, transform="standardize")

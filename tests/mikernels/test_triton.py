@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mikernels import tiles
+from mikernels import memory
 from mikernels.triton_impl import launch
 from mikernels.triton_impl.configs import CHIPS, configs
 
@@ -117,8 +117,8 @@ def test_smaller_chunks_follow_when_a_gpu_is_full(monkeypatch, small_tiles):
         limit.append(n_bytes)
         return n_bytes < limit[0] / 3
 
-    monkeypatch.setattr(tiles, "can_allocate", can_allocate)
-    monkeypatch.setattr(tiles, "may_run_out", lambda device: True)
+    monkeypatch.setattr(memory, "can_allocate", can_allocate)
+    monkeypatch.setattr(memory, "allocates_eagerly", lambda device: True)
     with pytest.warns(UserWarning, match="GB free: going on with chunks of"):
         assert torch.equal(mutual_information(x, memory_budget=2**20, **keywords), expected)
     assert len(limit) > 1

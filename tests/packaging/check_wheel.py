@@ -50,7 +50,14 @@ model = transformers.AutoModelForCausalLM.from_pretrained("pruned")
 assert model.config.intermediate_size == 32, model.config
 """
 
-PRUNE = ["model", "--out=pruned", "--ratio=0.5", "--sequence-length=32", "--calibration-tokens=1024", "--quiet"]
+PRUNE = [
+    "model",
+    "--out=pruned",
+    "--ratio=0.5",
+    "--sequence-length=32",
+    "--calibration-tokens=1024",
+    "--quiet",
+]
 
 
 def main() -> None:
@@ -59,7 +66,17 @@ def main() -> None:
     torch = parser.parse_args().torch
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, str(CHECKOUT)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            scratch,
+            str(CHECKOUT),
+        ]
         subprocess.run(pip, check=True)
         wheel = next(folder.glob("*.whl"))
         venv.create(folder / "env", with_pip=True)
@@ -68,7 +85,9 @@ def main() -> None:
         def run(*command: str | Path, status: int = 0) -> str:
             done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
             if done.returncode != status:
-                sys.exit(f"{command}: expected status {status}, got {done.returncode}\n{done.stdout}{done.stderr}")
+                sys.exit(
+                    f"{command}: expected status {status}, got {done.returncode}\n{done.stdout}{done.stderr}"
+                )
             return done.stderr
 
         run(python, "-m", "pip", "install", "--quiet", torch, str(wheel))

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import mikernels
-from mikernels.statistics.null import null_threshold
 from pruning import Settings, prune
 from pruning.choose.budget import uniform_width
 from pruning.model.families import find_ffns
 from pruning.settings import Budget, Criterion
+from pruning.threshold import null_threshold
 
 from tiny import assert_unchanged, masked, outputs, state_of, tiny_model
 
