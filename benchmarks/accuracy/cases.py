@@ -22,21 +22,13 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A joint distribution of two variables.
+    """A joint distribution of two variables."""
 
-    Attributes:
-        name: unique; it also seeds the draws.
-        family: the kind of dependence.
-        half: `"tuning"` or `"reported"`.
-        draw: draws n independent samples, two float64 tensors `[n]`.
-        truth: computes the mutual information in nats.
-    """
-
-    name: str
-    family: str
+    name: str  # unique, as it also seeds the draws
+    family: str  # the kind of dependence
     half: Half
-    draw: Callable[[Generator, int], Pair]
-    truth: Callable[[], float]
+    draw: Callable[[Generator, int], Pair]  # n independent samples, two float64 tensors [n]
+    truth: Callable[[], float]  # mutual information in nats
 
     @cached_property
     def mi(self) -> float:
@@ -192,17 +184,8 @@ def _mixture(half: Half, name: str, scale: float, *blobs: tuple[float, float, fl
     return _case("mixture", name, draw_mixture, truths.mixture, half, blobs=blobs, scale=scale)
 
 
-def cube(x: Tensor) -> Tensor:
-    return x**3
-
-
-def identity(x: Tensor) -> Tensor:
-    return x
-
-
-def negative_exp(x: Tensor) -> Tensor:
-    return -torch.exp(-x)
-
+identity = torch.Tensor.clone
+cube = partial(torch.pow, exponent=3)
 
 CASES: tuple[Case, ...] = (
     _gaussian("tuning", rho=0.0),
@@ -215,7 +198,7 @@ CASES: tuple[Case, ...] = (
     _mapped("reported", "independent, cubed and exp", 0.0, cube, torch.exp),
     _mapped("tuning", "cubed", 0.8, cube, cube),
     _mapped("reported", "exp and cubed", 0.5, torch.exp, cube),
-    _mapped("reported", "-exp(-x)", 0.95, identity, negative_exp),
+    _mapped("reported", "-exp(-x)", 0.95, identity, lambda x: -torch.exp(-x)),
     _student("tuning", rho=0.0, nu=1),
     _student("tuning", rho=0.8, nu=3),
     _student("reported", rho=0.0, nu=5),

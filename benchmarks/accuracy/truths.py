@@ -8,6 +8,7 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 LogDensity = Callable[[Tensor, Tensor], Tensor]
+POINTS = 1201  # of a quadrature along each axis
 
 
 def gaussian(rho: float) -> float:
@@ -37,7 +38,7 @@ def additive_uniform(width: float) -> float:
 
 
 def disc() -> float:
-    """The coordinates of a uniform point on a disc: twice the entropy of a semicircle, `log pi - 1/2`, minus `log pi`."""
+    """The coordinates of a uniform point on a disc: twice a semicircle's entropy, `log pi - 1/2`, minus `log pi`."""
     return math.log(math.pi) - 1
 
 
@@ -87,7 +88,7 @@ def normal_noise(mean: Function, scale: Function, points: int = 4001) -> float:
     return entropy - 0.5 * math.log(2 * math.pi * math.e) - float(weight @ width.log())
 
 
-def density(log_density: LogDensity, reach: float, points: int = 1201) -> float:
+def density(log_density: LogDensity, reach: float, points: int = POINTS) -> float:
     """A smooth joint density that vanishes at +-reach, by the trapezoidal rule; it need not be normalized."""
     x = torch.linspace(-reach, reach, points, dtype=torch.float64)
     joint = log_density(x[:, None], x[None, :]).exp()
@@ -96,7 +97,7 @@ def density(log_density: LogDensity, reach: float, points: int = 1201) -> float:
     return float(torch.special.xlogy(joint, ratio.clamp_min(1e-300)).sum())
 
 
-def copula(log_density: LogDensity, points: int = 1201) -> float:
+def copula(log_density: LogDensity, points: int = POINTS) -> float:
     """A copula with log density as a function of (log u, log v), integrated over the normal scores of u and v."""
 
     def of_scores(x: Tensor, y: Tensor) -> Tensor:
@@ -106,16 +107,7 @@ def copula(log_density: LogDensity, points: int = 1201) -> float:
     return density(of_scores, 7.5, points)
 
 
-def clayton_density(theta: float) -> LogDensity:
-    def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
-        powers = torch.logaddexp(-theta * log_u, -theta * log_v)
-        log_sum = powers + torch.log1p(-torch.exp(-powers))
-        return math.log1p(theta) - (1 + theta) * (log_u + log_v) - (2 + 1 / theta) * log_sum
-
-    return log_density
-
-
-def gumbel_density(theta: float) -> LogDensity:
+def gumbel(theta: float, points: int = POINTS) -> float:
     def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
         a, b = -log_u, -log_v
         log_sum = torch.logaddexp(theta * a.log(), theta * b.log())
@@ -123,29 +115,29 @@ def gumbel_density(theta: float) -> LogDensity:
         rest = (2 / theta - 2) * log_sum + torch.log1p((theta - 1) / t)
         return a + b - t + (theta - 1) * (a.log() + b.log()) + rest
 
-    return log_density
+    return copula(log_density, points)
 
 
-def frank_density(theta: float) -> LogDensity:
+def frank(theta: float, points: int = POINTS) -> float:
     def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
         u, v = log_u.exp(), log_v.exp()
         total = -math.expm1(-theta)
         denominator = total - torch.expm1(-theta * u) * torch.expm1(-theta * v)
         return math.log(theta * total) - theta * (u + v) - 2 * denominator.log()
 
-    return log_density
+    return copula(log_density, points)
 
 
-def fgm_density(theta: float) -> LogDensity:
-    """Farlie-Gumbel-Morgenstern, `1 + theta (1 - 2 u) (1 - 2 v)`."""
+def fgm(theta: float, points: int = POINTS) -> float:
+    """Farlie-Gumbel-Morgenstern copula, with density `1 + theta (1 - 2 u) (1 - 2 v)`."""
 
     def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
         return torch.log1p(theta * (1 - 2 * log_u.exp()) * (1 - 2 * log_v.exp()))
 
-    return log_density
+    return copula(log_density, points)
 
 
-def ring_density(noise: float) -> LogDensity:
+def ring(noise: float, points: int = POINTS) -> float:
     """A point on the unit circle plus normal noise: the radius has a Rice distribution."""
 
     def log_density(x: Tensor, y: Tensor) -> Tensor:
@@ -153,10 +145,10 @@ def ring_density(noise: float) -> LogDensity:
         bessel = torch.special.i0e(radius / noise**2).log()
         return bessel - (radius - 1).square() / (2 * noise**2)
 
-    return log_density
+    return density(log_density, 1 + 8 * noise, points)
 
 
-def mixture_density(blobs: tuple[tuple[float, float, float], ...], scale: float) -> LogDensity:
+def mixture(blobs: tuple[tuple[float, float, float], ...], scale: float, points: int = POINTS) -> float:
     """An equal mixture of Gaussians given by (mean x, mean y, correlation), all with standard deviation `scale`."""
 
     def log_density(x: Tensor, y: Tensor) -> Tensor:
@@ -167,24 +159,4 @@ def mixture_density(blobs: tuple[tuple[float, float, float], ...], scale: float)
             logs.append(-0.5 * square - 0.5 * math.log1p(-(rho**2)))
         return torch.stack(torch.broadcast_tensors(*logs)).logsumexp(0)
 
-    return log_density
-
-
-def gumbel(theta: float) -> float:
-    return copula(gumbel_density(theta))
-
-
-def frank(theta: float) -> float:
-    return copula(frank_density(theta))
-
-
-def fgm(theta: float) -> float:
-    return copula(fgm_density(theta))
-
-
-def ring(noise: float) -> float:
-    return density(ring_density(noise), 1 + 8 * noise)
-
-
-def mixture(blobs: tuple[tuple[float, float, float], ...], scale: float) -> float:
-    return density(mixture_density(blobs, scale), 3.5 + 7.5 * scale)
+    return density(log_density, 3.5 + 7.5 * scale, points)

@@ -20,8 +20,7 @@ from benchmarks.record import RESULTS, append, argument_parser, command, row, ti
 
 TESTS_SECONDS = 150
 SANITIZER_SECONDS = 60
-SPEED_SECONDS = 240
-"""No speed measurement starts later than this."""
+SPEED_SECONDS = 240  # no speed measurement starts later than this
 
 
 def run_tests() -> dict[str, Any]:

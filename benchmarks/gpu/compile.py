@@ -94,15 +94,15 @@ FLOAT_POINTERS = {"p_score", "p_sum", "p_out", "p_kernel", "p_scale"}
 INTEGER_POINTERS = {"p_rank", "p_counts"}
 """Types of arguments; all others are int32, or pointers to operand elements."""
 
+FORMAT = "{:8}{:24}{:6}{:>4} {:16}{:>6}{:>7}{:>10}{:>7}{:>8} "  # of a printed line
+
 
 class Case(NamedTuple):
     kernel: str
     chip: str
     precision: Precision
-    config: Config | None
-    """None for a kernel that prepares operands."""
-    block_nodes: int = 0
-    """S of `grid`; 0 for other kernels."""
+    config: Config | None  # None for a kernel that prepares operands
+    block_nodes: int = 0  # S of `grid`; 0 for other kernels
 
 
 def cases(chips: list[str]) -> list[Case]:
@@ -224,23 +224,28 @@ def main() -> int:
     versions = {"triton": triton.__version__}
     rows, failed = [], 0
     print(f"triton {triton.__version__}")
-    print(
-        f"{'chip':8}{'kernel':24}{'dtype':6}{'S':>4} {'M x N x K bytes':16}{'warps':>6}{'stages':>7}", end=""
+    head = (
+        "chip",
+        "kernel",
+        "dtype",
+        "S",
+        "M x N x K bytes",
+        "warps",
+        "stages",
+        "registers",
+        "spills",
+        "shared",
     )
-    print(f"{'registers':>10}{'spills':>7}{'shared':>8}  matrix instructions")
+    print(FORMAT.format(*head), "matrix instructions")
     for case in cases(args.chips):
         found = inspect(compile_case(case), case)
         problems = faults(found, case)
         failed += bool(problems)
         c = case.config
         tile = f"{c.block_m} x {c.block_n} x {c.bytes_k}" if c else "-"
-        print(
-            f"{case.chip:8}{case.kernel:24}{case.precision:6}{case.block_nodes:>4} "
-            f"{tile:16}{c.warps if c else 4:>6}{c.stages if c else '-':>7}"
-            f"{found['registers']:>10}{found['spills']:>7}{found['shared_bytes']:>8}  "
-            f"{found['matrix_instructions']} {'; '.join(problems)}",
-            flush=True,
-        )
+        cells = case.chip, case.kernel, case.precision, case.block_nodes, tile, c.warps if c else 4
+        cells += c.stages if c else "-", found["registers"], found["spills"], found["shared_bytes"]
+        print(FORMAT.format(*cells), found["matrix_instructions"], "; ".join(problems), flush=True)
         described = case._asdict() | {"config": c._asdict() if c else None}
         rows.append(row("compile", rerun, described, found | {"faults": problems}, versions))
     if not args.no_record:

@@ -18,25 +18,19 @@ from mikernels.triton_impl.configs import CHIPS, ITEMSIZE, configs
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak rates of a chip, per second.
+    """Peak rates of a chip, per second, from its data sheet.
 
-    Attributes:
-        family: key of `mikernels.triton_impl.configs`.
-        matrix: dense tensor-core operations by operand, from the data sheet; float32 operands take three products
-            in TF32 (AMD: the float32 matrix rate).
-        memory: bytes from device memory, from the data sheet.
-        l2: bytes from L2 to the multiprocessors, from published microbenchmarks; accurate to about 20 %.
-        special: exponentials or logarithms, 16 per clock and multiprocessor at the boost clock.
-        algebra: operations of products and factorizations in the vendor's libraries, from the data sheet: on each of
-            these chips float32 without TF32 and float64 on the tensor cores have the same peak.
+    Float32 operands of `matrix` take three products in TF32 (AMD: the float32 matrix rate). `l2` is from published
+    microbenchmarks, accurate to about 20 %. `algebra` is the peak of float32 without TF32 and of float64 on the tensor
+    cores, which are the same on each of these chips.
     """
 
-    family: str
-    matrix: dict[str, float]
-    memory: float
-    l2: float
-    special: float
-    algebra: float
+    family: str  # key of `mikernels.triton_impl.configs`
+    matrix: dict[str, float]  # dense tensor-core operations, by operand
+    memory: float  # bytes from device memory
+    l2: float  # bytes from L2 to the multiprocessors
+    special: float  # exponentials or logarithms, 16 per clock and multiprocessor at the boost clock
+    algebra: float  # operations of products and factorizations in the vendor's libraries
 
 
 HOPPER = {"fp16": 989e12, "int8": 1979e12, "fp8": 1979e12, "fp32": 495e12 / 3}
@@ -124,17 +118,10 @@ MODELS = {
     "Llama-3-70B": Model(80, 28672, 8192, 70.6e9),
     "Llama-3.1-405B": Model(126, 53248, 16384, 405.9e9),
 }
-RATIO = 0.2
-"""Share of neurons that is dropped."""
-
-SAMPLES = 4096
-"""M of the MI estimate."""
-
-TOKENS_PER_NEURON = 4
-"""Calibration tokens per kept neuron, as least squares requires."""
-
-DISK = 2e9
-"""Bytes per second written by a good solid-state disk."""
+RATIO = 0.2  # share of neurons that is dropped
+SAMPLES = 4096  # M of the MI estimate
+TOKENS_PER_NEURON = 4  # calibration tokens per kept neuron, as least squares requires
+DISK = 2e9  # bytes per second written by a good solid-state disk
 
 
 def stages(model: Model, chip: str) -> dict[str, float]:
@@ -171,27 +158,30 @@ def main() -> None:
     parser = argument_parser("benchmarks.gpu.cost", __doc__)
     parser.add_argument("--N", type=int, default=11008)
     args = parser.parse_args()
+    from benchmarks.tables import table  # tabulate is not needed on the GPU machine
+
     print(f"Predicted floors in ms, with the limiting resource; N = {args.N}\n")
-    print(f"{'estimator':10}{'M':>6} {'dtype':6}" + "".join(f"{name:>28}" for name in CHIP))
+    lines = []
     for estimator, m in (("grid", 4096), ("kde", 1024), ("renyi2", 1024)):
         for precision in ITEMSIZE:
             if precision == "int8" and estimator != "grid":
                 continue
-            cells = []
-            for name, chip in CHIP.items():
-                if precision in CHIPS[chip.family]:
-                    seconds, binding = floor(estimator, args.N, m, precision, name)
-                    cells.append(f"{seconds * 1e3:.1f} ({binding})")
-                else:
-                    cells.append("-")
-            print(f"{estimator:10}{m:>6} {precision:6}" + "".join(f"{cell:>28}" for cell in cells))
+            floors = {
+                name: floor(estimator, args.N, m, precision, name)
+                for name, chip in CHIP.items()
+                if precision in CHIPS[chip.family]
+            }
+            cells = [
+                f"{floors[c][0] * 1e3:.1f} ({floors[c][1]})" if c in floors else "-" for c in CHIP
+            ]
+            lines.append([estimator, str(m), precision, *cells])
+    print(table(["estimator", "M", "dtype", *CHIP], lines))
     print(
         f"\nPredicted floors in seconds of pruning {RATIO:.0%} of the neurons: grid, 16 nodes, int8, M = {SAMPLES}\n"
     )
-    for name in CHIP:
-        for model, shape in MODELS.items():
-            cells = [f"{stage} {seconds:.1f}" for stage, seconds in stages(shape, name).items()]
-            print(f"{name:8}{model:16}" + "".join(f"{cell:>16}" for cell in cells))
+    by_stage = {(chip, model): stages(MODELS[model], chip) for chip in CHIP for model in MODELS}
+    lines = [[*key, *(f"{seconds:.1f}" for seconds in found.values())] for key, found in by_stage.items()]
+    print(table(["chip", "model", *stages(MODELS["Llama-2-7B"], "H100")], lines))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ from benchmarks.record import Row
 from benchmarks.tables import table
 
 RESAMPLES = 1000
-CASE_SAMPLES = 2000
-"""M at which single cases are shown."""
-
+CASE_SAMPLES = 2000  # M at which single cases are shown
 HALVES = ("tuning", "reported")
 SUMMARY = {
     "adaptive": "adaptive",
@@ -55,8 +53,7 @@ class Errors(NamedTuple):
         return Errors(*(array[self.halves == half] for array in self))
 
 
-Table = dict[tuple[str, int], Errors]
-"""By estimator and M."""
+Table = dict[tuple[str, int], Errors]  # by estimator and M
 
 
 def publish(path: Path, out: Path) -> None:

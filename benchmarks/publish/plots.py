@@ -110,7 +110,7 @@ def write_beside(
 def write_right(
     axes: Axes, texts: Sequence[str], y: Sequence[float], colors: Sequence[str], gap: float = 0.05
 ) -> None:
-    """Write texts right of the axes at heights `y`, moved apart where they would overlap, with a line to their height."""
+    """Write texts right of the axes at heights `y`, moved apart where they would overlap, each with a line to its y."""
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = np.array([to_axes.transform((axes.get_xlim()[1], value))[1] for value in y])
     order = np.argsort(heights)

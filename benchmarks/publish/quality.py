@@ -14,9 +14,7 @@ from benchmarks.quality.scores import Score, Sheet, sheets
 from benchmarks.quality.tasks import PROTOCOLS
 from benchmarks.tables import duration, percent, table
 
-REFERENCE = "flap, lstsq"
-"""The method that others are paired with."""
-
+REFERENCE = "flap, lstsq"  # the method that others are paired with
 SUMMARY_PROTOCOLS = ("8x512", "dev", "python")
 MEASURE = "python -m benchmarks.quality --data DIR --full"
 

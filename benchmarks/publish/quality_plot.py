@@ -20,8 +20,7 @@ WORST = {"perplexity": 6.0, "spearman": 0.15}
 """Where lines leave the plot: a multiple of the perplexity of the dense model, or a loss of correlation."""
 
 TITLES = {"perplexity": "perplexity", "spearman": "Spearman correlation"}
-TICKS = [t * 10**e for e in range(5) for t in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
-"""Of perplexity."""
+TICKS = [t * 10**e for e in range(5) for t in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]  # of perplexity
 
 
 class End(NamedTuple):

@@ -14,32 +14,24 @@ from benchmarks.record import Row
 from benchmarks.reliability import TARGET
 from benchmarks.tables import duration, table
 
-PREDICTED_FROM = (512, 2048)
-"""Tokens of a matrix from which `samples_for` predicts."""
+PREDICTED_FROM = (512, 2048)  # tokens of a matrix from which `samples_for` predicts
 
 
 class Curve:
-    """One estimator at the sizes that were measured on all layers: arrays `[layers, sizes]`.
-
-    Attributes:
-        tokens: of one matrix.
-        agreement: Spearman correlation of two matrices.
-        seconds: of one matrix, the median over the layers.
-        predicted: tokens at which `samples_for` expects an agreement of `TARGET`.
-    """
+    """One estimator at the sizes that were measured on all layers: arrays `[layers, sizes]`."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         results = {(r["case"]["layer"], r["case"]["M"]): r["result"] for r in rows}
         self.layers = sorted({layer for layer, _ in results})
         measured = [m for m in sorted({m for _, m in results}) if all((i, m) in results for i in self.layers)]
-        self.tokens = [m // 2 for m in measured]
+        self.tokens = [m // 2 for m in measured]  # of one matrix
 
         def values(key: str) -> np.ndarray:
             return np.array([[results[layer, m][key] for m in measured] for layer in self.layers])
 
-        self.agreement = values("halves")
-        self.seconds = np.median(values("seconds_of_a_half"), axis=0)
-        self.predicted = values("tokens_for_target")
+        self.agreement = values("halves")  # Spearman correlation of two matrices
+        self.seconds = np.median(values("seconds_of_a_half"), axis=0)  # of one matrix
+        self.predicted = values("tokens_for_target")  # by `samples_for`
 
     def reached(self, i: int) -> str:
         """Tokens at which the layer of index i reaches `TARGET`, interpolated; or a bound outside the range."""
@@ -59,8 +51,8 @@ def publish(path: Path, out: Path) -> None:
     sections = [
         f"How well do two disjoint sets of tokens agree on the ranking of pairs? All pairs of {case['N']} neurons of "
         f"{case['model']}, layers {layers}, on tokens of {case['text']}. Agreement is the Spearman correlation over "
-        "pairs between the matrices of the two sets. `linear` is the squared correlation of normal scores. Matrices that "
-        f"would take more than about {case['cap']:.0f} s were too slow to measure.",
+        "pairs between the matrices of the two sets. `linear` is the squared correlation of normal scores. Matrices "
+        f"that would take more than about {case['cap']:.0f} s were too slow to measure.",
         conditions(rows),
         "## Agreement by number of tokens",
         "Mean over the layers (range), and the time of one matrix.",

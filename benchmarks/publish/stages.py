@@ -13,14 +13,10 @@ from benchmarks.publish.plots import INK, save
 from benchmarks.record import Row, load
 from benchmarks.tables import duration, percent, table
 
-Seconds = Mapping[str, float]
-"""By stage."""
-
+Seconds = Mapping[str, float]  # by stage
 CHIP = "H100"
 STAGE_COLORS = ("#1f5fa8", "#2a8f82", "#b9772c", "#7a5aa6", "#7d828b", "#a8505f")
-ROOM_FOR_TEXT = 0.06
-"""Share of a bar that fits a time."""
-
+ROOM_FOR_TEXT = 0.06  # share of a bar that fits a time
 PREDICTION = (
     f"Lower bounds from the data sheet of one {CHIP}, assuming that the weights fit on it and that "
     f"{percent(cost.RATIO)} of the neurons are dropped. N is the number of neurons of a layer, K of them are kept, and "

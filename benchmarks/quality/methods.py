@@ -13,37 +13,25 @@ from pruning.model.families import find_ffns
 from pruning.settings import Settings
 
 GROUPS = ("no repair", "own repair", "least squares", "sequential", "refined")
-SLOW_TOKENS = 32 * 512
-"""Calibration tokens of methods that would be too slow on all of them."""
+SLOW_TOKENS = 32 * 512  # calibration tokens of methods that would be too slow on all of them
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to prune.
+    """A way to prune."""
 
-    Attributes:
-        name: in rows and on the command line.
-        label: in tables, within the group.
-        group: how the loss is repaired.
-        settings: for `pruning.prune`, without the ratio.
-        rival: key of `RIVALS`; None for our methods.
-        refit: take only the rival's choice of neurons, and repair with `settings`.
-        tokens: maximum number of calibration tokens.
-        more: the repair sees more of the text (`Task.more`), while the choice is made on the usual windows.
-        notable: shown in the plot and in the summary.
-    """
-
-    name: str
-    label: str
-    group: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    rival: str | None = None
-    refit: bool = False
-    tokens: int | None = None
-    more: bool = False
+    name: str  # in rows and on the command line
+    label: str  # in tables, within the group
+    group: str  # how the loss is repaired
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of `pruning.Settings`, without the ratio
+    rival: str | None = None  # key of `RIVALS`
+    refit: bool = False  # take only the rival's choice of neurons, and repair with `settings`
+    tokens: int | None = None  # maximum number of calibration tokens
+    more: bool = False  # the repair sees `Task.more`, while the choice is made on the usual windows
 
     @property
     def notable(self) -> bool:
+        """Whether it is shown in the plot and in the summary."""
         return self.name in NOTABLE
 
     def windows(self, calibration: Tensor) -> Tensor:

@@ -26,27 +26,19 @@ from pruning.model.surgery import prune_ffn, update_config
 from pruning.observe.capture import evaluation_mode
 from pruning.repair.closed_form import Projection
 
-BATCH = 4
-"""Windows per forward pass, where the rival does not prescribe it."""
+BATCH = 4  # windows per forward pass, where the rival does not prescribe it
 
 Run = Callable[[PreTrainedModel, Tensor, int], None]
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A pruning method of another package.
+    """A pruning method of another package."""
 
-    Attributes:
-        package: the distribution that must be installed.
-        run: prunes every FFN of the model in place, given windows of tokens `[n, L]` and the number of neurons to keep.
-        gated: supports gated FFNs only.
-        causal: supports causal language models only.
-    """
-
-    package: str
-    run: Run
-    gated: bool = False
-    causal: bool = False
+    package: str  # the distribution that must be installed
+    run: Run  # prune every FFN in place, given windows [n, L] and the number of neurons to keep
+    gated: bool = False  # supports gated FFNs only
+    causal: bool = False  # supports causal language models only
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""

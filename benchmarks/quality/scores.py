@@ -9,22 +9,18 @@ import numpy as np
 from benchmarks.quality.measure import DENSE
 from benchmarks.record import Row, load
 
-Key = tuple[str, float]
-"""Method and ratio; the dense model is `(DENSE, 0.0)`."""
+Key = tuple[str, float]  # method and ratio; the dense model is `(DENSE, 0.0)`
 
 
 class Score(NamedTuple):
     """The quality of one pruned model by one protocol.
 
-    Attributes:
-        measure: `"perplexity"` or `"spearman"`.
-        value: over all test data.
-        samples: `[n]`, the mean negative log-likelihood of each window in nats, or the correlation with each group of
-            pairs left out.
+    `samples [n]` are the mean negative log-likelihood of each window in nats, or the correlation with each group of
+    pairs left out.
     """
 
-    measure: str
-    value: float
+    measure: str  # "perplexity" or "spearman"
+    value: float  # over all test data
     samples: np.ndarray
 
     def against(self, other: "Score") -> tuple[float, float]:

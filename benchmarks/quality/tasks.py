@@ -19,12 +19,9 @@ from pruning.report.evaluate import perplexity
 CALIBRATION_SHARE = 0.88
 """Share of the windows of the validation text. The rest is for choosing hyperparameters and is never read here."""
 
-MORE = 3
-"""Factor on the calibration windows for repairs that benefit from more text."""
-
+MORE = 3  # factor on the calibration windows for repairs that benefit from more text
 BATCH_TOKENS = 2048
-GROUPS = 50
-"""Groups of sentence pairs for the jackknife."""
+GROUPS = 50  # groups of sentence pairs for the jackknife
 
 
 @dataclass(frozen=True)
@@ -61,21 +58,13 @@ PROTOCOLS = {
 
 
 class Task(Protocol):
-    """Calibration windows and an evaluation.
+    """Calibration windows and an evaluation."""
 
-    Attributes:
-        name: of the data set.
-        measure: `"perplexity"` or `"spearman"`.
-        calibration: windows of tokens `[n, L]`, evenly spaced over the calibration text.
-        more: up to `MORE` times as many windows.
-        source: where the calibration windows come from, as stored in rows.
-    """
-
-    name: str
-    measure: str
-    calibration: Tensor
-    more: Tensor
-    source: str
+    name: str  # of the data set
+    measure: str  # "perplexity" or "spearman"
+    calibration: Tensor  # windows of tokens [n, L], evenly spaced over the calibration text
+    more: Tensor  # up to `MORE` times as many windows
+    source: str  # where the windows come from, as stored in rows
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, Any]: ...
 

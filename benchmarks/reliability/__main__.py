@@ -40,8 +40,7 @@ def linear(x: Tensor, *, seed: int) -> Tensor:
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     name: partial(mutual_information, estimator=name) for name in ("grid", "adaptive", "kde", "renyi2")
 } | {"linear": linear}
-QUADRATIC = ("kde", "renyi2")
-"""Estimators whose time grows as M^2."""
+QUADRATIC = ("kde", "renyi2")  # estimators whose time grows as M^2
 
 
 def activations(

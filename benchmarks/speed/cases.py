@@ -5,24 +5,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: the mutual information of every pair among N variables, from M samples.
-
-    Attributes:
-        N, M: numbers of variables and samples.
-        estimator: of `mikernels`, or the estimator of another package ("ksg", "b-spline", "full-kde").
-        nodes: G of `grid`, and the bins of B-splines.
-        precision: of the arithmetic, "int8", "fp32" or "fp64"; "auto" where an estimator has only one.
-        device: "cpu" or "cuda".
-        seed: of the samples.
-    """
+    """One problem: the mutual information of every pair among N variables, from M samples."""
 
     N: int
     M: int
-    estimator: str = "grid"
-    nodes: int = 16
-    precision: str = "int8"
+    estimator: str = "grid"  # of mikernels, or that of another package: "ksg", "b-spline", "full-kde"
+    nodes: int = 16  # G of `grid`, and the bins of B-splines
+    precision: str = "int8"  # of the arithmetic: "int8", "fp32", "fp64"; "auto" if there is only one
     device: str = "cpu"
-    seed: int = 0
+    seed: int = 0  # of the samples
 
     @property
     def id(self) -> str:

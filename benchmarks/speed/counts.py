@@ -22,8 +22,7 @@ from mikernels.tiles import cut
 from mikernels.torch_impl.adaptive import STRIP, counts_of
 from mikernels.torch_impl.integer import integer_gram
 
-TILE = 32
-"""Variables along a tile of the product, whose counts take 4 bytes each."""
+TILE = 32  # variables along a tile of the product, whose counts take 4 bytes each
 
 
 def many_at_once(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterator[Tensor]:

@@ -8,11 +8,8 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.samples import true_mi
 from mikernels import mutual_information
 
-COLUMNS = 32
-"""Number of variables whose pairs are compared."""
-
-REFERENCE_FLOATS = 2**27
-"""Size of one temporary of the float64 references, which allocate a few: 1 GiB each."""
+COLUMNS = 32  # number of variables whose pairs are compared
+REFERENCE_FLOATS = 2**27  # size of one temporary of the float64 references, which allocate a few: 1 GiB each
 
 
 def references(x: Tensor, case: Case, estimators: set[str]) -> dict[str, Tensor]:

@@ -22,8 +22,7 @@ from benchmarks.speed.samples import gated_activations
 from mikernels import mutual_information
 
 MATMUL_SIZE = 2048
-COMPARED = 32
-"""Neurons whose pairs are compared with the reference."""
+COMPARED = 32  # neurons whose pairs are compared with the reference
 
 
 def speed(n_variables: int, n_samples: int, nodes: int, repeats: int, seed: int) -> dict[str, object]:

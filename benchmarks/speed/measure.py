@@ -20,26 +20,17 @@ from benchmarks.speed.rates import copy_rate, matmul_rate
 from benchmarks.speed.samples import samples
 from benchmarks.speed.variants import VARIANTS
 
-ESTIMATORS = {"grid", "kde", "renyi2"}
-"""Those of mikernels whose float64 reference takes seconds."""
-
-UNLIMITED = 1e9
-"""Seconds of an `Effort` that runs every turn."""
+ESTIMATORS = {"grid", "kde", "renyi2"}  # those of mikernels whose float64 reference takes seconds
+UNLIMITED = 1e9  # seconds of an `Effort` that runs every turn
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """How long to measure."""
 
-    Attributes:
-        turns: maximum number of timed calls of each variant, after one warm-up call.
-        seconds: for all turns of a variant. If the warm-up call takes longer, it counts as the only turn.
-        cap: within a series, skip calls that are expected to take more seconds than this.
-    """
-
-    turns: int = 5
-    seconds: float = 8.0
-    cap: float = 60.0
+    turns: int = 5  # maximum number of timed calls of each variant, after a warm-up call
+    seconds: float = 8.0  # for all turns of a variant; a warm-up call that takes longer is the only turn
+    cap: float = 60.0  # within a series, skip calls that are expected to take more seconds
 
 
 def series_rows(series: Series, effort: Effort) -> list[Row]:

@@ -8,8 +8,7 @@ from benchmarks.record import timed
 from mikernels.torch_impl.integer import has_fast_int8
 
 SIZE = {"cpu": 2048, "cuda": 8192}
-SECONDS = 0.1
-"""Each rate is measured for this long."""
+SECONDS = 0.1  # each rate is measured for this long
 
 
 def matmul_rate(precision: str, device: str) -> float:

@@ -16,30 +16,18 @@ from mikernels import mutual_information
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute the mutual information of all pairs.
+    """One way to compute the mutual information of all pairs."""
 
-    Attributes:
-        name: in rows and on the command line.
-        label: in plots and tables; estimator and precision are added to those of mikernels.
-        run: maps `[M, n]` and the case to `[n, n]` nats.
-        settings: fields of the case that this variant overrides, so that the case says what is really computed.
-        ours: takes raw samples, while peers get precomputed normal scores; its operations are known.
-        package, module: the distribution that must be installed, and the module that it provides.
-        program: an executable that must exist as well.
-        columns: time only the pairs among this many columns, for variants that work pair by pair.
-        workspace: bytes that a case needs, for variants that could fill the memory.
-    """
-
-    name: str
-    label: str
-    run: Callable[..., Tensor]
-    settings: Mapping[str, str] = field(default_factory=dict)
-    ours: bool = False
-    package: str | None = None
-    module: str | None = None
-    program: str | None = None
-    columns: int | None = None
-    workspace: Callable[[Case], float] = lambda case: 0.0
+    name: str  # in rows and on the command line
+    label: str  # in plots and tables; estimator and precision are added to those of mikernels
+    run: Callable[..., Tensor]  # maps [M, n] and the case to [n, n] nats
+    settings: Mapping[str, str] = field(default_factory=dict)  # fields of the case that it overrides
+    ours: bool = False  # takes raw samples, where peers get precomputed normal scores; its FLOPs are known
+    package: str | None = None  # the distribution that must be installed ...
+    module: str | None = None  # ... for this module
+    program: str | None = None  # an executable that must exist as well
+    columns: int | None = None  # time only the pairs among so many columns: it works pair by pair
+    workspace: Callable[[Case], float] = lambda case: 0.0  # bytes, if it could fill the memory
 
     def missing(self) -> str | None:
         """Why this variant cannot run here, or None."""
@@ -85,9 +73,7 @@ def _pair_by_pair(
     return Variant(name, label, run, settings, package=package, module=module, columns=TIMED_COLUMNS)
 
 
-TIMED_COLUMNS = 10
-"""All 45 pairs of these columns are timed where the time of all pairs is extrapolated."""
-
+TIMED_COLUMNS = 10  # all 45 pairs of these columns are timed where the time of all pairs is extrapolated
 KDE = {"estimator": "kde", "precision": "fp32"}
 KSG = {"estimator": "ksg", "precision": "fp64"}
 FULL_KDE = {"estimator": "full-kde", "precision": "fp64"}
