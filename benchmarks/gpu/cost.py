@@ -171,9 +171,7 @@ def main() -> None:
                 for name, chip in CHIP.items()
                 if precision in CHIPS[chip.family]
             }
-            cells = [
-                f"{floors[c][0] * 1e3:.1f} ({floors[c][1]})" if c in floors else "-" for c in CHIP
-            ]
+            cells = [f"{floors[c][0] * 1e3:.1f} ({floors[c][1]})" if c in floors else "-" for c in CHIP]
             lines.append([estimator, str(m), precision, *cells])
     print(table(["estimator", "M", "dtype", *CHIP], lines))
     print(

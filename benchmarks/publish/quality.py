@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.publish import quality_plot
 from benchmarks.publish.page import conditions, write_page
 from benchmarks.publish.plots import save
 from benchmarks.quality.measure import DENSE
-from benchmarks.quality.methods import GROUPS, METHODS, Method
+from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, REPAIRS, Method
 from benchmarks.quality.scores import Score, Sheet, sheets
 from benchmarks.quality.tasks import PROTOCOLS
 from benchmarks.tables import duration, percent, table
 
 REFERENCE = "flap, lstsq"  # the method that others are paired with
 SUMMARY_PROTOCOLS = ("8x512", "dev", "python")
+SPREAD_RATIO = 0.2
 MEASURE = "python -m benchmarks.quality --data DIR --full"
 
 
@@ -37,7 +40,14 @@ def publish(path: Path, out: Path) -> None:
                 f"## {sheet.model}, {sheet.protocol}: notable methods",
                 quality_table(sheet, methods),
             ]
-    sections.append("# All methods")
+    sections += [
+        "# Spread over criteria",
+        f"How much the choice of the criterion matters at {percent(SPREAD_RATIO)}, by repair: the standard deviation "
+        "over the criteria of the logarithm of perplexity (for encoders, of the correlation), and the ratio of the "
+        "largest to the smallest perplexity.",
+        spread_table(found),
+        "# All methods",
+    ]
     for sheet in found:
         methods = measured(sheet)
         error = (
@@ -87,8 +97,10 @@ def quality_table(sheet: Sheet, methods: Sequence[Method], *, details: bool = Fa
         if of_group:
             lines.append([f"*{group}*", *[""] * len(sheet.ratios), ""])
         for method in of_group:
-            time = duration(seconds(sheet, method.name))
-            lines.append([label(sheet, method), *(cell(method.name, r) for r in sheet.ratios), time])
+            time = np.median([sum(r["result"]["seconds"].values()) for r in sheet.of(method.name)])
+            lines.append(
+                [label(sheet, method), *(cell(method.name, r) for r in sheet.ratios), duration(time)]
+            )
     head = ["", *map(percent, sheet.ratios), "pruning takes"]
     width = len(head) if details else len(head) - 1
     return table(head[:width], [line[:width] for line in lines])
@@ -103,6 +115,22 @@ def reference_table(sheet: Sheet, methods: Sequence[Method]) -> str:
         if any(cells) and method.name != REFERENCE:
             lines.append([full_label(sheet, method), *cells])
     return table(["", *map(percent, sheet.ratios)], lines)
+
+
+def spread_table(found: Sequence[Sheet]) -> str:
+    """For every repair that several criteria share, the spread over the criteria; small models first."""
+    lines = []
+    for sheet in sorted(found, key=lambda s: s.last["case"]["parameters"]):
+        for repair, group in REPAIRS.items():
+            keys = [(f"{criterion}, {repair}", SPREAD_RATIO) for criterion in CRITERIA]
+            values = np.array([sheet.scores[key].value for key in keys if key in sheet.scores])
+            if len(values) < 2:
+                continue
+            perplexity = sheet.measure == "perplexity"
+            deviation = (np.log(values) if perplexity else values).std(ddof=1)
+            factor = f"{values.max() / values.min():,.3g}" if perplexity else ""
+            lines.append([sheet.model, sheet.protocol, group, str(len(values)), f"{deviation:.3f}", factor])
+    return table(["", "protocol", "repair", "criteria", "deviation", "largest / smallest"], lines)
 
 
 def label(sheet: Sheet, method: Method) -> str:
@@ -122,12 +150,6 @@ def common_calibration(sheet: Sheet) -> dict[str, Any]:
     """The calibration of most rows."""
     given = [r["case"]["calibration"] for r in sheet.rows.values() if "calibration" in r["case"]]
     return max(given, key=lambda c: sum(other["windows"] == c["windows"] for other in given))
-
-
-def seconds(sheet: Sheet, method: str) -> float:
-    """Time to prune, the median over the ratios."""
-    totals = sorted(sum(r["result"]["seconds"].values()) for r in sheet.of(method))
-    return (totals[len(totals) // 2] + totals[(len(totals) - 1) // 2]) / 2
 
 
 def value(score: Score) -> str:

@@ -1,6 +1,6 @@
 """Quality of pruned models: the methods of `pruning` and of other packages.
 
-`python -m benchmarks.quality` measures, `python -m benchmarks.quality.spread` shows how much the choice of the
-criterion matters, `python -m benchmarks.quality.budgets` compares layer statistics for budgets. `methods` and `tasks`
-define what is compared and on what; `calibrated` is the only module that knows how a method is run.
+`python -m benchmarks.quality` measures, `python -m benchmarks.quality.budgets` compares layer statistics for budgets.
+`methods` and `tasks` define what is compared and on what; `calibrated` is the only module that knows how a method is
+run.
 """

@@ -1,8 +1,10 @@
-"""Other packages' pruning, on tiny models; each is skipped where its package is not installed."""
+"""Pruning by other packages, on tiny models."""
 
 import pytest
 import torch
 
+from benchmarks.quality.calibrated import Calibrated
+from benchmarks.quality.methods import METHODS
 from benchmarks.quality.rivals import RIVALS
 from pruning.model.families import find_ffns
 
@@ -15,8 +17,7 @@ N_KEEP = 27
 @pytest.fixture(params=RIVALS)
 def rival(request):
     rival = RIVALS[request.param]
-    if reason := rival.missing():
-        pytest.skip(reason)
+    assert rival.missing() is None
     return rival
 
 
@@ -24,7 +25,7 @@ def rival(request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_ffn_keeps_as_many_neurons(rival, family, dtype):
     model, dense = (tiny_model(family).to(dtype) for _ in range(2))
-    if reason := rival.unfit(model):
+    if reason := rival.obstacle(model):
         with pytest.raises(ValueError, match=reason):
             rival.prune(model, WINDOWS, N_KEEP)
         return
@@ -42,7 +43,7 @@ def test_every_ffn_keeps_as_many_neurons(rival, family, dtype):
     assert outputs(model, WINDOWS).isfinite().all()
 
 
-def test_all_but_the_ffns_is_untouched(rival):
+def test_parameters_outside_the_ffns_are_untouched(rival):
     model, dense = tiny_model("Llama"), tiny_model("Llama")
     rival.prune(model, WINDOWS, N_KEEP)
     before = dict(dense.named_parameters())
@@ -55,8 +56,6 @@ def test_all_but_the_ffns_is_untouched(rival):
 
 def test_osscar_is_no_worse_than_cutting_its_neurons_out():
     rival = RIVALS["fmchisel-osscar"]
-    if reason := rival.missing():
-        pytest.skip(reason)
     model, cut, dense = (tiny_model("Llama", num_hidden_layers=1) for _ in range(3))
     (kept,) = rival.prune(model, WINDOWS, N_KEEP)
     dropped = torch.ones(find_ffns(dense)[0].width, dtype=torch.bool).index_fill(0, kept, False)
@@ -71,6 +70,15 @@ def test_osscar_is_no_worse_than_cutting_its_neurons_out():
 
 
 @pytest.mark.parametrize("n_keep", [0, 40])
-def test_a_width_that_is_none_is_refused(rival, n_keep):
+def test_widths_out_of_range_are_refused(rival, n_keep):
     with pytest.raises(ValueError, match="n_keep: expected 1 to 39"):
         rival.prune(tiny_model("Llama"), WINDOWS, n_keep)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_refitting_keeps_the_neurons_of_the_rival(name):
+    calibrated = Calibrated(tiny_model("Llama"), WINDOWS)
+    models = [calibrated.prune(METHODS[method], 0.25)[0] for method in (name, f"{name}, lstsq")]
+    for first, second in zip(*map(find_ffns, models), strict=True):
+        assert torch.equal(first.inputs[0].weight, second.inputs[0].weight)
+        assert not torch.equal(first.output.weight, second.output.weight)

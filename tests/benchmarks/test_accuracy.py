@@ -1,13 +1,14 @@
-"""The truths of the accuracy benchmark, and the benchmark itself on tiny samples."""
+"""The known mutual information of the accuracy benchmark, and the benchmark itself on tiny samples."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from benchmarks.accuracy import estimators, report, run, truths
+from benchmarks.accuracy import __main__ as run
+from benchmarks.accuracy import estimators, truths
 from benchmarks.accuracy.cases import CASES
+from benchmarks.publish import accuracy as page
 
 
 def test_both_halves_have_every_family():
@@ -34,12 +35,15 @@ def test_draws_are_finite_and_follow_the_truth(case):
     assert plug_in > 0.6 * min(case.mi, math.log(bins))
 
 
-def test_closed_forms_by_quadrature():
-    def correlated(rho):
-        return truths.density(truths.mixture_density(((0.0, 0.0, rho),), 1.0), 8.0, 401)
+def clayton_density(log_u, log_v, theta=0.8):
+    powers = torch.logaddexp(-theta * log_u, -theta * log_v)
+    log_sum = powers + torch.log1p(-torch.exp(-powers))
+    return math.log1p(theta) - (1 + theta) * (log_u + log_v) - (2 + 1 / theta) * log_sum
 
-    assert correlated(0.6) == pytest.approx(truths.gaussian(0.6), abs=1e-9)
-    assert truths.copula(truths.clayton_density(0.8), 401) == pytest.approx(truths.clayton(0.8), abs=1e-5)
+
+def test_closed_forms_by_quadrature():
+    assert truths.mixture(((0.0, 0.0, 0.6),), 1.0, 401) == pytest.approx(truths.gaussian(0.6), abs=1e-9)
+    assert truths.copula(clayton_density, 401) == pytest.approx(truths.clayton(0.8), abs=1e-5)
     linear = truths.normal_noise(lambda x: x, lambda x: torch.full_like(x, 0.5), 1001)
     assert linear == pytest.approx(truths.gaussian(1 / math.hypot(1, 0.5)), abs=1e-6)
     assert truths.gamma_sum(1, 1) == pytest.approx(0.5772156649, abs=1e-9)  # Euler's constant
@@ -80,12 +84,14 @@ def test_uniform_noise_and_disc_by_large_histograms():
 
 
 def test_quadratures_have_converged():
-    for density, reach in ((truths.ring_density(0.15), 2.2), (truths.ring_density(0.3), 3.4)):
-        assert truths.density(density, reach, 301) == pytest.approx(
-            truths.density(density, reach, 601), abs=1e-7
-        )
-    for log_density in (truths.gumbel_density(3.0), truths.frank_density(12.0), truths.fgm_density(1.0)):
-        assert truths.copula(log_density, 301) == pytest.approx(truths.copula(log_density, 601), abs=1e-6)
+    for truth, parameter, tolerance in (
+        (truths.ring, 0.15, 1e-7),
+        (truths.ring, 0.3, 1e-7),
+        (truths.gumbel, 3.0, 1e-6),
+        (truths.frank, 12.0, 1e-6),
+        (truths.fgm, 1.0, 1e-6),
+    ):
+        assert truth(parameter, 301) == pytest.approx(truth(parameter, 601), abs=tolerance)
 
 
 def test_same_draws_for_every_estimator():
@@ -100,19 +106,20 @@ def test_missing_packages_are_named(monkeypatch):
     assert estimators.missing_package("grid") is None
 
 
-def test_rows_make_a_table(tmp_path):
+def test_rows_make_tables():
     cases = (CASES[0], CASES[1], CASES[4])
     rows = []
-    for name in ("grid, raw", "Gaussian"):
+    for name in ("Gaussian", "grid, raw"):
         result = run.measure(estimators.ESTIMATORS[name], cases, 60, 3, seed=0)
         rows.append({"case": {"estimator": name, "M": 60}, "result": result})
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = report.load(path)
-    assert list(loaded) == [("grid, raw", 60), ("Gaussian", 60)]
-    assert loaded["Gaussian", 60].values.shape == (3, 3)
-    low, high = report.interval(loaded["Gaussian", 60].values)
-    assert low <= report.mean_rmse(loaded["Gaussian", 60].values) <= high
-    assert "| Gaussian |" in report.table(loaded)
-    assert "B-spline" not in report.readme_table(loaded)
-    assert "gaussian 0.9" in report.case_table(loaded, 60, ("Gaussian",))
+    errors = page.by_estimator(rows)
+    assert list(errors) == [("grid, raw", 60), ("Gaussian", 60)]
+    reported = errors["Gaussian", 60].half("reported")
+    assert list(reported.names) == ["gaussian 0.1"]
+    estimates = rows[0]["result"]["cases"]["gaussian 0.1"]["estimates"]
+    rmse = math.sqrt(sum((e - truths.gaussian(0.1)) ** 2 for e in estimates) / 3)
+    assert page.mean_rmse(reported.values) == pytest.approx(rmse, abs=1e-6)
+    line = next(x for x in page.error_table(errors).splitlines() if x.startswith("| Gaussian"))
+    assert f"{rmse:.4f} (" in line
+    assert "B-spline" not in page.summary_table(errors)
+    assert "gaussian 0.9" in page.case_table(errors, 60, ("Gaussian",))
