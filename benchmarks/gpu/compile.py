@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.compile [--chips sm_90 ...] [--no-record]
 
-Prints registers, spills, shared memory and tensor-core instructions, read from the cubin (by the `cuobjdump` of
-Triton's wheel) or from AMD's assembly, and appends them to `results/compile.jsonl`. A spill, a missing tensor-core
+Prints registers, spills, shared memory and tensor-core instructions, read from the cubin (by tools in Triton's
+wheel) or from AMD's assembly, and appends them to `results/compile.jsonl`. A spill, a missing tensor-core
 instruction or too much shared memory gives exit status 1.
 """
 
@@ -176,13 +176,13 @@ def inspect(compiled: Any, case: Case) -> dict[str, Any]:
         instructions = re.findall(r"\b(v_mfma_[a-z0-9]+)_", assembly)
         loads = len(re.findall(r"\bbuffer_load|\bglobal_load", assembly))
     else:
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
             file.flush()
             usage, assembly = (
-                subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
-                for flag in ("-res-usage", "-sass")
+                subprocess.run([*words, file.name], capture_output=True, text=True, check=True).stdout
+                for words in ([tools / "cuobjdump", "-res-usage"], [tools / "nvdisasm", "-c", "-ndf"])
             )
         match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
         if match is None:

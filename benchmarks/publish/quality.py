@@ -31,29 +31,29 @@ def publish(path: Path, out: Path) -> None:
         "neurons, except for methods with budgets. Methods are grouped by how they repair the loss; a group name in "
         "italics heads each part of a table, and the best value of each ratio is bold.",
         "![Quality against the share of dropped neurons](quality.png)",
-        "# Summary",
+        "## Summary",
     ]
     for sheet in found:
         methods = [m for m in measured(sheet) if m.notable]
         if sheet.protocol in SUMMARY_PROTOCOLS and methods:
             sections += [
-                f"## {sheet.model}, {sheet.protocol}: notable methods",
+                f"### {sheet.model}, {sheet.protocol}: notable methods",
                 quality_table(sheet, methods),
             ]
     sections += [
-        "# Spread over criteria",
+        "## Spread over criteria",
         f"How much the choice of the criterion matters at {percent(SPREAD_RATIO)}, by repair: the standard deviation "
         "over the criteria of the logarithm of perplexity (for encoders, of the correlation), and the ratio of the "
         "largest to the smallest perplexity.",
         spread_table(found),
-        "# All methods",
+        "## All methods",
     ]
     for sheet in found:
         methods = measured(sheet)
         error = (
             "over paired windows" if sheet.measure == "perplexity" else "by a jackknife over groups of pairs"
         )
-        sections.append(f"## {sheet.model}, {sheet.protocol}")
+        sections.append(f"### {sheet.model}, {sheet.protocol}")
         if not methods:
             continue
         sections += [

@@ -204,7 +204,7 @@ def test_from_models_to_the_page(run, tmp_path, capsys):
     page.publish(rows, tmp_path)
     text = (tmp_path / "quality.md").read_text(encoding="utf-8")
     for sheet in sheets(rows):
-        assert f"## {sheet.model}, {sheet.protocol}" in text
+        assert f"### {sheet.model}, {sheet.protocol}\n" in text
         assert page.value(sheet.scores["flap, lstsq", RATIO]) in text
     assert "Paired difference from FLAP, least squares" in text
 
