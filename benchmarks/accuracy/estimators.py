@@ -39,10 +39,6 @@ def ennemi(x: Tensor, y: Tensor) -> Tensor:
     return columns(one, x, y)
 
 
-def ennemi_of_scores(x: Tensor, y: Tensor) -> Tensor:
-    return ennemi(scores(x), scores(y))
-
-
 def bspline(x: Tensor, y: Tensor) -> Tensor:
     """C. O. Daub et al., BMC Bioinformatics 5 (2004), DOI 10.1186/1471-2105-5-118; widestats returns bits."""
     from widestats import mutual_info
@@ -81,7 +77,7 @@ ESTIMATORS: dict[str, Estimate] = {
     "renyi2, raw": partial(ours, estimator="renyi2"),
     "KSG": ksg,
     "ennemi": ennemi,
-    "ennemi, normal scores": ennemi_of_scores,
+    "ennemi, normal scores": lambda x, y: ennemi(scores(x), scores(y)),
     "B-spline": bspline,
     "Gaussian": gaussian,
 }

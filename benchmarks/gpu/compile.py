@@ -51,21 +51,17 @@ MODERN = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 """Triton 3.6 does not emit the int8 instruction of Blackwell."""
 
 INSTRUCTION = {
-    ("sm_80", "int8"): "IMMA",
-    ("sm_80", "fp16"): "HMMA",
-    ("sm_80", "fp32"): "HMMA",
-    ("sm_90", "int8"): "IGMMA",
-    ("sm_90", "fp16"): "HGMMA",
-    ("sm_90", "fp8"): "QGMMA",
-    ("sm_90", "fp32"): "HGMMA",
-    ("sm_100", "int8"): "UTCIMMA" if MODERN else "IMMA",
-    ("sm_100", "fp16"): "UTCHMMA",
-    ("sm_100", "fp8"): "UTCQMMA",
-    ("sm_100", "fp32"): "UTCHMMA",
-    ("gfx942", "int8"): "v_mfma_i32",
-    ("gfx942", "fp16"): "v_mfma_f32",
-    ("gfx942", "fp32"): "v_mfma_f32",
+    "sm_80": {"int8": "IMMA", "fp16": "HMMA", "fp32": "HMMA"},
+    "sm_90": {"int8": "IGMMA", "fp8": "QGMMA", "fp16": "HGMMA", "fp32": "HGMMA"},
+    "sm_100": {
+        "int8": "UTCIMMA" if MODERN else "IMMA",
+        "fp8": "UTCQMMA",
+        "fp16": "UTCHMMA",
+        "fp32": "UTCHMMA",
+    },
+    "gfx942": {"int8": "v_mfma_i32", "fp16": "v_mfma_f32", "fp32": "v_mfma_f32"},
 }
+"""Matrix instruction that must appear, by chip and precision."""
 
 ELEMENT: dict[Precision, str] = {"int8": "i8", "fp8": "fp8e4nv", "fp16": "fp16", "fp32": "fp32"}
 
@@ -206,7 +202,7 @@ def faults(found: dict[str, Any], case: Case) -> list[str]:
     if found["shared_bytes"] > SHARED_LIMIT[case.chip]:
         problems.append(f"more than {SHARED_LIMIT[case.chip]} bytes of shared memory")
     if case.config is not None:
-        expected = INSTRUCTION[case.chip, case.precision]
+        expected = INSTRUCTION[case.chip][case.precision]
         if not any(name.startswith(expected) for name in found["matrix_instructions"]):
             problems.append(f"no {expected}")
         # The ladder loads a single table.

@@ -38,6 +38,7 @@ def publish(path: Path, out: Path) -> None:
         if sheet.protocol in SUMMARY_PROTOCOLS and methods:
             sections += [
                 f"### {sheet.model}, {sheet.protocol}: notable methods",
+                describe(sheet),
                 quality_table(sheet, methods),
             ]
     sections += [

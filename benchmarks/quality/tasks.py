@@ -38,12 +38,10 @@ class Windows:
 
     @property
     def description(self) -> str:
-        text = (
-            "the WikiText-2 test split"
-            if self.wikitext
-            else "the Python language reference (not the calibration domain)"
-        )
-        return f"{self.count} {'evenly spaced' if self.evenly else 'first'} windows of {self.length} tokens of {text}"
+        where = "evenly spaced" if self.evenly else "first"
+        reference = "the Python language reference (another domain than the calibration text)"
+        text = "the WikiText-2 test split" if self.wikitext else reference
+        return f"{self.count} {where} windows of {self.length} tokens of {text}"
 
     def pick(self, windows: Tensor) -> Tensor:
         return evenly_spaced(windows, self.count) if self.evenly else windows[: self.count]
@@ -90,12 +88,11 @@ class WikiText:
         self.calibration, self.more = (evenly_spaced(windows, n) for n in (n_windows, MORE * n_windows))
         self.source = f"evenly from the first {100 * CALIBRATION_SHARE:g} % of wikitext-2/valid.txt"
         texts = {True: read_text(folder / "test.txt"), False: builtin_text()[1]}
-        self.tests = {}
-        for name in protocols:
-            protocol = PROTOCOLS[name]
-            self.tests[name] = protocol.pick(
-                token_windows(tokenizer, texts[protocol.wikitext], protocol.length)
-            )
+        self.tests = {
+            name: p.pick(token_windows(tokenizer, texts[p.wikitext], p.length))
+            for name, p in PROTOCOLS.items()
+            if name in protocols
+        }
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, Any]:
         """By protocol the perplexity and the mean negative log-likelihood of each window, nats."""
@@ -175,9 +172,8 @@ def embed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], *, batch_size: int = 64
 ) -> Tensor:
     """Sentence vectors `[n, d]` float32: means of the last hidden states over the tokens, scaled to length 1."""
-    order = sorted(
-        range(len(sentences)), key=lambda i: len(sentences[i])
-    )  # similar lengths need little padding
+    # Sentences of similar lengths need little padding.
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     batches: list[Tensor] = []
     with torch.inference_mode(), evaluation_mode(model):
         for start in range(0, len(order), batch_size):
