@@ -1,11 +1,14 @@
-"""Rows of results: one JSON object a line, with all that is needed to run it again."""
+"""What every benchmark shares: its command line, its clock, and its rows of results (one JSON object per line)."""
 
+import argparse
 import json
 import platform
+import shlex
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -14,6 +17,56 @@ import transformers
 import mikernels
 
 RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+def argument_parser(module: str, description: str, rows: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`; with the name of a file of rows it has the options `--seed` and `--out`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if rows is not None:
+        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument(
+            "--out", type=Path, default=RESULTS / rows, help=f"append rows here (default: results/{rows})"
+        )
+    return parser
+
+
+def command(module: str, *arguments: str, **options: object) -> str:
+    """The shell command that runs a module; options that are None or False are left out, lists are spread."""
+    words = ["python", "-m", module, *arguments]
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def timed(call: Callable[[], T], device: str = "cpu") -> tuple[T, float]:
+    """The value of a call and its wall-clock seconds, with the device idle before and after."""
+    synchronize(device)
+    start = time.perf_counter()
+    value = call()
+    synchronize(device)
+    return value, time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    values = torch.tensor(seconds, dtype=torch.float64).quantile(
+        torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    )
+    return dict(zip(("min", "median", "max"), (round(float(v), 5) for v in values), strict=True))
 
 
 def row(
@@ -24,8 +77,8 @@ def row(
     versions: dict[str, str] | None = None,
     *,
     device: str = "cpu",
-) -> dict[str, Any]:
-    """A result with its conditions; `versions` are those of other packages that it depends on."""
+) -> Row:
+    """A result with everything needed to reproduce it; `versions` are those of other packages involved."""
     return {
         "benchmark": benchmark,
         "command": command,
@@ -47,17 +100,17 @@ def row(
     }
 
 
-def append(rows: list[dict[str, Any]], path: Path) -> None:
+def append(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(r) + "\n" for r in rows)
 
 
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    values = torch.tensor(seconds, dtype=torch.float64).quantile(
-        torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-    )
-    return dict(zip(("min", "median", "max"), (round(float(v), 5) for v in values), strict=True))
+def load(path: Path) -> list[Row]:
+    """All rows in the order in which they were stored; none if there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def cpu_name() -> str:

@@ -1,1 +1,1 @@
-"""How far estimates of mutual information are from the truth, on pairs of variables where it is known."""
+"""Error of estimated mutual information on pairs of variables with known mutual information."""

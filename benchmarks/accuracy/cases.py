@@ -1,7 +1,7 @@
 """Pairs of variables with known mutual information, as data.
 
-Each family is in both halves with different members: `tuning` cases may be looked at while an estimator is
-made, `reported` ones only say how good it became.
+Both halves contain every family with different members: `tuning` cases may be used while an estimator is
+developed, `reported` cases only to evaluate it.
 """
 
 import math
@@ -22,21 +22,13 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A joint distribution of two variables.
+    """A joint distribution of two variables."""
 
-    Attributes:
-        name: unique.
-        family: what kind of dependence it is.
-        half: `"tuning"` or `"reported"`.
-        draw: n independent samples, two float64 tensors `[n]`.
-        truth: computes the mutual information in nats.
-    """
-
-    name: str
-    family: str
+    name: str  # unique, as it also seeds the draws
+    family: str  # the kind of dependence
     half: Half
-    draw: Callable[[Generator, int], Pair]
-    truth: Callable[[], float]
+    draw: Callable[[Generator, int], Pair]  # n independent samples, two float64 tensors [n]
+    truth: Callable[[], float]  # mutual information in nats
 
     @cached_property
     def mi(self) -> float:
@@ -49,12 +41,12 @@ def normal(generator: Generator, *shape: int) -> Tensor:
 
 
 def uniform(generator: Generator, n: int) -> Tensor:
-    """On (0, 1), ends excluded."""
+    """Uniform on (0, 1), ends excluded."""
     return torch.rand(n, generator=generator, dtype=torch.float64).clamp_(min=1e-300)
 
 
 def gamma(generator: Generator, n: int, shape: float) -> Tensor:
-    """Of a shape that is a multiple of 1/2: half the sum of squares of normals."""
+    """Gamma with a shape that is a multiple of 1/2: half the sum of squares of normals."""
     return normal(generator, round(2 * shape), n).square().sum(0) / 2
 
 
@@ -105,7 +97,7 @@ def draw_disc(generator: Generator, n: int) -> Pair:
 
 
 def draw_clayton(generator: Generator, n: int, *, theta: float) -> Pair:
-    """By the inverse of the conditional distribution of v given u, as the next two."""
+    """By inverting the conditional distribution of v given u, like the next two."""
     u, w = uniform(generator, n), uniform(generator, n)
     return u, (u**-theta * (w ** (-theta / (1 + theta)) - 1) + 1) ** (-1 / theta)
 
@@ -146,115 +138,75 @@ def draw_gamma_sum(generator: Generator, n: int, *, a: float, b: float) -> Pair:
     return x, x + gamma(generator, n, b)
 
 
-def _gaussian(half: Half, rho: float) -> Case:
+def _case(
+    family: str,
+    name: str,
+    draw: Callable[..., Pair],
+    truth: Callable[..., float],
+    half: Half,
+    **parameters: object,
+) -> Case:
+    """A case whose draws and truth take the same parameters, which also stand in its name."""
     return Case(
-        f"gaussian {rho:g}",
-        "gaussian",
-        half,
-        partial(draw_gaussian, rho=rho),
-        partial(truths.gaussian, rho),
+        name.format(**parameters), family, half, partial(draw, **parameters), partial(truth, **parameters)
     )
 
 
+_gaussian = partial(_case, "gaussian", "gaussian {rho:g}", draw_gaussian, truths.gaussian)
+_student = partial(_case, "student", "student-t nu={nu} {rho:g}", draw_student, truths.student_t)
+_uniform = partial(
+    _case, "uniform noise", "uniform noise {width:g}", draw_additive_uniform, truths.additive_uniform
+)
+_ring = partial(_case, "circular", "ring {noise:g}", draw_ring, truths.ring)
+_clayton = partial(_case, "copula", "clayton {theta:g}", draw_clayton, truths.clayton)
+_frank = partial(_case, "copula", "frank {theta:g}", draw_frank, truths.frank)
+_fgm = partial(_case, "copula", "fgm {theta:g}", draw_fgm, truths.fgm)
+_gumbel = partial(_case, "copula", "gumbel {theta:g}", draw_gumbel, truths.gumbel)
+_gamma_exponential = partial(
+    _case, "gamma", "gamma-exponential {shape:g}", draw_gamma_exponential, truths.gamma_exponential
+)
+_gamma_sum = partial(_case, "gamma", "gamma sum {a:g} + {b:g}", draw_gamma_sum, truths.gamma_sum)
+
+
 def _mapped(half: Half, name: str, rho: float, left: Function, right: Function) -> Case:
+    """Monotone maps of correlated normals, which leave the mutual information unchanged."""
     draw = partial(draw_mapped, rho=rho, left=left, right=right)
     return Case(f"{name} {rho:g}", "monotone", half, draw, partial(truths.gaussian, rho))
 
 
-def _student(half: Half, rho: float, nu: int) -> Case:
-    draw = partial(draw_student, rho=rho, nu=nu)
-    return Case(f"student-t nu={nu} {rho:g}", "student", half, draw, partial(truths.student_t, rho, nu))
-
-
-def _uniform(half: Half, width: float) -> Case:
-    draw = partial(draw_additive_uniform, width=width)
-    return Case(
-        f"uniform noise {width:g}", "uniform noise", half, draw, partial(truths.additive_uniform, width)
-    )
-
-
 def _noisy(half: Half, family: str, name: str, mean: Function, scale: Function | float) -> Case:
-    width = scale if callable(scale) else partial(torch.full_like, fill_value=scale)
-    draw = partial(draw_normal_noise, mean=mean, scale=width)
-    return Case(name, family, half, draw, partial(truths.normal_noise, mean, width))
+    if not callable(scale):
+        scale = partial(torch.full_like, fill_value=scale)
+    return _case(family, name, draw_normal_noise, truths.normal_noise, half, mean=mean, scale=scale)
 
 
 def _mixture(half: Half, name: str, scale: float, *blobs: tuple[float, float, float]) -> Case:
-    draw = partial(draw_mixture, blobs=blobs, scale=scale)
-    log_density = truths.mixture_density(blobs, scale)
-    return Case(name, "mixture", half, draw, partial(truths.density, log_density, 3.5 + 7.5 * scale))
+    return _case("mixture", name, draw_mixture, truths.mixture, half, blobs=blobs, scale=scale)
 
 
-def _ring(half: Half, noise: float) -> Case:
-    truth = partial(truths.density, truths.ring_density(noise), 1 + 8 * noise)
-    return Case(f"ring {noise:g}", "circular", half, partial(draw_ring, noise=noise), truth)
-
-
-def _clayton(half: Half, theta: float) -> Case:
-    draw = partial(draw_clayton, theta=theta)
-    return Case(f"clayton {theta:g}", "copula", half, draw, partial(truths.clayton, theta))
-
-
-def _frank(half: Half, theta: float) -> Case:
-    draw = partial(draw_frank, theta=theta)
-    truth = partial(truths.copula, truths.frank_density(theta))
-    return Case(f"frank {theta:g}", "copula", half, draw, truth)
-
-
-def _fgm(half: Half, theta: float) -> Case:
-    draw = partial(draw_fgm, theta=theta)
-    truth = partial(truths.copula, truths.fgm_density(theta))
-    return Case(f"fgm {theta:g}", "copula", half, draw, truth)
-
-
-def _gumbel(half: Half, theta: float) -> Case:
-    draw = partial(draw_gumbel, theta=theta)
-    truth = partial(truths.copula, truths.gumbel_density(theta))
-    return Case(f"gumbel {theta:g}", "copula", half, draw, truth)
-
-
-def _gamma_exponential(half: Half, shape: float) -> Case:
-    draw = partial(draw_gamma_exponential, shape=shape)
-    return Case(f"gamma-exponential {shape:g}", "gamma", half, draw, partial(truths.gamma_exponential, shape))
-
-
-def _gamma_sum(half: Half, a: float, b: float) -> Case:
-    draw = partial(draw_gamma_sum, a=a, b=b)
-    return Case(f"gamma sum {a:g} + {b:g}", "gamma", half, draw, partial(truths.gamma_sum, a, b))
-
-
-def cube(x: Tensor) -> Tensor:
-    return x**3
-
-
-def identity(x: Tensor) -> Tensor:
-    return x
-
-
-def negative_exp(x: Tensor) -> Tensor:
-    return -torch.exp(-x)
-
+identity = torch.Tensor.clone
+cube = partial(torch.pow, exponent=3)
 
 CASES: tuple[Case, ...] = (
-    _gaussian("tuning", 0.0),
-    _gaussian("reported", 0.1),
-    _gaussian("tuning", 0.3),
-    _gaussian("reported", 0.6),
-    _gaussian("tuning", 0.9),
-    _gaussian("reported", 0.99),
-    _gaussian("tuning", 0.999),
+    _gaussian("tuning", rho=0.0),
+    _gaussian("reported", rho=0.1),
+    _gaussian("tuning", rho=0.3),
+    _gaussian("reported", rho=0.6),
+    _gaussian("tuning", rho=0.9),
+    _gaussian("reported", rho=0.99),
+    _gaussian("tuning", rho=0.999),
     _mapped("reported", "independent, cubed and exp", 0.0, cube, torch.exp),
     _mapped("tuning", "cubed", 0.8, cube, cube),
     _mapped("reported", "exp and cubed", 0.5, torch.exp, cube),
-    _mapped("reported", "-exp(-x)", 0.95, identity, negative_exp),
-    _student("tuning", 0.0, 1),
-    _student("tuning", 0.8, 3),
-    _student("reported", 0.0, 5),
-    _student("reported", 0.6, 2),
-    _uniform("tuning", 0.1),
-    _uniform("tuning", 0.75),
-    _uniform("reported", 0.05),
-    _uniform("reported", 0.4),
+    _mapped("reported", "-exp(-x)", 0.95, identity, lambda x: -torch.exp(-x)),
+    _student("tuning", rho=0.0, nu=1),
+    _student("tuning", rho=0.8, nu=3),
+    _student("reported", rho=0.0, nu=5),
+    _student("reported", rho=0.6, nu=2),
+    _uniform("tuning", width=0.1),
+    _uniform("tuning", width=0.75),
+    _uniform("reported", width=0.05),
+    _uniform("reported", width=0.4),
     _mixture("tuning", "two blobs", 1.0, (-1.5, -1.5, 0.0), (1.5, 1.5, 0.0)),
     _mixture("reported", "three blobs", 0.5, (-2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (2.0, -1.0, 0.0)),
     _mixture("reported", "four blobs", 0.5, (-2.0, 0.0, 0.0), (2.0, 0.0, 0.0), (0.0, -2.0, 0.0), (0.0, 2.0, 0.0)),
@@ -273,21 +225,21 @@ CASES: tuple[Case, ...] = (
     _noisy("reported", "non-linear", "sin 3x, noise 0.3", lambda x: torch.sin(3 * x), 0.3),
     _noisy("tuning", "non-linear", "tanh 2x, noise 0.3", lambda x: torch.tanh(2 * x), 0.3),
     _noisy("reported", "non-linear", "tanh 4x, noise 0.2", lambda x: torch.tanh(4 * x), 0.2),
-    _ring("tuning", 0.3),
-    _ring("reported", 0.15),
+    _ring("tuning", noise=0.3),
+    _ring("reported", noise=0.15),
     Case("disc", "circular", "tuning", draw_disc, truths.disc),
-    _clayton("tuning", 3.0),
-    _clayton("reported", 0.8),
-    _gumbel("tuning", 1.5),
-    _gumbel("reported", 3.0),
-    _frank("tuning", 4.0),
-    _frank("reported", 12.0),
-    _fgm("reported", 1.0),
-    _fgm("tuning", 0.5),
+    _clayton("tuning", theta=3.0),
+    _clayton("reported", theta=0.8),
+    _gumbel("tuning", theta=1.5),
+    _gumbel("reported", theta=3.0),
+    _frank("tuning", theta=4.0),
+    _frank("reported", theta=12.0),
+    _fgm("reported", theta=1.0),
+    _fgm("tuning", theta=0.5),
     _noisy("tuning", "rectified", "relu, noise 0.3", torch.relu, 0.3),
     _noisy("reported", "rectified", "relu, noise 0.1", torch.relu, 0.1),
-    _gamma_exponential("tuning", 1.0),
-    _gamma_exponential("reported", 0.5),
-    _gamma_sum("tuning", 1.0, 1.0),
-    _gamma_sum("reported", 2.0, 1.0),
+    _gamma_exponential("tuning", shape=1.0),
+    _gamma_exponential("reported", shape=0.5),
+    _gamma_sum("tuning", a=1.0, b=1.0),
+    _gamma_sum("reported", a=2.0, b=1.0),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The estimators that are compared: all take the same draws `x, y [M, R]` and give R estimates in nats."""
+"""The estimators under comparison: each maps draws `x, y [M, R]` to R estimates in nats."""
 
 import importlib.util
 import math
@@ -15,7 +15,7 @@ Estimate = Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(x: Tensor, y: Tensor, **options: object) -> Tensor:
-    """The pairs of equal column, out of all pairs of columns."""
+    """The pairs with equal column index, taken from all pairs of columns."""
     return mutual_information(x, y, **options).diagonal()  # type: ignore[arg-type]
 
 
@@ -39,12 +39,8 @@ def ennemi(x: Tensor, y: Tensor) -> Tensor:
     return columns(one, x, y)
 
 
-def ennemi_of_scores(x: Tensor, y: Tensor) -> Tensor:
-    return ennemi(scores(x), scores(y))
-
-
 def bspline(x: Tensor, y: Tensor) -> Tensor:
-    """C. O. Daub et al., BMC Bioinformatics 5 (2004), DOI 10.1186/1471-2105-5-118; widestats counts in bits."""
+    """C. O. Daub et al., BMC Bioinformatics 5 (2004), DOI 10.1186/1471-2105-5-118; widestats returns bits."""
     from widestats import mutual_info
 
     def one(a: Tensor, b: Tensor) -> float:
@@ -55,7 +51,7 @@ def bspline(x: Tensor, y: Tensor) -> Tensor:
 
 
 def gaussian(x: Tensor, y: Tensor) -> Tensor:
-    """`-1/2 log(1 - r^2)` with r the correlation of the normal scores."""
+    """`-1/2 log(1 - r^2)`, r being the correlation of the normal scores."""
     a, b = scores(x), scores(y)
     r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
     return -0.5 * torch.log1p(-r.square())
@@ -81,16 +77,16 @@ ESTIMATORS: dict[str, Estimate] = {
     "renyi2, raw": partial(ours, estimator="renyi2"),
     "KSG": ksg,
     "ennemi": ennemi,
-    "ennemi, normal scores": ennemi_of_scores,
+    "ennemi, normal scores": lambda x, y: ennemi(scores(x), scores(y)),
     "B-spline": bspline,
     "Gaussian": gaussian,
 }
-"""By the name that tables and plots show; ours are calibrated where they do not say `raw`."""
+"""By the name in tables and plots; those of mikernels are calibrated unless named `raw`."""
 
 PACKAGES = {"KSG": "sklearn", "ennemi": "ennemi", "ennemi, normal scores": "ennemi", "B-spline": "widestats"}
 
 
 def missing_package(estimator: str) -> str | None:
-    """The package that an estimator needs and that is not installed."""
+    """The package that an estimator needs, if it is not installed."""
     package = PACKAGES.get(estimator)
     return package if package and importlib.util.find_spec(package) is None else None

@@ -1,4 +1,4 @@
-"""Mutual information in nats of known distributions: closed forms, and quadrature in float64 for the rest."""
+"""Mutual information of known distributions in nats: closed forms, and float64 quadrature for the rest."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 LogDensity = Callable[[Tensor, Tensor], Tensor]
+POINTS = 1201  # of a quadrature along each axis
 
 
 def gaussian(rho: float) -> float:
@@ -16,7 +17,7 @@ def gaussian(rho: float) -> float:
 
 
 def student_t(rho: float, nu: float) -> float:
-    """The Gaussian's plus what the common scale adds, `2 h_1(nu) - h_2(nu)` at unit scale.
+    """That of the Gaussian plus the contribution of the common scale, `2 h_1(nu) - h_2(nu)` at unit scale.
 
     Source: R. B. Arellano-Valle, J. E. Contreras-Reyes, M. G. Genton, Shannon entropy and mutual information
     for multivariate skew-elliptical distributions, Scand. J. Stat. 40 (2013),
@@ -24,25 +25,25 @@ def student_t(rho: float, nu: float) -> float:
     """
 
     def entropy(d: int) -> float:
-        half, more = nu / 2, (nu + d) / 2
-        constant = d / 2 * math.log(nu * math.pi) + math.lgamma(half) - math.lgamma(more)
-        return constant + more * (digamma(more) - digamma(half))
+        half, joint = nu / 2, (nu + d) / 2
+        constant = d / 2 * math.log(nu * math.pi) + math.lgamma(half) - math.lgamma(joint)
+        return constant + joint * (digamma(joint) - digamma(half))
 
     return gaussian(rho) + 2 * entropy(1) - entropy(2)
 
 
 def additive_uniform(width: float) -> float:
-    """Of X uniform on [0, 1] and X + U, U uniform on [-width, width]: `h(trapezoid) - log(2 width)`."""
+    """X uniform on [0, 1] and X + U, U uniform on [-width, width]: `h(trapezoid) - log(2 width)`."""
     return width - math.log(2 * width) if width <= 0.5 else 1 / (4 * width)
 
 
 def disc() -> float:
-    """Of the coordinates of a point uniform on a disc: twice a semicircle's entropy, `log pi - 1/2`, less `log pi`."""
+    """The coordinates of a uniform point on a disc: twice a semicircle's entropy, `log pi - 1/2`, minus `log pi`."""
     return math.log(math.pi) - 1
 
 
 def clayton(theta: float) -> float:
-    """`log(1 + theta) - theta / (1 + theta)`, that of the bivariate Pareto with shape 1 / theta.
+    """`log(1 + theta) - theta / (1 + theta)`, as for the bivariate Pareto with shape 1 / theta.
 
     Source: G. A. Darbellay, I. Vajda, Entropy expressions for multivariate continuous distributions,
     IEEE Trans. Inf. Theory 46 (2000), DOI 10.1109/18.825848.
@@ -51,12 +52,12 @@ def clayton(theta: float) -> float:
 
 
 def gamma_exponential(shape: float) -> float:
-    """Of X ~ Gamma(shape) and Y ~ Exp(rate X): `psi(shape + 1) - log(shape)`. Darbellay and Vajda as above."""
+    """X ~ Gamma(shape) and Y ~ Exp(rate X): `psi(shape + 1) - log(shape)`. Darbellay and Vajda as above."""
     return digamma(shape + 1) - math.log(shape)
 
 
 def gamma_sum(a: float, b: float) -> float:
-    """Of X ~ Gamma(a) and X + Gamma(b): the entropy of Gamma(a + b) less that of Gamma(b)."""
+    """X ~ Gamma(a) and X + Gamma(b): the entropy of Gamma(a + b) minus that of Gamma(b)."""
 
     def entropy(k: float) -> float:
         return k + math.lgamma(k) + (1 - k) * digamma(k)
@@ -69,26 +70,26 @@ def digamma(value: float) -> float:
 
 
 def normal_noise(mean: Function, scale: Function, points: int = 4001) -> float:
-    """Of X ~ N(0, 1) and Y = mean(X) + scale(X) Z by quadrature: `h(Y) - 1/2 log(2 pi e) - E log scale(X)`.
+    """X ~ N(0, 1) and Y = mean(X) + scale(X) Z by quadrature: `h(Y) - 1/2 log(2 pi e) - E log scale(X)`.
 
-    The trapezoidal rule over x in [-8.5, 8.5], and over y = sinh(t), which reaches far tails in few points.
+    The trapezoidal rule over x in [-8.5, 8.5] and over y = sinh(t), which covers far tails with few points.
     """
     x = torch.linspace(-8.5, 8.5, points, dtype=torch.float64)
     weight = torch.exp(-0.5 * x.square()) * ((x[1] - x[0]) / math.sqrt(2 * math.pi))
-    centre, width = mean(x), scale(x).expand_as(x)
-    low, high = float((centre - 8.5 * width).min()), float((centre + 8.5 * width).max())
+    center, width = mean(x), scale(x).expand_as(x)
+    low, high = float((center - 8.5 * width).min()), float((center + 8.5 * width).max())
     t = torch.linspace(math.asinh(low), math.asinh(high), points, dtype=torch.float64)
     step = t[1] - t[0]
     entropy = 0.0
-    for part in t.split(256):
-        z = (part.sinh()[:, None] - centre) / width
+    for chunk in t.split(256):
+        z = (chunk.sinh()[:, None] - center) / width
         density = torch.exp(-0.5 * z.square()) @ (weight / width) / math.sqrt(2 * math.pi)
-        entropy -= float(torch.special.xlogy(density, density) @ part.cosh() * step)
+        entropy -= float(torch.special.xlogy(density, density) @ chunk.cosh() * step)
     return entropy - 0.5 * math.log(2 * math.pi * math.e) - float(weight @ width.log())
 
 
-def density(log_density: LogDensity, reach: float, points: int = 1201) -> float:
-    """Of a smooth joint density that has vanished at +-reach, by the trapezoidal rule; it need not be normalised."""
+def density(log_density: LogDensity, reach: float, points: int = POINTS) -> float:
+    """A smooth joint density that vanishes at +-reach, by the trapezoidal rule; it need not be normalized."""
     x = torch.linspace(-reach, reach, points, dtype=torch.float64)
     joint = log_density(x[:, None], x[None, :]).exp()
     joint /= joint.sum()
@@ -96,8 +97,8 @@ def density(log_density: LogDensity, reach: float, points: int = 1201) -> float:
     return float(torch.special.xlogy(joint, ratio.clamp_min(1e-300)).sum())
 
 
-def copula(log_density: LogDensity, points: int = 1201) -> float:
-    """Of a copula whose log density is a function of (log u, log v), integrated over normal scores of u and v."""
+def copula(log_density: LogDensity, points: int = POINTS) -> float:
+    """A copula with log density as a function of (log u, log v), integrated over the normal scores of u and v."""
 
     def of_scores(x: Tensor, y: Tensor) -> Tensor:
         log_u, log_v = torch.special.log_ndtr(x), torch.special.log_ndtr(y)
@@ -106,16 +107,7 @@ def copula(log_density: LogDensity, points: int = 1201) -> float:
     return density(of_scores, 7.5, points)
 
 
-def clayton_density(theta: float) -> LogDensity:
-    def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
-        powers = torch.logaddexp(-theta * log_u, -theta * log_v)
-        log_sum = powers + torch.log1p(-torch.exp(-powers))
-        return math.log1p(theta) - (1 + theta) * (log_u + log_v) - (2 + 1 / theta) * log_sum
-
-    return log_density
-
-
-def gumbel_density(theta: float) -> LogDensity:
+def gumbel(theta: float, points: int = POINTS) -> float:
     def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
         a, b = -log_u, -log_v
         log_sum = torch.logaddexp(theta * a.log(), theta * b.log())
@@ -123,48 +115,48 @@ def gumbel_density(theta: float) -> LogDensity:
         rest = (2 / theta - 2) * log_sum + torch.log1p((theta - 1) / t)
         return a + b - t + (theta - 1) * (a.log() + b.log()) + rest
 
-    return log_density
+    return copula(log_density, points)
 
 
-def frank_density(theta: float) -> LogDensity:
+def frank(theta: float, points: int = POINTS) -> float:
     def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
         u, v = log_u.exp(), log_v.exp()
-        whole = -math.expm1(-theta)
-        denominator = whole - torch.expm1(-theta * u) * torch.expm1(-theta * v)
-        return math.log(theta * whole) - theta * (u + v) - 2 * denominator.log()
+        total = -math.expm1(-theta)
+        denominator = total - torch.expm1(-theta * u) * torch.expm1(-theta * v)
+        return math.log(theta * total) - theta * (u + v) - 2 * denominator.log()
 
-    return log_density
+    return copula(log_density, points)
 
 
-def fgm_density(theta: float) -> LogDensity:
-    """Farlie-Gumbel-Morgenstern, `1 + theta (1 - 2 u) (1 - 2 v)`."""
+def fgm(theta: float, points: int = POINTS) -> float:
+    """Farlie-Gumbel-Morgenstern copula, with density `1 + theta (1 - 2 u) (1 - 2 v)`."""
 
     def log_density(log_u: Tensor, log_v: Tensor) -> Tensor:
         return torch.log1p(theta * (1 - 2 * log_u.exp()) * (1 - 2 * log_v.exp()))
 
-    return log_density
+    return copula(log_density, points)
 
 
-def ring_density(noise: float) -> LogDensity:
-    """A point on the unit circle plus normal noise: a Rice distribution of the radius."""
+def ring(noise: float, points: int = POINTS) -> float:
+    """A point on the unit circle plus normal noise: the radius has a Rice distribution."""
 
     def log_density(x: Tensor, y: Tensor) -> Tensor:
         radius = torch.hypot(x, y)
         bessel = torch.special.i0e(radius / noise**2).log()
         return bessel - (radius - 1).square() / (2 * noise**2)
 
-    return log_density
+    return density(log_density, 1 + 8 * noise, points)
 
 
-def mixture_density(blobs: tuple[tuple[float, float, float], ...], scale: float) -> LogDensity:
-    """Equal parts of Gaussians, each given by its two means and its correlation, of one standard deviation."""
+def mixture(blobs: tuple[tuple[float, float, float], ...], scale: float, points: int = POINTS) -> float:
+    """An equal mixture of Gaussians given by (mean x, mean y, correlation), all with standard deviation `scale`."""
 
     def log_density(x: Tensor, y: Tensor) -> Tensor:
-        parts = []
+        logs = []
         for mean_x, mean_y, rho in blobs:
             a, b = (x - mean_x) / scale, (y - mean_y) / scale
             square = (a.square() - 2 * rho * a * b + b.square()) / (1 - rho**2)
-            parts.append(-0.5 * square - 0.5 * math.log1p(-(rho**2)))
-        return torch.stack(torch.broadcast_tensors(*parts)).logsumexp(0)
+            logs.append(-0.5 * square - 0.5 * math.log1p(-(rho**2)))
+        return torch.stack(torch.broadcast_tensors(*logs)).logsumexp(0)
 
-    return log_density
+    return density(log_density, 3.5 + 7.5 * scale, points)

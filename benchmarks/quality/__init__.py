@@ -1,6 +1,6 @@
-"""How much of a model is left after pruning: ours and other packages.
+"""Quality of pruned models: the methods of `pruning` and of other packages.
 
-`python -m benchmarks.quality` measures, `python -m benchmarks.quality.report` makes table and plot of the rows,
-`python -m benchmarks.quality.spread` says how much the choice of the criterion matters. `methods.py` and `tasks.py`
-say what is compared and on what, `calibrated.py` is all that knows how a method is run.
+`python -m benchmarks.quality` measures, `python -m benchmarks.quality.budgets` compares layer statistics for budgets.
+`methods` and `tasks` define what is compared and on what; `calibrated` is the only module that knows how a method is
+run.
 """

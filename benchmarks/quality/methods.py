@@ -1,4 +1,4 @@
-"""The methods that are compared, as data: fields of `pruning.Settings`, or the name of another package's."""
+"""The methods under comparison, as data: fields of `pruning.Settings`, or the method of another package."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -8,52 +8,42 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.quality.rivals import RIVALS
-from benchmarks.quality.tasks import spread
+from benchmarks.quality.tasks import evenly_spaced
 from pruning.model.families import find_ffns
 from pruning.settings import Settings
 
 GROUPS = ("no repair", "own repair", "least squares", "sequential", "refined")
-SLOW_TOKENS = 32 * 512
-"""Of calibration for what would take too long on all of them."""
+SLOW_TOKENS = 32 * 512  # calibration tokens of methods that would be too slow on all of them
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to prune.
+    """A way to prune."""
 
-    Attributes:
-        name: what rows and `--methods` call it.
-        label: what tables call it, within its group.
-        group: what is done about the loss.
-        settings: for `pruning.prune`, without the ratio.
-        rival: of `RIVALS`; None for ours.
-        refit: takes only the rival's choice of neurons; `settings` say what is done about the loss.
-        tokens: at most so many of calibration.
-        more: the repair sees the larger part of the text (`Task.more`); what it starts from is that of all
-            methods.
-        notable: has a line in the plot.
-    """
+    name: str  # in rows and on the command line
+    label: str  # in tables, within the group
+    group: str  # how the loss is repaired
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of `pruning.Settings`, without the ratio
+    rival: str | None = None  # key of `RIVALS`
+    refit: bool = False  # take only the rival's choice of neurons, and repair with `settings`
+    tokens: int | None = None  # maximum number of calibration tokens
+    more: bool = False  # the repair sees `Task.more`, while the choice is made on the usual windows
 
-    name: str
-    label: str
-    group: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    rival: str | None = None
-    refit: bool = False
-    tokens: int | None = None
-    more: bool = False
-    notable: bool = False
+    @property
+    def notable(self) -> bool:
+        """Whether it is shown in the plot and in the summary."""
+        return self.name in NOTABLE
 
     def windows(self, calibration: Tensor) -> Tensor:
-        """Those of the windows `[n, L]` that it is given."""
+        """The part of the calibration windows `[n, L]` that this method gets."""
         count = len(calibration) if self.tokens is None else max(1, self.tokens // calibration.shape[1])
-        return spread(calibration, count)
+        return evenly_spaced(calibration, count)
 
-    def unfit(self, model: PreTrainedModel) -> str | None:
-        """Why it cannot run here or on this model, if so."""
+    def obstacle(self, model: PreTrainedModel) -> str | None:
+        """Why it cannot run here or on this model, or None."""
         if self.rival is not None:
             rival = RIVALS[self.rival]
-            return rival.missing() or rival.unfit(model)
+            return rival.missing() or rival.obstacle(model)
         if reason := unknown_setting(self.settings):
             return reason
         if self.settings.get("repair") == "bias" and not all(f.can_store_bias for f in find_ffns(model)):
@@ -62,7 +52,7 @@ class Method:
 
 
 def unknown_setting(settings: Mapping[str, Any]) -> str | None:
-    """What of it this version of `pruning.Settings` does not know, if so."""
+    """The first setting that this version of `pruning.Settings` does not know, in words, or None."""
     known = {f.name for f in fields(Settings)}
     types = get_type_hints(Settings)
     for name, value in settings.items():
@@ -71,7 +61,7 @@ def unknown_setting(settings: Mapping[str, Any]) -> str | None:
         options = get_args(types[name])
         literal = options and all(isinstance(option, str) for option in options)
         if literal and value not in options:
-            return f"pruning.Settings knows no {name}={value!r}"
+            return f"pruning.Settings does not accept {name}={value!r}"
     return None
 
 
@@ -85,8 +75,9 @@ CRITERIA = {
     "conditional-mi": "conditional MI",
 }
 REPAIRS = {"none": "no repair", "lstsq": "least squares"}
+"""Repairs that every criterion can have, with their groups."""
 
-OTHERS = {
+RIVAL_LABELS = {
     "torch-pruning-magnitude": "Torch-Pruning, magnitude",
     "torch-pruning-activation": "Torch-Pruning, activation",
     "torch-pruning-taylor": "Torch-Pruning, Taylor",
@@ -114,88 +105,67 @@ NOTABLE = (
     "fmchisel-osscar-1e-4",
 )
 
-
-def _ours(name: str, label: str, group: str, **settings: Any) -> Method:
-    return Method(name, label, group, settings, notable=name in NOTABLE)
+SEQUENTIAL = {"repair": "sequential"}
+REFINED = {"repair": "sequential", "refine": True}
 
 
 def _criteria() -> list[Method]:
-    """Every criterion with every repair that all of them can have, so that the criterion is isolated."""
+    """Every criterion with every common repair, to isolate the effect of the criterion."""
     return [
-        _ours(f"{criterion}, {repair}", label, group, criterion=criterion, repair=repair)
+        Method(f"{criterion}, {repair}", label, group, {"criterion": criterion, "repair": repair})
         for repair, group in REPAIRS.items()
         for criterion, label in CRITERIA.items()
     ]
 
 
 def _rivals() -> list[Method]:
-    found = []
-    for rival, label in OTHERS.items():
+    """Every rival, and our least squares on the neurons that it keeps."""
+    methods = []
+    for rival, label in RIVAL_LABELS.items():
         tokens = SLOW_TOKENS if rival in SLOW else None
-        own = "own repair" if "osscar" in rival else "no repair"
-        found.append(Method(rival, label, own, {}, rival, tokens=tokens, notable=rival in NOTABLE))
-        settings = {"repair": "lstsq"}
-        found.append(Method(f"{rival}, lstsq", label, "least squares", settings, rival, True, tokens))
-    return found
+        group = "own repair" if "osscar" in rival else "no repair"
+        methods.append(Method(rival, label, group, {}, rival, tokens=tokens))
+        refit = Method(f"{rival}, lstsq", label, "least squares", {"repair": "lstsq"}, rival, True, tokens)
+        methods.append(refit)
+    return methods
 
 
 def _recipes() -> list[Method]:
-    """What ours adds to a criterion: the order of layers, budgets, refining."""
-    conditional: dict[str, Any] = {"criterion": "conditional-mi"}
-    found = [
-        *(
-            _ours(
-                f"random-pairs, {repair}, clusters, best of 4",
-                "random pairs within 8 clusters, best of 4 by KL (the paper's)",
-                group,
-                criterion="random-pairs",
-                repair=repair,
-                clusters=8,
-                candidates=4,
-            )
-            for repair, group in REPAIRS.items()
-        ),
-        _ours("flap, bias", "FLAP", "own repair", criterion="flap", repair="bias"),
-        *(
-            _ours(f"{c}, sequential", CRITERIA[c], "sequential", criterion=c, repair="sequential")
-            for c in ("random", "flap", "conditional-mi")
-        ),
-        _ours("flap, refined", "FLAP", "refined", criterion="flap", repair="sequential", refine=True),
-        _ours(
-            "conditional-mi, refined",
-            "conditional MI",
-            "refined",
-            **conditional,
-            repair="sequential",
-            refine=True,
-        ),
-    ]
-    for budget, said in (("mi", "budgets by MI"), ("kl", "budgets by KL")):
-        label = f"conditional MI, {said}"
-        name = f"conditional-mi, {{}}, {budget}"
-        settings = conditional | {"budget": budget}
-        found += [
-            _ours(name.format("lstsq"), label, "least squares", **settings, repair="lstsq"),
-            _ours(name.format("sequential"), label, "sequential", **settings, repair="sequential"),
-            _ours(
-                name.format("sequential") + ", refined",
-                label,
-                "refined",
-                **settings,
-                repair="sequential",
-                refine=True,
-            ),
-        ]
-    found += [
-        replace(
-            method, name=name, label=f"{method.label}, threefold text", more=True, notable=name in NOTABLE
+    """What `pruning` offers beyond a criterion: its order of layers, budgets and refinement."""
+    searched = "random pairs within 8 clusters, best of 4 by KL (the paper's)"
+    methods = [
+        Method(
+            f"random-pairs, {repair}, clusters, best of 4",
+            searched,
+            group,
+            {"criterion": "random-pairs", "repair": repair, "clusters": 8, "candidates": 4},
         )
-        for method in found
-        for name in (f"{method.name}, threefold text",)
-        if method.name.startswith("conditional-mi, sequential, kl")
+        for repair, group in REPAIRS.items()
     ]
-    return found
+    methods.append(Method("flap, bias", "FLAP", "own repair", {"criterion": "flap", "repair": "bias"}))
+    for group, repair, criteria in (
+        ("sequential", SEQUENTIAL, ("random", "flap", "conditional-mi")),
+        ("refined", REFINED, ("flap", "conditional-mi")),
+    ):
+        methods += [Method(f"{c}, {group}", CRITERIA[c], group, {"criterion": c} | repair) for c in criteria]
+    for budget, label in (
+        ("mi", "conditional MI, budgets by MI"),
+        ("kl", "conditional MI, budgets by KL"),
+    ):
+        for name, group, repair in (
+            ("conditional-mi, lstsq, {}", "least squares", {"repair": "lstsq"}),
+            ("conditional-mi, sequential, {}", "sequential", SEQUENTIAL),
+            ("conditional-mi, sequential, {}, refined", "refined", REFINED),
+        ):
+            settings = {"criterion": "conditional-mi", "budget": budget} | repair
+            methods.append(Method(name.format(budget), label, group, settings))
+    methods += [
+        replace(m, name=f"{m.name}, threefold text", label=f"{m.label}, threefold text", more=True)
+        for m in methods
+        if m.name.startswith("conditional-mi, sequential, kl")
+    ]
+    return methods
 
 
 METHODS = {m.name: m for m in (*_criteria(), *_recipes(), *_rivals())}
-"""By name; a rival's choice with our repair follows the rival itself, which then runs once for both."""
+"""By name; a refit follows its rival, which then runs once for both."""

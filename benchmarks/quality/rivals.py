@@ -1,7 +1,7 @@
-"""Structured pruning of FFNs as users of other packages would do it, by those packages' own code.
+"""Structured pruning of FFNs with other packages, as their users would do it and with their own code.
 
-A rival chooses the neurons and writes the weights. Which neurons it kept is read off the rows of the input
-projections, which none of them changes. Packages are imported where they are used.
+A rival chooses the neurons and writes the weights. The neurons it kept are identified by the rows of the input
+projections, which no rival changes. Packages are imported where they are used.
 """
 
 import importlib.util
@@ -25,38 +25,30 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN, WIDTH, find_ffns, text_config
 from pruning.model.surgery import Projection, prune_ffn, update_config
 
-BATCH = 4
-"""Windows that go through the model together, where the rival leaves it open."""
+BATCH = 4  # windows per forward pass, where the rival does not prescribe it
 
 Run = Callable[[PreTrainedModel, Tensor, int], None]
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A way of another package to prune FFNs.
+    """A pruning method of another package."""
 
-    Attributes:
-        package: the distribution that must be installed.
-        run: shrinks every FFN of the model, in place, from windows of tokens `[n, L]` to so many neurons.
-        gated: takes gated FFNs only.
-        causal: takes causal language models only.
-    """
-
-    package: str
-    run: Run
-    gated: bool = False
-    causal: bool = False
+    package: str  # the distribution that must be installed
+    run: Run  # prune every FFN in place, given windows [n, L] and the number of neurons to keep
+    gated: bool = False  # supports gated FFNs only
+    causal: bool = False  # supports causal language models only
 
     def missing(self) -> str | None:
-        """Why it cannot run here, if so."""
+        """Why it cannot run here, or None."""
         try:
             version(self.package)
         except PackageNotFoundError:
             return f"{self.package} is not installed"
         return None
 
-    def unfit(self, model: PreTrainedModel) -> str | None:
-        """Why it cannot prune this model, if so."""
+    def obstacle(self, model: PreTrainedModel) -> str | None:
+        """Why it cannot prune this model, or None."""
         if self.gated and len(find_ffns(model)[0].inputs) < 2:
             return f"{self.package}: expected gated FFNs, {type(model).__name__} has none"
         if self.causal and not model.can_generate():
@@ -67,16 +59,16 @@ class Rival:
         return {self.package: version(self.package)}
 
     def prune(self, model: PreTrainedModel, windows: Tensor, n_keep: int) -> list[Tensor]:
-        """Prune a dense model in place; `windows [n, L]` are what it may be calibrated on.
+        """Prune a dense model in place, calibrated on `windows [n, L]`.
 
         Returns:
-            For each FFN the indices of the neurons that it kept, ascending `[n_keep]`.
+            For each FFN the ascending indices of the kept neurons, `[n_keep]`.
 
         Raises:
-            ValueError: a model that the rival does not take, or a width that is none.
+            ValueError: the rival does not support the model, or `n_keep` is out of range.
         """
         ffns = find_ffns(model)
-        if reason := self.unfit(model):
+        if reason := self.obstacle(model):
             raise ValueError(reason)
         if not 0 < n_keep < ffns[0].width:
             raise ValueError(f"n_keep: expected 1 to {ffns[0].width - 1}, got {n_keep}")
@@ -90,10 +82,10 @@ class Rival:
 
 
 def osscar(*, dampening: float = 0.01) -> Run:
-    """OSSCAR as fmchisel's modifier runs it: one neuron at a time, without local search.
+    """OSSCAR as run by the modifier of fmchisel: one neuron at a time, without local search.
 
-    Blocks are pruned in their order, each from what those before it give once pruned. The damping (by default
-    the modifier's) is a share of the mean second moment of a layer's neurons.
+    Blocks are pruned in order, each given the outputs of the pruned blocks before it. The damping (by default that of
+    the modifier) is a fraction of the mean second moment of the neurons of a layer.
     Source: Meng, Ibrahim, Behdin, Hazimeh, Ponomareva, Mazumder, OSSCAR, arXiv 2403.12983.
     """
 
@@ -111,7 +103,7 @@ def osscar(*, dampening: float = 0.01) -> Run:
                 update_iter=1,
                 percdamp=dampening,
             )
-            keep = weight.norm(dim=0).nonzero().flatten()  # fmchisel's `pack` finds them like this
+            keep = weight.norm(dim=0).nonzero().flatten()  # as in `pack` of fmchisel
             bias = None if ffn.output.bias is None else ffn.output.bias.detach()
             prune_ffn(ffn, keep, Projection(weight[:, keep], bias))
 
@@ -121,7 +113,7 @@ def osscar(*, dampening: float = 0.01) -> Run:
 
 
 def torch_pruning_magnitude(model: PreTrainedModel, windows: Tensor, n_keep: int) -> None:
-    """Squared norms of all weights of a neuron: the default of Torch-Pruning, and of its example for LLMs."""
+    """Squared norms of all weights of a neuron: the default of Torch-Pruning and of its LLM example."""
     import torch_pruning as tp
 
     with _single_precision(model):
@@ -129,7 +121,7 @@ def torch_pruning_magnitude(model: PreTrainedModel, windows: Tensor, n_keep: int
 
 
 def torch_pruning_activation(model: PreTrainedModel, windows: Tensor, n_keep: int) -> None:
-    """Mean absolute activation of a neuron. One batch: the package keeps only the sums of the last."""
+    """Mean absolute activation of a neuron, in one batch: the package keeps only the sums of the last batch."""
     import torch_pruning as tp
 
     importance = tp.importance.ActivationImportance(target_types=[nn.Linear])
@@ -143,27 +135,31 @@ def torch_pruning_activation(model: PreTrainedModel, windows: Tensor, n_keep: in
 
 
 def torch_pruning_taylor(model: PreTrainedModel, windows: Tensor, n_keep: int) -> None:
-    """Sum of |weight x gradient| over a neuron's weights, the gradient being that of predicting the next token."""
+    """Sum of |weight x gradient| over the weights of a neuron; the loss is next-token prediction."""
     import torch_pruning as tp
 
     with _single_precision(model):
-        for batch in windows.split(1):  # a window at a time: the gradients add up, and memory stays small
+        for batch in windows.split(1):  # gradients accumulate, and memory stays small
             (model(input_ids=batch, labels=batch, use_cache=False).loss / len(windows)).backward()
         _torch_pruning(model, windows, n_keep, tp.importance.GroupTaylorImportance())
 
 
 def optipfair(method: str, *, calibrated: bool = False) -> Run:
-    """OptiPFair's selection by the weights of `gate_proj` and `up_proj`, or with activation norms too."""
+    """OptiPFair: selection by the weights of `gate_proj` and `up_proj`, with `calibrated` by activation norms too."""
 
     def run(model: PreTrainedModel, windows: Tensor, n_keep: int) -> None:
         import optipfair as package
 
-        logging.getLogger("optipfair").setLevel(logging.WARNING)  # it tells the root logger to print all
+        logging.getLogger("optipfair").setLevel(
+            logging.WARNING
+        )  # it sets the root logger to print everything
         width = find_ffns(model)[0].width
         package.prune_model(
             model,
             neuron_selection_method=method,
-            pruning_percentage=100 * (width - n_keep + 0.5) / width,  # it rounds the number that goes down
+            pruning_percentage=100
+            * (width - n_keep + 0.5)
+            / width,  # it rounds the number of dropped neurons down
             dataloader=[{"input_ids": batch} for batch in windows.split(BATCH)] if calibrated else None,
             show_progress=False,
         )
@@ -173,7 +169,7 @@ def optipfair(method: str, *, calibrated: bool = False) -> Run:
 
 RIVALS = {
     "fmchisel-osscar": Rival("fmchisel", osscar()),
-    # In its favour: where one neuron is massive, as in layer 11 of SmolLM2, a hundredth of the mean swamps the others.
+    # In its favor: where one neuron dominates, as in layer 11 of SmolLM2, a hundredth of the mean swamps the others.
     "fmchisel-osscar-1e-4": Rival("fmchisel", osscar(dampening=1e-4)),
     "torch-pruning-magnitude": Rival("torch-pruning", torch_pruning_magnitude),
     "torch-pruning-activation": Rival("torch-pruning", torch_pruning_activation),
@@ -187,22 +183,22 @@ RIVALS = {
 
 
 def _osscar_code() -> ModuleType:
-    """fmchisel's file with the algorithm, by itself.
+    """The module of fmchisel that contains the algorithm, imported without the package.
 
-    The package imports llmcompressor, which has no version for transformers 5; of it this file wants the name of
-    a dtype.
+    The package imports llmcompressor, which does not support transformers 5; this module only needs the name of a
+    dtype from it.
     """
     path = distribution("fmchisel").locate_file("fmchisel/pruning/osscar/utils/osscar_sparsify.py")
     spec = importlib.util.spec_from_file_location("fmchisel_osscar", str(path))
     module = importlib.util.module_from_spec(spec)
-    wanted = {"llmcompressor.modifiers.obcq.sgpt_sparsify": SimpleNamespace(SGPT_PRECISION=torch.float32)}
-    with patch.dict(sys.modules, wanted):
+    stub = {"llmcompressor.modifiers.obcq.sgpt_sparsify": SimpleNamespace(SGPT_PRECISION=torch.float32)}
+    with patch.dict(sys.modules, stub):
         spec.loader.exec_module(module)
     return module
 
 
 def _in_sequence(model: PreTrainedModel, windows: Tensor, compress: Callable[[FFN, Tensor], None]) -> None:
-    """Run the model once; each block's FFN is compressed from its activations, and the block then runs again."""
+    """Run the model once; compress the FFN of each block given its activations, then run that block again."""
     handles = []
 
     def watch(ffn: FFN) -> None:
@@ -214,7 +210,9 @@ def _in_sequence(model: PreTrainedModel, windows: Tensor, compress: Callable[[FF
             compress(ffn, activations.pop())
             return block.forward(*args, **kwargs)
 
-        block = model.get_submodule(re.match(r".*?\.\d+", ffn.name)[0])  # up to the number of the layer
+        block = model.get_submodule(
+            re.match(r".*?\.\d+", ffn.name)[0]
+        )  # the block, up to the index of the layer
         handles.extend([recorder, block.register_forward_hook(hook, with_kwargs=True)])
 
     try:
@@ -228,18 +226,18 @@ def _in_sequence(model: PreTrainedModel, windows: Tensor, compress: Callable[[FF
 
 
 def _torch_pruning(model: PreTrainedModel, windows: Tensor, n_keep: int, importance: Any) -> None:
-    """Prune the groups whose roots are the FFNs' input projections: the same number in each."""
+    """Prune the groups whose roots are the input projections of the FFNs, the same number in each."""
     import torch_pruning as tp
 
     ffns = find_ffns(model)
     roots = {linear for ffn in ffns for linear in ffn.inputs}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Unwrapped parameters")  # of norms, which keep their width
+        warnings.filterwarnings("ignore", "Unwrapped parameters")  # norms, whose width does not change
         pruner = tp.pruner.MetaPruner(
             model.base_model,
             example_inputs={"input_ids": windows[:1, :8], "use_cache": False},
             importance=importance,
-            pruning_ratio=1 - (n_keep + 0.5) / ffns[0].width,  # it rounds the number that stays down
+            pruning_ratio=1 - (n_keep + 0.5) / ffns[0].width,  # it rounds the number of kept neurons down
             ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear) and m not in roots],
         )
         pruner.step()
@@ -247,9 +245,9 @@ def _torch_pruning(model: PreTrainedModel, windows: Tensor, n_keep: int, importa
 
 @contextmanager
 def _single_precision(model: nn.Module) -> Iterator[None]:
-    """Parameters in float32, and back: Torch-Pruning ranks in the dtype of the weights, which makes ties of bfloat16.
+    """Convert parameters to float32 and back: Torch-Pruning ranks in the dtype of the weights, where bfloat16 has ties.
 
-    Buffers are left alone: those of rotary embeddings are in float32 whatever the dtype of the model.
+    Buffers stay as they are: those of rotary embeddings are float32 whatever the dtype of the model.
     """
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
@@ -263,20 +261,20 @@ def _single_precision(model: nn.Module) -> Iterator[None]:
 
 
 def _rows(ffn: FFN) -> Tensor:
-    """What the input projections hold for each neuron, `[N, d]`; a copy."""
+    """A copy of the rows of all input projections for each neuron, `[N, d]`."""
     return torch.cat([linear.weight.detach() for linear in ffn.inputs], 1).clone()
 
 
 def _positions(dense: Tensor, pruned: Tensor) -> Tensor:
-    """Where the rows of `pruned` stand in `dense`, in which they come in the same order.
+    """Indices in `dense` of the rows of `pruned`, which must be in the same order.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they are not.
     """
-    found: list[int] = []
+    indices: list[int] = []
     rows = iter(enumerate(dense))
-    for wanted in pruned:
-        found += next(([i] for i, row in rows if torch.equal(row, wanted)), [])
-    if len(found) < len(pruned):
-        raise ValueError("expected neurons in their old order, with their input weights as they were")
-    return torch.tensor(found, device=dense.device)
+    for kept in pruned:
+        indices += next(([i] for i, row in rows if torch.equal(row, kept)), [])
+    if len(indices) < len(pruned):
+        raise ValueError("rival: expected kept neurons in their original order with unchanged input weights")
+    return torch.tensor(indices, device=dense.device)

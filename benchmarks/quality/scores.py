@@ -6,58 +6,57 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.quality.measure import DENSE, load
+from benchmarks.quality.measure import DENSE
+from benchmarks.record import Row, load
+
+Key = tuple[str, float]  # method and ratio; the dense model is `(DENSE, 0.0)`
 
 
 class Score(NamedTuple):
-    """Of one pruned model by one protocol.
+    """The quality of one pruned model by one protocol.
 
-    Attributes:
-        measure: `"perplexity"` or `"spearman"`.
-        value: of all test data.
-        parts: `[n]`, each window's mean negative log-likelihood in nats, or the correlation with each group of pairs
-            left out.
+    `samples [n]` are the mean negative log-likelihood of each window in nats, or the correlation with each group of
+    pairs left out.
     """
 
-    measure: str
-    value: float
-    parts: np.ndarray
+    measure: str  # "perplexity" or "spearman"
+    value: float  # over all test data
+    samples: np.ndarray
 
     def against(self, other: "Score") -> tuple[float, float]:
-        """Difference in log-perplexity or in correlation and its standard error: over paired windows, or by the
-        delete-a-group jackknife."""
-        difference = self.parts - other.parts
+        """Difference in log-perplexity or correlation, and its standard error.
+
+        The error is that of the mean over paired windows, or the delete-a-group jackknife for correlations.
+        """
+        difference = self.samples - other.samples
         n = len(difference)
         if self.measure == "perplexity":
-            return float(difference.mean()), float(
-                difference.std(ddof=1) / math.sqrt(n)
-            ) if n > 1 else math.nan
-        spread = difference - difference.mean()
-        return self.value - other.value, math.sqrt((n - 1) / n * float((spread**2).sum()))
+            error = float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+            return float(difference.mean()), error
+        deviation = difference - difference.mean()
+        return self.value - other.value, math.sqrt((n - 1) / n * float((deviation**2).sum()))
 
     @property
-    def better_first(self) -> float:
+    def loss(self) -> float:
+        """Smaller is better."""
         return self.value if self.measure == "perplexity" else -self.value
 
 
 class Sheet(NamedTuple):
-    """All scores of one model by one protocol.
-
-    Attributes:
-        scores: by method and ratio; the dense model is `DENSE` at 0.
-        cases, results: of the last row behind each.
-        last: row, for the conditions.
-        commits: of the rows, as first stored.
-    """
+    """All scores of one model by one protocol, and the last row behind each, in the order of first storage."""
 
     model: str
     protocol: str
-    measure: str
-    scores: dict[tuple[str, float], Score]
-    cases: dict[tuple[str, float], dict]
-    results: dict[tuple[str, float], dict]
-    last: dict
-    commits: list[str]
+    scores: dict[Key, Score]
+    rows: dict[Key, Row]
+
+    @property
+    def last(self) -> Row:
+        return list(self.rows.values())[-1]
+
+    @property
+    def measure(self) -> str:
+        return self.dense.measure
 
     @property
     def dense(self) -> Score:
@@ -67,15 +66,15 @@ class Sheet(NamedTuple):
     def ratios(self) -> list[float]:
         return sorted({ratio for _, ratio in self.scores} - {0.0})
 
-    def seconds(self, method: str) -> float:
-        """Of pruning, the middle one of all ratios."""
-        return float(
-            np.median([sum(r["seconds"].values()) for (name, _), r in self.results.items() if name == method])
-        )
+    def of(self, method: str) -> list[Row]:
+        """The rows of a method, one for each ratio."""
+        return [row for (name, _), row in self.rows.items() if name == method]
 
 
 def sheets(path: Path) -> list[Sheet]:
-    """By model and protocol, as first stored. The last row of a method, ratio and seed counts; seeds are averaged.
+    """Scores by model and protocol, in the order of first storage.
+
+    The last row of a method, ratio and seed counts; seeds are averaged.
 
     Raises:
         ValueError: no rows, or a model without its dense row.
@@ -83,7 +82,7 @@ def sheets(path: Path) -> list[Sheet]:
     rows = load(path)
     if not rows:
         raise ValueError(f"{path}: expected rows, found none; run python -m benchmarks.quality")
-    latest: dict[tuple[str, str], dict[tuple[str, float], dict[int, dict]]] = {}
+    latest: dict[tuple[str, str], dict[Key, dict[int, Row]]] = {}
     for row in rows:
         case = row["case"]
         for protocol in row["result"]["quality"]:
@@ -93,27 +92,17 @@ def sheets(path: Path) -> list[Sheet]:
     for (model, protocol), sheet in latest.items():
         if (DENSE, 0.0) not in sheet:
             raise ValueError(f"{path}: expected a dense row of {model} by {protocol}, found none")
-        last = {key: list(seeds.values())[-1] for key, seeds in sheet.items()}
-        final = list(last.values())[-1]
-        found.append(
-            Sheet(
-                model,
-                protocol,
-                final["case"]["measure"],
-                {key: _score(list(seeds.values()), protocol) for key, seeds in sheet.items()},
-                {key: row["case"] for key, row in last.items()},
-                {key: row["result"] for key, row in last.items()},
-                final,
-                list(dict.fromkeys(row["commit"] for row in last.values())),
-            )
-        )
+        by_key = {key: list(seeds.values()) for key, seeds in sheet.items()}
+        scores = {key: _score(seeds, protocol) for key, seeds in by_key.items()}
+        found.append(Sheet(model, protocol, scores, {key: seeds[-1] for key, seeds in by_key.items()}))
     return found
 
 
-def _score(rows: list[dict], protocol: str) -> Score:
+def _score(rows: list[Row], protocol: str) -> Score:
+    """The average over the rows of several seeds."""
     measure = rows[0]["case"]["measure"]
-    found = [row["result"]["quality"][protocol] for row in rows]
-    parts = np.mean([q["nll" if measure == "perplexity" else "without_group"] for q in found], axis=0)
+    quality = [row["result"]["quality"][protocol] for row in rows]
+    samples = np.mean([q["nll" if measure == "perplexity" else "without_group"] for q in quality], axis=0)
     if measure == "perplexity":
-        return Score(measure, float(np.exp(np.minimum(parts.mean(), 700))), parts)
-    return Score(measure, float(np.mean([q["spearman"] for q in found])), parts)
+        return Score(measure, float(np.exp(np.minimum(samples.mean(), 700))), samples)
+    return Score(measure, float(np.mean([q["spearman"] for q in quality])), samples)

@@ -1,4 +1,4 @@
-"""What a model is calibrated on, and what its quality is measured by."""
+"""Tasks: the calibration data of a model and the measure of its quality."""
 
 import csv
 from dataclasses import dataclass
@@ -7,29 +7,29 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.model.evaluation_mode import evaluation_mode
+from pruning.observe.capture import evaluation_mode
 from pruning.observe.text import builtin_text, read_text, token_windows
 from pruning.report.quality import perplexity
 
 CALIBRATION_SHARE = 0.88
-"""Of the windows of the validation text. The others are for choosing hyper-parameters, and never read here."""
+"""Share of the windows of the validation text. The rest is for choosing hyperparameters and is never read here."""
 
-MORE = 3
-"""Times the windows of calibration, for repairs that gain from more of them."""
-
+MORE = 3  # factor on the calibration windows for repairs that benefit from more text
 BATCH_TOKENS = 2048
-GROUPS = 50
-"""Of the pairs of sentences, for the jackknife."""
+GROUPS = 50  # groups of sentence pairs for the jackknife
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of WikiText-2's test text, the first ones or spread evenly over it, or of a text unlike it: the language
-    reference that ships inside CPython."""
+    """Test windows: the first ones of a text or evenly spaced ones.
+
+    The text is the test split of WikiText-2, or the language reference that ships with CPython.
+    """
 
     count: int
     length: int
@@ -37,19 +37,14 @@ class Windows:
     wikitext: bool = True
 
     @property
-    def said(self) -> str:
-        where = (
-            "WikiText-2's test text"
-            if self.wikitext
-            else "Python's language reference, unlike the text of calibration"
-        )
-        return (
-            f"{'' if self.evenly else 'the first '}{self.count} windows of {self.length} tokens of {where}"
-            + (", spread evenly" if self.evenly else "")
-        )
+    def description(self) -> str:
+        where = "evenly spaced" if self.evenly else "first"
+        reference = "the Python language reference (another domain than the calibration text)"
+        text = "the WikiText-2 test split" if self.wikitext else reference
+        return f"{self.count} {where} windows of {self.length} tokens of {text}"
 
     def pick(self, windows: Tensor) -> Tensor:
-        return spread(windows, self.count) if self.evenly else windows[: self.count]
+        return evenly_spaced(windows, self.count) if self.evenly else windows[: self.count]
 
 
 PROTOCOLS = {
@@ -61,25 +56,19 @@ PROTOCOLS = {
 
 
 class Task(Protocol):
-    """Attributes:
-    name: of the data.
-    measure: `"perplexity"` or `"spearman"`.
-    calibration: windows of tokens `[n, L]`, spread evenly over the text to calibrate on.
-    more: up to `MORE` times as many.
-    said: the same in words.
-    """
+    """Calibration windows and an evaluation."""
 
-    name: str
-    measure: str
-    calibration: Tensor
-    more: Tensor
-    said: str
+    name: str  # of the data set
+    measure: str  # "perplexity" or "spearman"
+    calibration: Tensor  # windows of tokens [n, L], evenly spaced over the calibration text
+    more: Tensor  # up to `MORE` times as many windows
+    source: str  # where the windows come from, as stored in rows
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, Any]: ...
 
 
 class WikiText:
-    """Perplexity of a causal model on WikiText-2's test text, calibrated on its validation text."""
+    """Perplexity of a causal model on the test split of WikiText-2, calibrated on the validation split."""
 
     name = "WikiText-2"
     measure = "perplexity"
@@ -96,29 +85,30 @@ class WikiText:
         folder = data / "wikitext-2"
         windows = token_windows(tokenizer, read_text(folder / "valid.txt"), length)
         windows = windows[: max(1, int(CALIBRATION_SHARE * len(windows)))]
-        self.calibration, self.more = spread(windows, n_windows), spread(windows, MORE * n_windows)
-        self.said = f"evenly from the first {100 * CALIBRATION_SHARE:g} % of wikitext-2/valid.txt"
+        self.calibration, self.more = (evenly_spaced(windows, n) for n in (n_windows, MORE * n_windows))
+        self.source = f"evenly from the first {100 * CALIBRATION_SHARE:g} % of wikitext-2/valid.txt"
         texts = {True: read_text(folder / "test.txt"), False: builtin_text()[1]}
-        wanted = {name: PROTOCOLS[name] for name in protocols}
         self.tests = {
-            n: w.pick(token_windows(tokenizer, texts[w.wikitext], w.length)) for n, w in wanted.items()
+            name: p.pick(token_windows(tokenizer, texts[p.wikitext], p.length))
+            for name, p in PROTOCOLS.items()
+            if name in protocols
         }
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, Any]:
-        """By protocol the perplexity, and the mean negative log-likelihood of each window's tokens, nats."""
-        found = {}
+        """By protocol the perplexity and the mean negative log-likelihood of each window, nats."""
+        quality = {}
         for name, windows in self.tests.items():
             batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
             nll = perplexity(model, batches).nll
-            found[name] = {
+            quality[name] = {
                 "perplexity": float(f"{float(nll.mean().exp()):.6g}"),
                 "nll": [round(v, 6) for v in nll.tolist()],
             }
-        return found
+        return quality
 
 
 class Similarity:
-    """STS-B: rank correlation of an encoder's cosines with people's scores of pairs of sentences.
+    """STS-B: rank correlation of an encoder's cosine similarities with human scores of sentence pairs.
 
     Measured on the development pairs, calibrated on the sentences of the test pairs.
     """
@@ -133,39 +123,42 @@ class Similarity:
         text = " ".join(
             s for first, second, _ in read_pairs(folder / "stsb-en-test.csv") for s in (first, second)
         )
-        windows = token_windows(tokenizer, text, length, special_tokens=True)
-        self.calibration, self.more = spread(windows, n_windows), spread(windows, MORE * n_windows)
-        self.said = "evenly from the sentences of stsb-en-test.csv"
+        windows = token_windows(tokenizer, text, length, whole=True)
+        self.calibration, self.more = (evenly_spaced(windows, n) for n in (n_windows, MORE * n_windows))
+        self.source = "evenly from the sentences of stsb-en-test.csv"
         self.tokenizer = tokenizer
         self.pairs = read_pairs(folder / "stsb-en-dev.csv")
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Spearman's correlation, and the same with each of `GROUPS` groups of pairs left out."""
+        """The correlation over all pairs, and with each of `GROUPS` groups of pairs left out."""
         sentences = [s for first, second, _ in self.pairs for s in (first, second)]
         vectors = embed(model, self.tokenizer, sentences)
         cosines = (vectors[0::2] * vectors[1::2]).sum(1).numpy()
         gold = np.array([score for _, _, score in self.pairs])
         group = np.arange(len(gold)) % GROUPS
-        without = [spearman(cosines[group != g], gold[group != g]) for g in range(GROUPS)]
+
+        def spearman(chosen: np.ndarray) -> float:
+            return round(float(spearmanr(cosines[chosen], gold[chosen]).statistic), 6)
+
         return {
             "dev": {
-                "spearman": round(spearman(cosines, gold), 6),
-                "without_group": [round(v, 6) for v in without],
+                "spearman": spearman(group >= 0),
+                "without_group": [spearman(group != g) for g in range(GROUPS)],
             }
         }
 
 
-def spread(windows: Tensor, count: int) -> Tensor:
-    """At most `count` of them, evenly."""
+def evenly_spaced(windows: Tensor, count: int) -> Tensor:
+    """At most `count` of the windows."""
     count = min(count, len(windows))
     return windows[[i * len(windows) // count for i in range(count)]]
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
-    """Lines `sentence,sentence,score`.
+    """Read lines of the form `sentence,sentence,score`.
 
     Raises:
-        ValueError: a line that is none.
+        ValueError: a line with another number of fields.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
@@ -178,9 +171,10 @@ def read_pairs(path: Path) -> list[tuple[str, str, float]]:
 def embed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], *, batch_size: int = 64
 ) -> Tensor:
-    """Mean of the last hidden states over each sentence's tokens, of length 1: `[n, d]` float32."""
-    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # little padding
-    found: list[Tensor] = []
+    """Sentence vectors `[n, d]` float32: means of the last hidden states over the tokens, scaled to length 1."""
+    # Sentences of similar lengths need little padding.
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
+    batches: list[Tensor] = []
     with torch.inference_mode(), evaluation_mode(model):
         for start in range(0, len(order), batch_size):
             texts = [sentences[i] for i in order[start : start + batch_size]]
@@ -189,16 +183,6 @@ def embed(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
             ).last_hidden_state.float()
             mask = inputs["attention_mask"][:, :, None].float()
-            found.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1).cpu())
-    vectors = torch.cat(found)
+            batches.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=1).cpu())
+    vectors = torch.cat(batches)
     return torch.empty_like(vectors).index_copy_(0, torch.tensor(order), vectors)
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Correlation of the ranks, equal values sharing the mean of theirs."""
-    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]

@@ -1,0 +1,186 @@
+"""Lower bounds on the time of an MI matrix, and of pruning a model, from the data sheet of a chip.
+
+    python -m benchmarks.gpu.cost [--N 11008]
+
+Counted, not measured: tensor-core operations, bytes from device memory and from L2, and special functions
+(exponentials and logarithms) of the kernels in `mikernels.triton_impl` with their shipped tiles. The floor is the
+largest of the four times; `benchmarks.gpu` reports measured times beside it. The floors of the other stages of pruning
+are their matrix products at the rate of the chip, and writing the weights to disk.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from benchmarks.record import argument_parser
+from mikernels.options import Precision
+from mikernels.triton_impl.configs import CHIPS, ITEMSIZE, configs
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peak rates of a chip, per second, from its data sheet.
+
+    Float32 operands of `matrix` take three products in TF32 (AMD: the float32 matrix rate). `l2` is from published
+    microbenchmarks, accurate to about 20 %. `algebra` is the peak of float32 without TF32 and of float64 on the tensor
+    cores, which are the same on each of these chips.
+    """
+
+    family: str  # key of `mikernels.triton_impl.configs`
+    matrix: dict[str, float]  # dense tensor-core operations, by operand
+    memory: float  # bytes from device memory
+    l2: float  # bytes from L2 to the multiprocessors
+    special: float  # exponentials or logarithms, 16 per clock and multiprocessor at the boost clock
+    algebra: float  # operations of products and factorizations in the vendor's libraries
+
+
+HOPPER = {"fp16": 989e12, "int8": 1979e12, "fp8": 1979e12, "fp32": 495e12 / 3}
+CHIP = {
+    "H100": Chip("sm_90", HOPPER, 3.35e12, 5.5e12, 16 * 132 * 1.755e9, 67e12),
+    "H200": Chip("sm_90", HOPPER, 4.8e12, 5.5e12, 16 * 132 * 1.755e9, 67e12),
+    "A100": Chip(
+        "sm_80", {"fp16": 312e12, "int8": 624e12, "fp32": 156e12 / 3}, 2.04e12, 4.0e12, 16 * 108 * 1.41e9, 19.5e12
+    ),
+    "MI300X": Chip(
+        "gfx942", {"fp16": 1307e12, "int8": 2615e12, "fp32": 163e12}, 5.3e12, 10e12, 16 * 304 * 2.1e9, 163e12
+    ),
+}  # fmt: skip
+
+
+class Work(NamedTuple):
+    """Work for one symmetric matrix."""
+
+    matrix_ops: float
+    memory_bytes: float
+    l2_bytes: float
+    special: float
+
+    def seconds(self, chip: Chip, precision: Precision) -> dict[str, float]:
+        """The time that each resource alone would need."""
+        return {
+            "tensor cores": self.matrix_ops / chip.matrix[precision],
+            "memory": self.memory_bytes / chip.memory,
+            "L2": self.l2_bytes / chip.l2,
+            "special functions": self.special / chip.special,
+        }
+
+
+def work(estimator: str, n: int, m: int, precision: Precision, family: str, nodes: int = 16) -> Work:
+    """Work for N variables and M samples; tiles that touch the upper triangle count in full."""
+    config = configs(f"{estimator}_kernel", family, precision)[0]
+    size = ITEMSIZE[precision]
+    width = nodes if estimator == "grid" else 1
+    n_tiles = _upper_tiles(n * width, config.block_m, config.block_n)
+    area, edge = config.block_m * config.block_n, config.block_m + config.block_n
+    # K of the product: M for `grid`, M^2 for `kde`, M^2 / 2 for `renyi2`
+    inner = {"grid": m, "kde": m * m, "renyi2": m * m / 2}[estimator]
+    operand = n * width * inner * size
+    results = 4.0 * n * n
+    if estimator == "grid":
+        special = n_tiles * area  # one logarithm per count
+        memory = 4.0 * n * m + 2 * operand + results  # reads ranks, writes features and reads them back
+    else:
+        logs = n_tiles * area * m if estimator == "kde" else 0
+        exponentials = (
+            n * inner * (2 if estimator == "kde" else 1)
+        )  # kde computes rows twice, to normalize them
+        launches = inner / m / 16
+        special = logs + exponentials
+        memory = 2 * operand + results * launches  # each launch reads and writes half of the matrix
+    return Work(2 * n_tiles * area * inner, memory, n_tiles * edge * inner * size, special)
+
+
+def _upper_tiles(rows: int, block_m: int, block_n: int) -> int:
+    """Number of tiles that are not entirely below the diagonal."""
+    tiles_n = -(-rows // block_n)
+    return sum(tiles_n - first // block_n for first in range(0, rows, block_m))
+
+
+def floor(
+    estimator: str, n: int, m: int, precision: Precision, chip: str, nodes: int = 16
+) -> tuple[float, str]:
+    """Minimum seconds on a chip, and the resource that limits it."""
+    seconds = work(estimator, n, m, precision, CHIP[chip].family, nodes).seconds(CHIP[chip], precision)
+    binding = max(seconds, key=seconds.__getitem__)
+    return seconds[binding], binding
+
+
+class Model(NamedTuple):
+    """Shape of a language model with gated FFNs."""
+
+    layers: int
+    neurons: int  # of a layer's FFN
+    width: int  # of the residual stream
+    parameters: float
+
+
+MODELS = {
+    "Llama-2-7B": Model(32, 11008, 4096, 6.74e9),
+    "Llama-3-70B": Model(80, 28672, 8192, 70.6e9),
+    "Llama-3.1-405B": Model(126, 53248, 16384, 405.9e9),
+}
+RATIO = 0.2  # share of neurons that is dropped
+SAMPLES = 4096  # M of the MI estimate
+TOKENS_PER_NEURON = 4  # calibration tokens per kept neuron, as least squares requires
+DISK = 2e9  # bytes per second written by a good solid-state disk
+
+
+def stages(model: Model, chip: str) -> dict[str, float]:
+    """Minimum seconds of each stage of pruning, under the names used in the manifest.
+
+    Assumes that the weights fit on one chip; with several chips, all stages but the last shrink with their number.
+    """
+    n, d, rates = model.neurons, model.width, CHIP[chip]
+    kept = round(n * (1 - RATIO))
+    dropped = n - kept
+    tokens = TOKENS_PER_NEURON * kept
+    forward = 2 * model.parameters * tokens / rates.matrix["fp16"]
+    moments = 2.0 * n**2 * tokens  # float32, without using symmetry
+    # Invert the moments, then apply a rank-one update of the remainder for each neuron, in blocks.
+    elimination = n**3 + 2 * n**3 / 3
+    # Predict the dropped neurons from the kept ones: Cholesky factor and solution.
+    explanation = kept**3 / 3 + 2.0 * kept**2 * dropped
+    # Moments of the kept neurons in the pruned stream, their product with the residual, Cholesky factor, solution.
+    fit = 2.0 * kept * (kept + d) * tokens + kept**3 / 3 + 2.0 * kept**2 * d
+    weights = model.parameters - model.layers * 3 * d * dropped
+    mi = floor("grid", n, SAMPLES, "int8", chip)[0]
+    return {
+        # dense stream with moments, and pruned stream
+        "capture": 2 * forward + model.layers * moments / rates.algebra,
+        "measure": model.layers * (mi + elimination / rates.algebra),
+        "select": model.layers * explanation / rates.algebra,
+        # and another pass through the pruned FFN
+        "repair": model.layers * (6.0 * d * kept * tokens / rates.matrix["fp16"] + fit / rates.algebra),
+        "save": 2 * weights / DISK,  # 16-bit
+    }
+
+
+def main() -> None:
+    parser = argument_parser("benchmarks.gpu.cost", __doc__)
+    parser.add_argument("--N", type=int, default=11008)
+    args = parser.parse_args()
+    from benchmarks.tables import table  # tabulate is not needed on the GPU machine
+
+    print(f"Predicted floors in ms, with the limiting resource; N = {args.N}\n")
+    lines = []
+    for estimator, m in (("grid", 4096), ("kde", 1024), ("renyi2", 1024)):
+        for precision in ITEMSIZE:
+            if precision == "int8" and estimator != "grid":
+                continue
+            floors = {
+                name: floor(estimator, args.N, m, precision, name)
+                for name, chip in CHIP.items()
+                if precision in CHIPS[chip.family]
+            }
+            cells = [f"{floors[c][0] * 1e3:.1f} ({floors[c][1]})" if c in floors else "-" for c in CHIP]
+            lines.append([estimator, str(m), precision, *cells])
+    print(table(["estimator", "M", "dtype", *CHIP], lines))
+    print(
+        f"\nPredicted floors in seconds of pruning {RATIO:.0%} of the neurons: grid, 16 nodes, int8, M = {SAMPLES}\n"
+    )
+    by_stage = {(chip, model): stages(MODELS[model], chip) for chip in CHIP for model in MODELS}
+    lines = [[*key, *(f"{seconds:.1f}" for seconds in found.values())] for key, found in by_stage.items()]
+    print(table(["chip", "model", *stages(MODELS["Llama-2-7B"], "H100")], lines))
+
+
+if __name__ == "__main__":
+    main()

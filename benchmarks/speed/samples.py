@@ -1,0 +1,54 @@
+"""Samples with known mutual information: correlated normal variables under a heavy-tailed monotone map."""
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.cases import Case
+from mikernels.transforms import transform_samples
+
+FACTORS = 4
+
+
+def samples(case: Case) -> Tensor:
+    """`[M, N]` float32 on the device of the case.
+
+    Signed squares of normals, with kurtosis 12: as heavy-tailed as the neurons of a gated FFN.
+    """
+    loadings, noise, generator = _loadings(case)
+    factors = torch.randn(case.M, FACTORS, generator=generator)
+    z = factors @ loadings.float()
+    z += torch.randn(case.M, case.N, generator=generator) * noise.float()
+    return (z * z.abs()).to(case.device)
+
+
+def gated_activations(n_samples: int, n_variables: int, seed: int) -> Tensor:
+    """`[M, N]` heavy-tailed, correlated columns like those of a gated FFN: products of two maps of a few factors."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = torch.randn(n_samples, 64, generator=generator)
+    gate, up = (factors @ torch.randn(64, n_variables, generator=generator) / 8 for _ in range(2))
+    return torch.nn.functional.silu(gate) * up
+
+
+def true_mi(case: Case, n: int) -> Tensor:
+    """`[n, n]` nats among the first n variables: `-1/2 log(1 - rho^2)`, infinite on the diagonal."""
+    loadings, _, _ = _loadings(case)
+    rho = loadings[:, :n].T @ loadings[:, :n]
+    rho.fill_diagonal_(1.0)
+    return -0.5 * torch.log1p(-rho.square())
+
+
+def scores(x: Tensor, seed: int) -> Tensor:
+    """Normal scores of the ranks in each column of `x [M, N]`, float32."""
+    return transform_samples(x, "rank", seed=seed).scores().T.contiguous()
+
+
+def _loadings(case: Case) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Loadings `[FACTORS, N]` and noise `[N]` of unit-variance variables, and the generator in its state after them.
+
+    The share of noise is uniform over the variables, so that pairs range from nearly independent to nearly equal.
+    """
+    generator = torch.Generator().manual_seed(case.seed)
+    loadings = torch.randn(FACTORS, case.N, generator=generator, dtype=torch.float64)
+    noise = torch.rand(case.N, generator=generator, dtype=torch.float64)
+    loadings *= ((1 - noise) / loadings.square().sum(0)).sqrt()
+    return loadings, noise.sqrt(), generator

@@ -1,0 +1,125 @@
+"""The known mutual information of the accuracy benchmark, and the benchmark itself on tiny samples."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.accuracy import __main__ as run
+from benchmarks.accuracy import estimators, truths
+from benchmarks.accuracy.cases import CASES
+from benchmarks.publish import accuracy as page
+
+
+def test_both_halves_have_every_family():
+    families = {case.family for case in CASES}
+    for half in ("tuning", "reported"):
+        assert {case.family for case in CASES if case.half == half} == families
+    assert len(CASES) >= 26
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_draws_are_finite_and_follow_the_truth(case):
+    """A sample of 4,000 and a plain histogram of its ranks: at most the truth, and not far below."""
+    x, y = case.draw(torch.Generator().manual_seed(0), 4000)
+    assert x.shape == y.shape == (4000,)
+    assert x.isfinite().all()
+    assert y.isfinite().all()
+    bins = 24
+    place = x.argsort().argsort() * bins // 4000 * bins + y.argsort().argsort() * bins // 4000
+    share = torch.bincount(place, minlength=bins**2).double() / 4000
+    plug_in = float(torch.special.xlogy(share, share * bins**2).sum())
+    bias = (bins - 1) ** 2 / (2 * 4000)
+    assert plug_in - bias < case.mi + 0.05
+    assert plug_in > 0.6 * min(case.mi, math.log(bins))
+
+
+def clayton_density(log_u, log_v, theta=0.8):
+    powers = torch.logaddexp(-theta * log_u, -theta * log_v)
+    log_sum = powers + torch.log1p(-torch.exp(-powers))
+    return math.log1p(theta) - (1 + theta) * (log_u + log_v) - (2 + 1 / theta) * log_sum
+
+
+def test_closed_forms_by_quadrature():
+    assert truths.mixture(((0.0, 0.0, 0.6),), 1.0, 401) == pytest.approx(truths.gaussian(0.6), abs=1e-9)
+    assert truths.copula(clayton_density, 401) == pytest.approx(truths.clayton(0.8), abs=1e-5)
+    linear = truths.normal_noise(lambda x: x, lambda x: torch.full_like(x, 0.5), 1001)
+    assert linear == pytest.approx(truths.gaussian(1 / math.hypot(1, 0.5)), abs=1e-6)
+    assert truths.gamma_sum(1, 1) == pytest.approx(0.5772156649, abs=1e-9)  # Euler's constant
+
+
+@pytest.mark.parametrize(("rho", "nu"), [(0.0, 3), (0.6, 5)])
+def test_student_t_by_quadrature(rho, nu):
+    """Over x = sinh(t)^3, which reaches the heavy tails."""
+    t = torch.linspace(-3.2, 3.2, 1201, dtype=torch.float64)
+    x = t.sinh() ** 3
+    width = 3 * t.sinh() ** 2 * t.cosh() * (t[1] - t[0])
+    square = (x[:, None] ** 2 - 2 * rho * x[:, None] * x + x**2) / (1 - rho**2)
+    joint = (1 + square / nu) ** (-(nu + 2) / 2) * width[:, None] * width
+    joint /= joint.sum()
+    ratio = joint / (joint.sum(1, keepdim=True) * joint.sum(0)).clamp_min(1e-300)
+    mi = float(torch.special.xlogy(joint, ratio.clamp_min(1e-300)).sum())
+    assert mi == pytest.approx(truths.student_t(rho, nu), abs=2e-3)
+
+
+def test_uniform_noise_and_disc_by_large_histograms():
+    """Cells of a fine grid that the support covers in part cost a little: O(1 / points)."""
+    points = 1500
+    x = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    for width in (0.1, 0.75):
+        y = -width + (1 + 2 * width) * x
+        joint = ((y - x[:, None]).abs() < width).double()
+        joint /= joint.sum()
+        ratio = joint / (joint.sum(1, keepdim=True) * joint.sum(0)).clamp_min(1e-300)
+        mi = float(torch.special.xlogy(joint, ratio.clamp_min(1e-300)).sum())
+        assert mi == pytest.approx(truths.additive_uniform(width), abs=3e-3)
+    place = 2 * x - 1
+    joint = (place[:, None] ** 2 + place**2 < 1).double()
+    joint /= joint.sum()
+    ratio = joint / (joint.sum(1, keepdim=True) * joint.sum(0)).clamp_min(1e-300)
+    assert float(torch.special.xlogy(joint, ratio.clamp_min(1e-300)).sum()) == pytest.approx(
+        truths.disc(), abs=3e-3
+    )
+
+
+def test_quadratures_have_converged():
+    for truth, parameter, tolerance in (
+        (truths.ring, 0.15, 1e-7),
+        (truths.ring, 0.3, 1e-7),
+        (truths.gumbel, 3.0, 1e-6),
+        (truths.frank, 12.0, 1e-6),
+        (truths.fgm, 1.0, 1e-6),
+    ):
+        assert truth(parameter, 301) == pytest.approx(truth(parameter, 601), abs=tolerance)
+
+
+def test_same_draws_for_every_estimator():
+    first, again = (run.draws(CASES[3], 50, 2, seed=1) for _ in range(2))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], run.draws(CASES[3], 50, 2, seed=2)[0])
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setitem(estimators.PACKAGES, "KSG", "no_such_package")
+    assert estimators.missing_package("KSG") == "no_such_package"
+    assert estimators.missing_package("grid") is None
+
+
+def test_rows_make_tables():
+    cases = (CASES[0], CASES[1], CASES[4])
+    rows = []
+    for name in ("Gaussian", "grid, raw"):
+        result = run.measure(estimators.ESTIMATORS[name], cases, 60, 3, seed=0)
+        rows.append({"case": {"estimator": name, "M": 60}, "result": result})
+    errors = page.by_estimator(rows)
+    assert list(errors) == [("grid, raw", 60), ("Gaussian", 60)]
+    reported = errors["Gaussian", 60].half("reported")
+    assert list(reported.names) == ["gaussian 0.1"]
+    estimates = rows[0]["result"]["cases"]["gaussian 0.1"]["estimates"]
+    rmse = math.sqrt(sum((e - truths.gaussian(0.1)) ** 2 for e in estimates) / 3)
+    assert page.mean_rmse(reported.values) == pytest.approx(rmse, abs=1e-6)
+    line = next(x for x in page.error_table(errors).splitlines() if x.startswith("| Gaussian"))
+    assert f"{rmse:.4f} (" in line
+    assert "B-spline" not in page.summary_table(errors)
+    assert "gaussian 0.9" in page.case_table(errors, 60, ("Gaussian",))

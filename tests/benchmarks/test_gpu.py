@@ -1,0 +1,73 @@
+"""The script for a GPU runs without one on tiny shapes, and the cost model gives the numbers of a small case."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.gpu import cost
+from mikernels.triton_impl.configs import Config
+
+
+def test_dry_run_passes():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--dry-run"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 failed" in done.stdout
+
+
+def test_script_needs_no_package_that_a_gpu_machine_may_lack():
+    """Only torch, triton, numpy and transformers are there."""
+    script = (
+        "import sys\n"
+        "for name in ('tabulate', 'scipy', 'matplotlib', 'psutil', 'sklearn'): sys.modules[name] = None\n"
+        "import benchmarks.gpu.__main__, benchmarks.gpu.checks"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("estimator", "m", "expected"),
+    [("grid", 4096, 1.27e14), ("kde", 1024, 1.27e14), ("renyi2", 1024, 6.35e13)],
+)
+def test_operations_of_a_layer_of_7b(estimator, m, expected):
+    """N^2 / 2 pairs of 2 G^2 M, 2 M^2 or M^2 operations, and at most a tenth more for tiles on the diagonal."""
+    counted = cost.work(estimator, 11008, m, "fp16", "sm_90").matrix_ops
+    assert expected * 0.98 < counted < 1.1 * expected
+
+
+@pytest.fixture
+def wide_tiles(monkeypatch):
+    """Tiles of 128 x 256, whatever is shipped."""
+    monkeypatch.setattr(cost, "configs", lambda *_: [Config(128, 256, 128, 8, 3)])
+
+
+def test_work_of_a_small_case_is_the_one_counted_by_hand(wide_tiles):
+    """`grid`, 32 variables of 16 nodes: 512 x 512 results in 4 x 2 tiles, 2 of which are below the diagonal."""
+    counted = cost.work("grid", 32, 128, "int8", "sm_90")
+    assert counted == cost.Work(
+        matrix_ops=6 * 2 * 128 * 256 * 128,
+        memory_bytes=4 * 32 * 128 + 2 * 512 * 128 + 4 * 32 * 32,  # ranks, features twice, results
+        l2_bytes=6 * (128 + 256) * 128,
+        special=6 * 128 * 256,
+    )
+
+
+def test_floor_of_a_small_case_is_the_time_of_its_slowest_resource(wide_tiles):
+    """On an H100: 50.3 Mops at 1979 T/s, 152 kB at 3.35 TB/s, 295 kB at 5.5 TB/s, 197 k logarithms at 3.7 T/s."""
+    seconds = cost.work("grid", 32, 128, "int8", "sm_90").seconds(cost.CHIP["H100"], "int8")
+    assert seconds == pytest.approx(
+        {"tensor cores": 25.4e-9, "memory": 45.2e-9, "L2": 53.6e-9, "special functions": 53.0e-9}, rel=2e-3
+    )
+    assert cost.floor("grid", 32, 128, "int8", "H100") == (seconds["L2"], "L2")
+    fp16, _ = cost.floor("grid", 32, 128, "fp16", "H100")  # twice the bytes
+    assert fp16 == pytest.approx(2 * 53.6e-9, rel=2e-3)
