@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import RESULTS, append, quantiles, row
-from mikernels.tables.ladder import CELLS
+from mikernels.adaptive.refinement import joint_counts
+from mikernels.tables.rungs import CELLS
 from mikernels.tiles import cut
-from mikernels.torch_impl.adaptive import STRIP, counts_of
+from mikernels.torch_impl.adaptive_histograms import STRIP
 from mikernels.torch_impl.integer import integer_gram
 
 TILE = 32
@@ -29,7 +30,7 @@ def many_at_once(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterat
     """What `adaptive` does: an increment a sample, for a strip of pairs at a time."""
     scaled = x * cells
     for some in cut(len(first), max(1, STRIP // (cells**2 + x.shape[1]))):
-        yield counts_of(scaled.index_select(0, first[some]).add_(x.index_select(0, second[some])), cells)
+        yield joint_counts(scaled.index_select(0, first[some]).add_(x.index_select(0, second[some])), cells)
 
 
 def one_hot_product(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterator[Tensor]:

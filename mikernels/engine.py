@@ -10,7 +10,6 @@ from torch import Tensor
 from mikernels import reference
 from mikernels.options import Estimator, Impl, Precision, Problem, Transform
 from mikernels.pairs import Block
-from mikernels.tables import ladder as adaptive
 from mikernels.tiles import Method, mi_blocks
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.calibration import gaussian_curve
@@ -110,9 +109,5 @@ def _resolve(settings: Settings, device: torch.device) -> tuple[Impl, Precision]
 
 
 def _reference_block(x: Variables, y: Variables, problem: Problem) -> Block:
-    if problem.estimator == "adaptive":
-        mi = adaptive.mutual_information(x.data, y.data)
-    else:
-        left, right = x.scores(dtype=torch.float64), y.scores(dtype=torch.float64)
-        mi = reference.mutual_information(left, right, problem)
-    return Block(0, 0, mi.float())
+    left, right = x.scores(dtype=torch.float64), y.scores(dtype=torch.float64)
+    return Block(0, 0, reference.mutual_information(left, right, problem).float())
