@@ -27,8 +27,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.throughput
-	$(BIN)/python -m benchmarks.plot
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.publish
 
 # Runs in the Python that already has a GPU build of torch. Installs nothing and needs no network.
 gpu:

@@ -10,7 +10,6 @@ from mikernels import reference
 from mikernels.method import Method, run_tiles
 from mikernels.options import Impl, Options, Precision, Problem
 from mikernels.pairs import Block
-from mikernels.tables import ladder as adaptive
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.calibration import gaussian_curve
 from mikernels.validation import check_finite
@@ -99,9 +98,5 @@ def _load_method(
 
 
 def _reference_block(x: Variables, y: Variables, problem: Problem) -> Block:
-    if problem.estimator == "adaptive":
-        mi = adaptive.mutual_information(x.data, y.data)
-    else:
-        left, right = x.scores(dtype=torch.float64), y.scores(dtype=torch.float64)
-        mi = reference.mutual_information(left, right, problem)
-    return Block(0, 0, mi.float())
+    left, right = x.scores(dtype=torch.float64), y.scores(dtype=torch.float64)
+    return Block(0, 0, reference.mutual_information(left, right, problem).float())

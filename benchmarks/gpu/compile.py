@@ -22,8 +22,8 @@ from triton.compiler import ASTSource
 
 from benchmarks.record import RESULTS, append, argument_parser, command, row
 from mikernels.options import Precision
-from mikernels.tables.ladder import COARSEST
-from mikernels.triton_impl.adaptive import (
+from mikernels.tables.rungs import COARSEST
+from mikernels.triton_impl.adaptive_kernels import (
     LADDER_COLUMNS,
     LADDER_WARPS,
     SMALLEST_PRODUCT,
@@ -33,7 +33,8 @@ from mikernels.triton_impl.adaptive import (
     ladder_kernel,
 )
 from mikernels.triton_impl.configs import CHIPS, Config, configs, constants, has_descriptors
-from mikernels.triton_impl.grid import gather_kernel, grid_kernel, shares_kernel
+from mikernels.triton_impl.gather import gather_kernel
+from mikernels.triton_impl.grid import grid_kernel, shares_kernel
 from mikernels.triton_impl.kde import kde_kernel, kernel_rows_kernel
 from mikernels.triton_impl.renyi2 import renyi2_kernel, squared_kernels_kernel
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from benchmarks.record import append, argument_parser, command, quantiles, row
 from benchmarks.speed.measure import UNLIMITED, Effort, take_turns
-from mikernels.tables.ladder import CELLS
+from mikernels.adaptive.refinement import joint_counts
+from mikernels.tables.rungs import CELLS
 from mikernels.tiling import cut
-from mikernels.torch_impl.adaptive import STRIP, counts_of
+from mikernels.torch_impl.adaptive_histograms import STRIP
 from mikernels.torch_impl.integer import integer_gram
 
 TILE = 32  # variables along a tile of the product, whose counts take 4 bytes each
@@ -29,7 +30,7 @@ def many_at_once(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterat
     """The method of `adaptive`: one increment per sample, for a strip of pairs at a time."""
     scaled = x * cells
     for strip in cut(len(first), max(1, STRIP // (cells**2 + x.shape[1]))):
-        yield counts_of(scaled.index_select(0, first[strip]).add_(x.index_select(0, second[strip])), cells)
+        yield joint_counts(scaled.index_select(0, first[strip]).add_(x.index_select(0, second[strip])), cells)
 
 
 def one_hot_product(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterator[Tensor]:

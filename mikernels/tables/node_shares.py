@@ -1,4 +1,4 @@
-"""Tables of node shares behind `grid`: one row for each rank, the same for every ranked variable."""
+"""Node shares behind `grid`, and tables of them: one row for each rank, the same for every ranked variable."""
 
 import functools
 import math
@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mikernels.options import Precision, Problem
-from mikernels.reference import node_shares
+from mikernels.options import NODE_SPAN, Precision, Problem
 from mikernels.transforms import normal_scores
 
 INT8_MAX = 127
@@ -16,8 +15,8 @@ INT32_MAX = 2**31 - 1
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-class Table(NamedTuple):
-    """The shares of M ranks in some precision.
+class ShareTable(NamedTuple):
+    """The shares of M ranks in one precision.
 
     Attributes:
         shares: `[M, W]`, zeros beyond the nodes.
@@ -30,13 +29,20 @@ class Table(NamedTuple):
     total: float
 
 
+def node_shares(x: Tensor, problem: Problem) -> Tensor:
+    """Shares `[..., G]` of values `x [...]`: Gaussian weights of the nodes, normalized to sum to 1."""
+    nodes = torch.linspace(-NODE_SPAN, NODE_SPAN, problem.nodes, dtype=x.dtype, device=x.device)
+    distance = (x.clamp(-NODE_SPAN, NODE_SPAN)[..., None] - nodes) / problem.bandwidth
+    return torch.softmax(-0.5 * distance.square(), dim=-1)
+
+
 @functools.lru_cache(maxsize=8)
 def share_table(
     n_samples: int, problem: Problem, precision: Precision, device: torch.device, width: int | None = None
-) -> Table:
-    """The table that a kernel gathers from, `width` columns wide (by default the number of nodes).
+) -> ShareTable:
+    """The table to gather features from, padded to `width` columns (default: the number of nodes).
 
-    Made on the CPU, so that its bits are the same on every device.
+    It is computed on the CPU, so its bits are the same on every device.
     """
     if precision == "int8":
         shares, row_sum = integer_table(n_samples, problem)
@@ -51,17 +57,17 @@ def share_table(
         total = float(margin.sum() / n_samples) ** 2
     wide = torch.zeros(n_samples, width or problem.nodes, dtype=shares.dtype)
     wide[:, : problem.nodes] = shares
-    return Table(wide.to(device), entropy(margin[None])[0].to(device), total)
+    return ShareTable(wide.to(device), entropy(margin[None])[0].to(device), total)
 
 
 def integer_table(n_samples: int, problem: Problem) -> tuple[Tensor, int]:
-    """Node shares of M ranks as integers `[M, G]` (int8, on the CPU), and the sum Q of each of its rows.
+    """Node shares of M ranks as integers `[M, G]` (int8, on the CPU), and the sum Q of every row.
 
-    The running sum over the nodes is rounded down after an offset is added, the same offset for a whole row:
-    the rows then sum to exactly Q and no entry is off by 1 or more. The offsets are the golden-ratio
-    sequence, so that the errors of neighbouring ranks, whose shares are nearly equal, cancel: MI is within
-    2e-4 nats of the float table's from M = 4096 on and 0.02 / sqrt(M) below (plain rounding: 1e-3).
-    Beyond 133,144 samples the entries shrink, so that no sum of M products passes int32.
+    Each row's running sum over the nodes is shifted by an offset and rounded down, so rows sum to exactly Q and
+    every entry is off by less than 1. The offsets are the golden-ratio sequence, so the errors of neighboring
+    ranks, whose shares are nearly equal, cancel. MI is within 2e-4 nats of the float table's for M >= 4096, and
+    within 0.02 / sqrt(M) below (plain rounding: 1e-3). Beyond 133,144 samples the entries shrink, so that no sum of
+    M products exceeds int32.
     """
     shares = node_shares(normal_scores(n_samples), problem)  # [M, G]
     largest = min(INT8_MAX, math.isqrt(INT32_MAX // n_samples))
@@ -74,16 +80,16 @@ def integer_table(n_samples: int, problem: Problem) -> tuple[Tensor, int]:
 
 
 def fp8_shares(shares: Tensor) -> Tensor:
-    """`shares [M, G]` times 256 in float8_e4m3fn, each rounded up or down so that neighbouring ranks cancel."""
-    scaled = shares * 256  # of at most 448; the smallest step is then 2^-17 of a share
-    step = torch.exp2(scaled.log2().floor().clamp_min(-6) - 3)  # three bits of mantissa
-    node = torch.arange(shares.shape[1]) * math.sqrt(2)  # another offset for each node
+    """`shares [M, G]` times 256 in float8_e4m3fn, rounded such that the errors of neighboring ranks cancel."""
+    scaled = shares * 256  # fp8 ends at 448; the smallest step becomes 2^-17 of a share
+    step = torch.exp2(scaled.log2().floor().clamp_min(-6) - 3)  # 3 bits of mantissa
+    node = torch.arange(shares.shape[1]) * math.sqrt(2)  # a different offset for each node
     offset = (_offsets(len(shares))[:, None] + node).frac()
     return (torch.floor(scaled / step + offset) * step).to(torch.float8_e4m3fn)
 
 
 def _offsets(n_samples: int) -> Tensor:
-    """Evenly spread over [0, 1), near ones far apart: the golden-ratio sequence."""
+    """The golden-ratio sequence `[M]`: evenly spread over [0, 1), with neighbors far apart."""
     return (0.5 + torch.arange(n_samples, dtype=torch.float64) * GOLDEN).frac()
 
 

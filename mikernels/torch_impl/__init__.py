@@ -1,10 +1,10 @@
-"""The estimators as matrix products in plain torch, on any device."""
+"""The estimators as matrix products in plain torch, for any device."""
 
 from collections.abc import Callable
 
 from mikernels.method import Method
 from mikernels.options import Precision, Problem
-from mikernels.torch_impl.adaptive import Adaptive
+from mikernels.torch_impl.adaptive_histograms import Adaptive
 from mikernels.torch_impl.grid import Grid
 from mikernels.torch_impl.kde import Kde
 from mikernels.torch_impl.renyi2 import Renyi2

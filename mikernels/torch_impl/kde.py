@@ -1,7 +1,7 @@
 """`kde` as M matrix products: for sample i, `S_i = A_i A_i^T` with `A_i[n, j] = k(x_n[i] - x_n[j])`.
 
-Then `I = log M + 1/M sum_i log S_i - L(x) - L(y)`, `L(x) = 1/M sum_i log sum_j kx_ij`. Work is 2 M^2 FLOP a
-pair and M^2 exponentials a variable.
+Then `I = log M + 1/M sum_i log S_i - L(x) - L(y)`, `L(x) = 1/M sum_i log sum_j kx_ij`. Work is 2 M^2 FLOP per pair
+and M^2 exponentials per variable.
 """
 
 import math
@@ -11,26 +11,25 @@ import torch
 from torch import Tensor
 
 from mikernels.options import Problem
-from mikernels.tiling import tiles
+from mikernels.torch_impl.diagonal import product_tiles
 from mikernels.transforms import Variables
 
 SAMPLES_PER_LOG = 8
-"""Samples whose sums are multiplied before one log is taken: 1 <= S_i <= M, so M^8 must stay below 2^127."""
+"""Samples whose sums are multiplied before taking one log."""
 MAX_SAMPLES_FOR_PRODUCTS = 32_768
+"""1 <= S_i <= M, so M^8 must stay below 2^127; above, each sum gets its own log."""
 
 
-class Panel(NamedTuple):
+class ScoresAndMargin(NamedTuple):
     scores: Tensor  # [n, M], divided by the bandwidth
     log_margin: Tensor  # [n], L above
 
 
-HALVINGS = 3
-"""Of products on the diagonal of the matrix."""
-
-
 class Kde:
     tile = 512
-    halvings = 0  # a piece of a tile would make its rows again: only the products are halved
+    halvings = (
+        0  # `compute` splits the products instead, since each part of a tile would need its kernels again
+    )
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -41,28 +40,30 @@ class Kde:
     def tile_bytes(self, tile: int, n_samples: int) -> int:
         return 8 * SAMPLES_PER_LOG * tile * (2 * n_samples + tile)
 
-    def panel(self, variables: Variables, columns: slice) -> Panel:
+    def panel(self, variables: Variables, columns: slice) -> ScoresAndMargin:
         scores = variables.scores(columns) / self.problem.bandwidth
-        # Under the rank transform all columns hold the same values, so that one margin serves all.
+        # Under the rank transform all variables hold the same values, so one margin serves all.
         distinct = scores[:1] if variables.ranked else scores
         log_margin = torch.stack([_log_margin(column) for column in distinct])
-        return Panel(scores, log_margin.expand(len(scores)))
+        return ScoresAndMargin(scores, log_margin.expand(len(scores)))
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
+    def compute(
+        self, left: ScoresAndMargin, rows: slice, right: ScoresAndMargin, cols: slice, *, upper: bool
+    ) -> Tensor:
         x, y = left.scores[rows], right.scores[cols]
         n_samples = x.shape[1]
-        pieces = list(tiles(len(x), len(y), max(len(x), len(y)), upper=upper, halvings=HALVINGS))
+        blocks = product_tiles(len(x), len(y), upper=upper)
         total = x.new_zeros(len(x), len(y))
         for start in range(0, n_samples, SAMPLES_PER_LOG):
             samples = slice(start, start + SAMPLES_PER_LOG)
             a = kernel_rows(x, samples)  # [8, rows, M]
             b = a if upper else kernel_rows(y, samples)
-            for some, others in pieces:
-                sums = a[:, some] @ b[:, others].mT  # [8, rows, cols]
+            for i, j in blocks:
+                sums = a[:, i] @ b[:, j].mT  # [8, rows, cols]
                 if n_samples <= MAX_SAMPLES_FOR_PRODUCTS:
-                    total[some, others] += sums.prod(0).log_()
+                    total[i, j] += sums.prod(0).log_()
                 else:
-                    total[some, others] += sums.log_().sum(0)
+                    total[i, j] += sums.log_().sum(0)
         mean_log = total / n_samples + math.log(n_samples)
         return mean_log - left.log_margin[rows, None] - right.log_margin[cols]
 

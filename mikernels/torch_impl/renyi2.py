@@ -1,7 +1,7 @@
 """`renyi2` as one matrix product over pairs of samples: `J = sum_{i<j} (kx_ij ky_ij)^2`.
 
-With `V(x, y) = M + 2 J` and `V(x) = M + 2 sum_{i<j} kx_ij^2`, `I = log M^2 V(x, y) / (V(x) V(y))`. Work is
-M^2 FLOP a pair and M^2 / 2 exponentials a variable.
+With `V(x, y) = M + 2 J` and `V(x) = M + 2 sum_{i<j} kx_ij^2`, `I = log M^2 V(x, y) / (V(x) V(y))`. Work is M^2 FLOP
+per pair and M^2 / 2 exponentials per variable.
 """
 
 import math
@@ -12,24 +12,22 @@ import torch
 from torch import Tensor
 
 from mikernels.options import Problem
-from mikernels.tiling import tiles
+from mikernels.torch_impl.diagonal import product_tiles
 from mikernels.transforms import Variables
 
 PAIRS_PER_PRODUCT = 8192
 
 
-class Panel(NamedTuple):
-    scores: Tensor  # [n, M], divided so that the kernel of their differences is already squared
+class ScoresAndPotential(NamedTuple):
+    scores: Tensor  # [n, M], scaled so that `exp(-difference^2 / 2)` is the squared kernel
     log_potential: Tensor  # [n], log V
-
-
-HALVINGS = 3
-"""Of products on the diagonal of the matrix."""
 
 
 class Renyi2:
     tile = 512
-    halvings = 0  # a piece of a tile would make its kernels again: only the products are halved
+    halvings = (
+        0  # `compute` splits the products instead, since each part of a tile would need its kernels again
+    )
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -40,31 +38,33 @@ class Renyi2:
     def tile_bytes(self, tile: int, n_samples: int) -> int:
         return 12 * tile * (2 * max(PAIRS_PER_PRODUCT, n_samples) + tile)
 
-    def panel(self, variables: Variables, columns: slice) -> Panel:
+    def panel(self, variables: Variables, columns: slice) -> ScoresAndPotential:
         scores = variables.scores(columns) * (math.sqrt(2) / self.problem.bandwidth)
         distinct = scores[:1] if variables.ranked else scores
         sums = [features.sum(1, dtype=torch.float64) for features in _squared_kernels(distinct)]
-        return Panel(scores, _log_potential(sum(sums), scores.shape[1]).expand(len(scores)))
+        return ScoresAndPotential(scores, _log_potential(sum(sums), scores.shape[1]).expand(len(scores)))
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
+    def compute(
+        self, left: ScoresAndPotential, rows: slice, right: ScoresAndPotential, cols: slice, *, upper: bool
+    ) -> Tensor:
         x, y = left.scores[rows], right.scores[cols]
         joint = x.new_zeros(len(x), len(y), dtype=torch.float64)
-        pieces = list(tiles(len(x), len(y), max(len(x), len(y)), upper=upper, halvings=HALVINGS))
+        blocks = product_tiles(len(x), len(y), upper=upper)
         kernels = _squared_kernels(x)
-        both = ((a, a) for a in kernels) if upper else zip(kernels, _squared_kernels(y), strict=True)
-        for a, b in both:
-            for some, others in pieces:
-                joint[some, others] += a[some] @ b[others].t()
+        kernel_pairs = ((a, a) for a in kernels) if upper else zip(kernels, _squared_kernels(y), strict=True)
+        for a, b in kernel_pairs:
+            for i, j in blocks:
+                joint[i, j] += a[i] @ b[j].t()
         log_joint = _log_potential(joint, x.shape[1]) + 2 * math.log(x.shape[1])
         return log_joint - left.log_potential[rows, None] - right.log_potential[cols]
 
 
 def _squared_kernels(scores: Tensor) -> Iterator[Tensor]:
-    """`k(x_i - x_j)^2` over all pairs i < j of samples, some at a time: `[n, pairs]`, zero where i >= j."""
+    """`k(x_i - x_j)^2` of all pairs i < j of samples, a chunk at a time: `[n, pairs]`, zero where i >= j."""
     n_samples = scores.shape[1]
     step = max(1, PAIRS_PER_PRODUCT // n_samples)
     for start in range(0, n_samples - 1, step):
-        later = scores[:, start + 1 :]  # only j > start occurs
+        later = scores[:, start + 1 :]  # only j > start is needed
         count = min(step, later.shape[1])
         distance = scores[:, start : start + count, None] - later[:, None]  # [n, i, j]
         kernels = distance.square_().mul_(-0.5).exp_().triu_()

@@ -1,4 +1,4 @@
-"""The estimators as Triton kernels, on NVIDIA and AMD GPUs, or on a CPU under Triton's interpreter."""
+"""The estimators as Triton kernels for NVIDIA and AMD GPUs; Triton's interpreter runs them on a CPU."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import triton
 
 from mikernels.method import Method
 from mikernels.options import Precision, Problem
-from mikernels.triton_impl.adaptive import Adaptive
+from mikernels.triton_impl.adaptive_kernels import Adaptive
 from mikernels.triton_impl.configs import CHIPS
 from mikernels.triton_impl.grid import Grid
 from mikernels.triton_impl.kde import Kde
@@ -24,10 +24,10 @@ def method(problem: Problem, precision: Precision, device: torch.device, autotun
 
 
 def chip_of(device: torch.device) -> str:
-    """The family of `CHIPS` that a device is of.
+    """The key of `CHIPS` for a device.
 
     Raises:
-        ValueError: the device runs no Triton kernels.
+        ValueError: the device cannot run Triton kernels.
     """
     if triton.knobs.runtime.interpret:
         return "interpreter"
@@ -47,5 +47,5 @@ def chip_of(device: torch.device) -> str:
 
 
 def chip_precisions(device: torch.device) -> tuple[Precision, ...]:
-    """The precisions that tensor cores of a device have, the one to prefer first."""
+    """Precisions that the tensor cores of a device support, in order of preference."""
     return CHIPS[chip_of(device)]

@@ -1,4 +1,4 @@
-"""Tile sizes by kernel, chip and precision: few, chosen by what the compiler makes of them."""
+"""Tile sizes by kernel, chip, and precision: a few, chosen by register and shared-memory use of the compiled code."""
 
 from typing import Any, NamedTuple
 
@@ -11,13 +11,13 @@ CHIPS: dict[str, tuple[Precision, ...]] = {
     "gfx942": ("int8", "fp16", "fp32"),
     "interpreter": ("int8", "fp16", "fp8", "fp32"),
 }
-"""Families of GPUs, and the precisions of their tensor cores, the one to prefer first."""
+"""GPU families and the precisions of their tensor cores, in order of preference."""
 
 ITEMSIZE = {"int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}
 
 
 class Config(NamedTuple):
-    """Tile of one program and how it is scheduled; K in bytes, so that it holds for every precision."""
+    """Tile size and schedule of one program; the K block is in bytes, so one config suits every precision."""
 
     block_m: int
     block_n: int
@@ -27,7 +27,7 @@ class Config(NamedTuple):
 
 
 def configs(kernel: str, chip: str, precision: Precision) -> list[Config]:
-    """What autotuning chooses from; the first is used without it."""
+    """Configurations for the autotuner; without autotuning, the first one is used."""
     two_accumulators = kernel == "kde_kernel"
     if chip == "interpreter":
         size = 128 if kernel in ("grid_kernel", "counts_kernel") else 64
@@ -40,19 +40,19 @@ def configs(kernel: str, chip: str, precision: Precision) -> list[Config]:
         return [Config(128, 128, 64, 8, 4), Config(128, 128, 64, 8, 3)]
     if precision == "fp32":
         return [Config(128, 128, 128, 8, 3)]
-    # On Hopper the float32 sums of fp8 products are a second accumulator.
+    # On Hopper, the float32 sums of fp8 products are a second accumulator.
     if two_accumulators or (precision == "fp8" and chip == "sm_90"):
         return [Config(128, 128, 128, 8, 4), Config(128, 128, 128, 8, 5)]
     return [Config(128, 256, 128, 8, 3), Config(128, 256, 128, 8, 4), Config(256, 128, 128, 8, 3)]
 
 
 def has_descriptors(chip: str) -> bool:
-    """Whether blocks of a tensor are copied, and added to it, by the chip's own engine."""
+    """Whether the chip has an engine (TMA) that loads blocks of a tensor and adds blocks to it."""
     return chip in ("sm_90", "sm_100")
 
 
 def constants(config: Config, chip: str, precision: Precision) -> dict[str, Any]:
-    """The constants that every kernel of tiles takes."""
+    """The constexpr arguments common to all tile kernels."""
     return {
         "BM": config.block_m,
         "BN": config.block_n,

@@ -1,8 +1,7 @@
-"""What the three kernels share: which tile a program makes, and its product of two operands.
+"""Building blocks of the tile kernels: program to tile, the product of two operands, and the sum in memory.
 
-Operands are `[rows, K]`, K fastest, as 8-bit tensor cores want it, and padded with zeros to a whole number of
-blocks. Where the chip copies blocks by itself (Hopper and newer) they come as tensor descriptors, elsewhere as
-pointers.
+Operands are `[rows, K]` with K contiguous, as 8-bit tensor cores require, padded with zeros to a whole number of
+blocks. They are tensor descriptors on chips with a copy engine (Hopper and newer), and pointers on others.
 """
 
 import triton
@@ -11,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def tile_of(i_program, n_tiles_m, n_tiles_n, GROUP: tl.constexpr):
-    """Row and column of the tile of a program: down a group of rows, then right, so that operands stay in L2."""
+    """Row and column of a program's tile: down a group of rows, then right, which keeps operands in L2."""
     n_group = GROUP * n_tiles_n
     i_first = i_program // n_group * GROUP
     n_rows = tl.minimum(n_tiles_m - i_first, GROUP)
@@ -21,11 +20,11 @@ def tile_of(i_program, n_tiles_m, n_tiles_n, GROUP: tl.constexpr):
 
 @triton.jit
 def load_block(operand, o_m, o_k, n_rows, n_inner, BM: tl.constexpr, BK: tl.constexpr):
-    """`[BM, BK]` of an operand; rows beyond its end hold anything."""
+    """`[BM, BK]` of an operand; rows beyond its end are undefined."""
     if isinstance(operand, tl.tensor_descriptor):
         block = operand.load([o_m, o_k])
     else:
-        o_row = (o_m + tl.arange(0, BM)) % n_rows  # no mask: the copy stays 16 bytes wide
+        o_row = (o_m + tl.arange(0, BM)) % n_rows  # instead of a mask, so that loads stay 16 bytes wide
         o_inner = o_k + tl.arange(0, BK)
         block = tl.load(operand + o_row[:, None].to(tl.int64) * n_inner + o_inner[None, :])
     return block
@@ -53,8 +52,8 @@ def multiply_add(
         b_a,
         b_b.T,
         b_acc,
-        input_precision="tf32x3" if TF32 else "ieee",  # of float32 operands only
-        # Hopper adds products of fp8 in 14 bits: after so many they go to a float32 sum.
+        input_precision="tf32x3" if TF32 else "ieee",  # used for float32 operands only
+        # Hopper accumulates fp8 products in 14 bits; after this many they are added to a float32 sum.
         max_num_imprecise_acc=FP32_EVERY,
         out_dtype=b_acc.dtype,
     )
@@ -62,11 +61,11 @@ def multiply_add(
 
 @triton.jit
 def add_to(out, b_tile, o_m, o_n, n_rows, n_cols, stride_out):
-    """Add a tile to the matrix `[n_rows, stride_out]` that earlier launches have left, in a left and a right half.
+    """Add a tile to the matrix `[n_rows, stride_out]` of earlier launches, as a left and a right half.
 
-    Atomic, though no two programs meet, because that needs no registers for what it is added to; in halves,
-    because a whole tile and the operands do not fit the shared memory. Launches on a stream come one after
-    the other, so that the order of the sums is fixed.
+    Programs never overlap; the addition is atomic because that needs no registers for the old values. It is done
+    in halves because a whole tile and the operands exceed the shared memory. Launches on a stream run in order,
+    so the order of the sums is fixed.
     """
     half: tl.constexpr = b_tile.shape[1] // 2
     b_left, b_right = b_tile.reshape(b_tile.shape[0], 2, half).permute(0, 2, 1).split()

@@ -1,14 +1,14 @@
 """`grid` on a GPU: a matrix product of features whose epilogue takes the logarithms of each G x G block.
 
-Features are `phi [n * S, M]`, the share that each node takes of each sample, with the samples fastest. A tile of
-`phi(x) phi(y)^T` holds whole joint tables; of each, `sum u log2 u` with `u = J G^2` leaves the kernel, one number
-in place of G^2. Then, as in `mikernels.torch_impl.grid`, `I = H(p) + H(q) - H(J)`.
+Features are `phi [n * S, M]`, the share of each sample that each node receives, with samples contiguous. A tile of
+`phi(x) phi(y)^T` holds whole joint tables. The kernel reduces each to one number, `sum u log2 u` with `u = J G^2`;
+then, as in `mikernels.torch_impl.grid`, `I = H(p) + H(q) - H(J)`.
 
-S is G rounded up to a power of two with rows of zeros, whose `u log u` is 0. Above 64 nodes a table is cut into
-blocks of 64 x 64, whose sums are added afterwards.
+S is G rounded up to a power of two. The padding is rows of zeros, whose `u log u` is 0. Above 64 nodes a table is
+split into blocks of 64 x 64, whose sums are added afterwards.
 
-Under the rank transform all columns of phi are rows of one table in another order: a gather makes them. 8-bit
-integers are exact in int32, whatever the tile, and a gather keeps their sums (`mikernels.tables.node_shares`).
+Under the rank transform every variable's features are the rows of one table, permuted, so a gather makes them.
+Products of 8-bit integers are exact in int32 for any tile (`mikernels.tables.node_shares`).
 """
 
 import math
@@ -20,8 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from mikernels.options import NODE_SPAN, Problem
-from mikernels.tables.node_shares import Table, entropy, share_table
+from mikernels.tables.node_shares import ShareTable, entropy, share_table
 from mikernels.transforms import Variables
+from mikernels.triton_impl.gather import gather_kernel
 from mikernels.triton_impl.gram import multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded
 
@@ -32,14 +33,14 @@ MAX_BLOCK_NODES = 64
 def grid_kernel(
     a,  # [n * S, K] features of the rows
     b,  # [k * S, K] features of the columns
-    p_out,  # [n, k] float32, sum of u log2 u of each block
+    p_out,  # [n, k] float32, sum of u log2 u over each block
     n_rows,
     n_cols,
     n_inner,  # K, the samples and padding
     scale,  # G^2 / T
     UPPER: tl.constexpr,
-    S: tl.constexpr,  # a block of a joint table is S x S,
-    W: tl.constexpr,  # and W x W all of its blocks
+    S: tl.constexpr,  # a block is S x S,
+    W: tl.constexpr,  # a whole joint table W x W
     INTEGERS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -49,7 +50,7 @@ def grid_kernel(
     FP32_EVERY: tl.constexpr,
 ):
     i_m, i_n = tile_of(tl.program_id(0), tl.cdiv(n_rows * S, BM), tl.cdiv(n_cols * S, BN), GROUP)
-    if UPPER and ((i_n + 1) * BN - 1) // W < i_m * BM // W:  # all columns are left of all rows
+    if UPPER and ((i_n + 1) * BN - 1) // W < i_m * BM // W:  # every column lies left of the diagonal
         return
     b_joint = tl.zeros([BM, BN], dtype=tl.int32 if INTEGERS else tl.float32)
     for o_k in range(0, n_inner, BK):
@@ -68,7 +69,7 @@ def grid_kernel(
             FP32_EVERY,
         )
 
-    # u is about 1, so that the logs are small and their rounding errors with them.
+    # u is about 1, so the logs are small, and so are their rounding errors.
     b_u = tl.maximum(b_joint.to(tl.float32) * scale, 1e-30)
     b_terms = (b_u * tl.log2(b_u)).reshape(BM // S, S, BN // S, S)
     b_sums = tl.sum(tl.sum(b_terms, 3), 1)  # [BM / S, BN / S]
@@ -77,27 +78,6 @@ def grid_kernel(
     o_col = i_n * (BN // S) + tl.arange(0, BN // S)
     p_block = p_out + o_row[:, None].to(tl.int64) * n_cols + o_col[None, :]
     tl.store(p_block, b_sums, (o_row[:, None] < n_rows) & (o_col[None, :] < n_cols))
-
-
-@triton.jit
-def gather_kernel(
-    p_rank,  # [n, M] int32
-    p_table,  # [M, W], W = S or 256: shares of each rank, zeros beyond G
-    p_features,  # [n * W, K]
-    n_samples,
-    n_inner,
-    W: tl.constexpr,
-    BT: tl.constexpr,
-):
-    i_n = tl.program_id(0).to(tl.int64)
-    o_t = tl.program_id(1) * BT + tl.arange(0, BT)
-    o_w = tl.arange(0, W)
-    m_t = o_t < n_samples
-    b_rank = tl.load(p_rank + i_n * n_samples + o_t, m_t, 0)
-    p_share = p_table + b_rank[:, None].to(tl.int64) * W + o_w[None, :]
-    b_share = tl.load(p_share, m_t[:, None], 0.0)  # [BT, W]
-    p_block = p_features + (i_n * W + o_w[:, None]) * n_inner + o_t[None, :]
-    tl.store(p_block, b_share.T, o_t[None, :] < n_inner)
 
 
 @triton.jit
@@ -113,7 +93,7 @@ def shares_kernel(
     W: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """`mikernels.reference.node_shares` of values that are not ranks."""
+    """`mikernels.tables.node_shares.node_shares` of values that are not ranks."""
     i_n = tl.program_id(0).to(tl.int64)
     o_t = tl.program_id(1) * BT + tl.arange(0, BT)
     o_w = tl.arange(0, W)
@@ -129,8 +109,8 @@ def shares_kernel(
     tl.store(p_block, b_share.T.to(p_features.dtype.element_ty), o_t[None, :] < n_inner)
 
 
-class Panel(NamedTuple):
-    features: Tensor  # [n * W, K] int8, float8, float16 or float32
+class NodeFeatures(NamedTuple):
+    features: Tensor  # [n * W, K] int8, float8, float16, or float32
     entropy: Tensor  # [n] of the margins, nats
     total: float  # T, the sum of a joint table
 
@@ -142,7 +122,7 @@ class Grid:
     def __init__(self, problem: Problem, launcher: Launcher) -> None:
         self.problem = problem
         self.launcher = launcher
-        self.width = max(2, triton.next_power_of_2(problem.nodes))  # W: rows of features of a variable
+        self.width = max(2, triton.next_power_of_2(problem.nodes))  # W: feature rows per variable
         self.block = min(self.width, MAX_BLOCK_NODES)  # S
 
     def panel_bytes(self, n_samples: int) -> int:
@@ -151,7 +131,7 @@ class Grid:
     def tile_bytes(self, tile: int, n_samples: int) -> int:
         return 4 * (tile * self.width // self.block) ** 2 + 8 * tile**2
 
-    def panel(self, variables: Variables, columns: slice) -> Panel:
+    def panel(self, variables: Variables, columns: slice) -> NodeFeatures:
         n, n_samples = columns.stop - columns.start, variables.n_samples
         n_inner = padded(n_samples)
         features = variables.data.new_empty(n * self.width, n_inner, dtype=self.launcher.dtype)
@@ -170,7 +150,7 @@ class Grid:
                 W=self.width,
                 BT=block_t,
             )
-            return Panel(features, table.entropy.expand(n), table.total * n_samples)
+            return NodeFeatures(features, table.entropy.expand(n), table.total * n_samples)
         self.launcher.run(
             shares_kernel,
             grid,
@@ -185,24 +165,26 @@ class Grid:
             W=self.width,
             BT=block_t,
         )
-        # In float64, since torch adds in an order that depends on the shape.
+        # In float64, because torch's order of summation depends on the shape.
         margin = features.sum(1, dtype=torch.float64).view(n, self.width)
-        return Panel(features, entropy(margin), float(n_samples))
+        return NodeFeatures(features, entropy(margin), float(n_samples))
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
+    def compute(
+        self, left: NodeFeatures, rows: slice, right: NodeFeatures, cols: slice, *, upper: bool
+    ) -> Tensor:
         w, g = self.width, self.problem.nodes
         a = left.features[rows.start * w : rows.stop * w]
         b = right.features[cols.start * w : cols.stop * w]
-        parts = w // self.block
+        blocks = w // self.block  # along a side of a joint table
         n, k = len(a) // w, len(b) // w
-        sums = torch.empty(n * parts, k * parts, dtype=torch.float32, device=a.device)
+        sums = torch.empty(n * blocks, k * blocks, dtype=torch.float32, device=a.device)
         self.launcher.run_tiles(
             grid_kernel,
             a,
             b,
             sums,
-            n * parts,
-            k * parts,
+            n * blocks,
+            k * blocks,
             a.shape[1],
             g * g / left.total,
             adds=False,
@@ -211,10 +193,10 @@ class Grid:
             W=w,
             INTEGERS=a.dtype == torch.int8,
         )
-        if parts > 1:
-            sums = sums.view(n, parts, k, parts).sum((1, 3))
+        if blocks > 1:
+            sums = sums.view(n, blocks, k, blocks).sum((1, 3))
         sums.mul_(math.log(2) / g**2)
         return sums.add_((left.entropy[rows] - 2 * math.log(g))[:, None]).add_(right.entropy[cols])
 
-    def _table(self, n_samples: int, device: torch.device) -> Table:
+    def _table(self, n_samples: int, device: torch.device) -> ShareTable:
         return share_table(n_samples, self.problem, self.launcher.precision, device, self.width)

@@ -1,9 +1,9 @@
 """`kde` on a GPU: M matrix products, the logarithm of each taken in registers.
 
-Operands are `a_n[i, j] = k(x_n[i] - x_n[j]) sqrt(M) / sum_j k(x_n[i] - x_n[j])`, so that the margins need no
-terms of their own: `I = 1/M sum_i log sum_j a_ij b_ij`. A few samples i at a time are made in memory,
-`[n, i, j]`, and one program makes one tile of pairs: it runs over (i, j), takes a logarithm each time that j
-ends, and adds to what earlier samples have left.
+Operands are `a_n[i, j] = k(x_n[i] - x_n[j]) sqrt(M) / sum_j k(x_n[i] - x_n[j])`, which include the margins:
+`I = 1/M sum_i log sum_j a_ij b_ij`. Memory holds the operands of a few samples i at a time, `[n, i, j]`. One program
+computes one tile of pairs: it loops over (i, j), takes a logarithm after the last j of each i, and adds to the sums
+of earlier samples.
 """
 
 import math
@@ -19,8 +19,8 @@ from mikernels.triton_impl.gram import add_to, multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded
 
 SAMPLES = 16
-"""Samples i whose operands are in memory at once: enough that a launch is long, and always as many, so that
-the order of the sums depends on nothing."""
+"""Samples i whose operands are in memory at once: enough for a long launch, and constant, which fixes the order of
+the sums."""
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def kde_kernel(
         return
     b_logs = tl.zeros([BM, BN], dtype=tl.float32)
     b_sum = tl.zeros([BM, BN], dtype=tl.float32)
-    # One loop over (i, j): the tensor cores go on while the last logarithms are taken.
+    # One loop over (i, j), so that the tensor cores keep working while the logarithms are taken.
     for o_k in range(0, n_inner, BK):
         b_sum = multiply_add(
             a, b, b_sum, i_m * BM, i_n * BN, o_k, n_rows, n_cols, n_inner, BK, TF32, FP32_EVERY
@@ -61,12 +61,12 @@ def kde_kernel(
 def kernel_rows_kernel(
     p_score,  # [n, M] float32, scaled so that k = 2^-(difference^2)
     p_operand,  # [n, samples, stride]
-    p_sum,  # [n, samples] float32, of the operand over j, as it was rounded
+    p_sum,  # [n, samples] float32, sums over j of the rounded operand
     n_samples,
     i_first,
     n_rows,  # samples
     stride,
-    scale,  # what a row would sum to without rounding
+    scale,  # sum of a row before rounding
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
@@ -111,14 +111,14 @@ class Kde:
         return 2 * tile * operand + 8 * tile**2
 
     def panel(self, variables: Variables, columns: slice) -> Tensor:
-        """Scores `[n, M]` float32, scaled so that the kernel is a power of 2."""
+        """Scores `[n, M]` float32, scaled so that `k = 2^-(difference^2)`."""
         return variables.scores(columns) * (math.sqrt(0.5 * math.log2(math.e)) / self.problem.bandwidth)
 
     def compute(self, left: Tensor, rows: slice, right: Tensor, cols: slice, *, upper: bool) -> Tensor:
         x, y = left[rows], right[cols]
         n_samples = x.shape[1]
-        total = x.new_zeros(len(x), -(-len(y) // 4) * 4)  # rows of a descriptor begin at 16 bytes
-        # log2 of the sums of the operands' rows; 0 but for rounding, which is the same for all of a row
+        total = x.new_zeros(len(x), -(-len(y) // 4) * 4)  # a descriptor needs rows aligned to 16 bytes
+        # log2 of the sums of the operands' rows: 0 except for rounding, which this corrects
         margin_x, margin_y = (v.new_zeros(len(v), dtype=torch.float64) for v in (x, y))
         for first in range(0, n_samples, SAMPLES):
             samples = min(SAMPLES, n_samples - first)
@@ -143,16 +143,16 @@ class Kde:
         return mean_log2.sub_(2 * math.log(self._scale(n_samples) / math.sqrt(n_samples)))
 
     def _operand(self, scores: Tensor, first: int, samples: int, margin: Tensor) -> Tensor:
-        """`[n, samples * stride]`; adds to `margin [n]` what rounding did to the sums of the rows."""
+        """`[n, samples * stride]`; adds the effect of rounding on the sums of the rows to `margin [n]`."""
         scale = self._scale(scores.shape[1])
         operand, sums = self.launcher.rows_of_operand(
             kernel_rows_kernel, scores, first, samples, SAMPLES, scale
         )
-        # In float64, since torch adds in an order that depends on the shape.
+        # In float64, because torch's order of summation depends on the shape.
         margin += sums.div_(scale).log2_().sum(1, dtype=torch.float64)
         return operand
 
     def _scale(self, n_samples: int) -> float:
-        """sqrt(M); in fp8 times the power of two that takes what is then at most sqrt(M) up to its range."""
+        """Sum of an operand's row: sqrt(M), in fp8 times the power of two that maps [0, sqrt(M)] onto its range."""
         root = math.sqrt(n_samples)
         return root * 2.0 ** math.floor(math.log2(448 / root)) if self.launcher.precision == "fp8" else root

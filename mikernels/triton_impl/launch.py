@@ -1,4 +1,4 @@
-"""How kernels are launched: operands as tensor descriptors, on the device and stream that the data lie on."""
+"""Launching kernels: on the device and stream of the data, with tensor descriptors where the chip has them."""
 
 import functools
 from typing import Any
@@ -19,11 +19,11 @@ DTYPES = {
 }
 
 PADDING = 128
-"""Elements in which the samples of an operand come: a whole number of BK in every configuration."""
+"""The samples of an operand are padded to a multiple of this, which is a multiple of BK in every configuration."""
 
 
 class Launcher:
-    """Launches kernels whose operands have one precision, on one chip."""
+    """Launches kernels on one chip with operands of one precision."""
 
     def __init__(self, chip: str, precision: Precision, autotune: bool) -> None:
         self.chip = chip
@@ -32,16 +32,16 @@ class Launcher:
         self.autotune = autotune and chip != "interpreter"
 
     def run(self, kernel: Any, grid: tuple[int, ...], *args: Any, **kernel_constants: Any) -> None:
-        """Launch on the current stream of the device of the first argument."""
+        """Launch on the device of the first argument, on its current stream."""
         with torch.cuda.device_of(args[0]):
             kernel[grid](*args, **kernel_constants, **OPTIONS)
 
     def rows_of_operand(
-        self, kernel: Any, scores: Tensor, first: int, n_rows: int, most_rows: int, scale: float
+        self, kernel: Any, scores: Tensor, first: int, n_rows: int, max_rows: int, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """A few rows of kernels of every variable: operand `[n, n_rows * stride]` and its sums `[n, n_rows]`.
+        """Evaluate a few kernel rows of every variable: operand `[n, n_rows * stride]` and row sums `[n, n_rows]`.
 
-        `most_rows` is the size of a program's block of rows, the same for every launch.
+        `max_rows` is the block of rows of a program, the same for every launch.
         """
         n_samples = scores.shape[1]
         stride = padded(n_samples)
@@ -58,7 +58,7 @@ class Launcher:
             n_rows,
             stride,
             scale,
-            BI=most_rows,
+            BI=max_rows,
             BJ=256,
         )
         return operand, sums
@@ -66,9 +66,9 @@ class Launcher:
     def run_tiles(
         self, kernel: Any, a: Tensor, b: Tensor, out: Tensor, *args: Any, adds: bool, **kernel_constants: Any
     ) -> None:
-        """Launch a kernel of tiles over operands `a [rows, K]` and `b [cols, K]`.
+        """Launch a tile kernel over operands `a [rows, K]` and `b [cols, K]`.
 
-        `adds`: the kernel adds whole tiles to `out` (which then is described too), and does not fill it.
+        `adds`: the kernel adds tiles to `out` instead of storing them, so `out` needs a descriptor as well.
         """
 
         def grid(meta: dict[str, int]) -> tuple[int]:
@@ -90,11 +90,11 @@ class Launcher:
                 kernel[grid](*tensors, *args, **kernel_constants, **blocks, **launch, **OPTIONS)
 
 
-OPTIONS = {"enable_fp_fusion": True}  # Triton 3.9 warns of a change of the default where it is not said
+OPTIONS = {"enable_fp_fusion": True}  # explicit, since Triton 3.9 warns that the default will change
 
 
 def set_block_shapes(named: dict[str, Any]) -> None:
-    """Let the descriptors among the arguments copy the blocks of the constants among them."""
+    """Set the block shapes of the descriptors among the arguments from the block sizes among them."""
     blocks = {
         "a": [named["BM"], named["BK"]],
         "b": [named["BN"], named["BK"]],
@@ -107,7 +107,7 @@ def set_block_shapes(named: dict[str, Any]) -> None:
 
 @functools.cache
 def _tuned(kernel: Any, chip: str, precision: Precision, adds: bool) -> Any:
-    """`kernel` with its configurations; the choice is kept on disk, and made anew for another S."""
+    """`kernel` with an autotuner, whose choice is cached on disk and repeated for each S."""
 
     def as_triton(config: Config) -> triton.Config:
         blocks = constants(config, chip, precision)
@@ -124,4 +124,5 @@ def _tuned(kernel: Any, chip: str, precision: Precision, adds: bool) -> Any:
 
 
 def padded(n_samples: int) -> int:
+    """M rounded up to a multiple of `PADDING`."""
     return -(-n_samples // PADDING) * PADDING

@@ -1,8 +1,7 @@
 """`renyi2` on a GPU: one matrix product over all pairs i < j of samples.
 
 `J = sum_{i<j} (kx_ij ky_ij)^2` as in `mikernels.torch_impl.renyi2`. The triangle of pairs is folded into rows of
-equal length: row r holds the pairs (r, j), of which there are M - 1 - r, and those of sample M - 1 - r, of which
-there are r.
+equal length: row r holds the M - 1 - r pairs (r, j > r) and the r pairs of sample M - 1 - r.
 """
 
 import math
@@ -18,10 +17,10 @@ from mikernels.triton_impl.gram import add_to, multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded
 
 ROWS = 16
-"""Folded rows in memory at once; always as many, so that the order of the sums depends on nothing."""
+"""Folded rows in memory at once; constant, which fixes the order of the sums."""
 
 FP8_SCALE = 256.0
-"""Lifts squared kernels, at most 1, into the range of fp8 (448)."""
+"""Scales squared kernels, at most 1, to the range of fp8 (448)."""
 
 
 @triton.jit
@@ -56,7 +55,7 @@ def renyi2_kernel(
 def squared_kernels_kernel(
     p_score,  # [n, M] float32, scaled so that k^2 = 2^-(difference^2)
     p_operand,  # [n, rows, stride]
-    p_sum,  # [n, rows] float32, of the operand as it was rounded
+    p_sum,  # [n, rows] float32, sums of the rounded operand
     n_samples,
     i_first,
     n_rows,
@@ -71,7 +70,7 @@ def squared_kernels_kernel(
     m_i = o_i < n_rows
     o_row = i_first + o_i  # at most (M - 1) / 2
     o_mirrored = n_samples - 1 - o_row
-    b_last = tl.where(o_mirrored > o_row, o_row, 0)  # the middle row of an odd M would come twice
+    b_last = tl.where(o_mirrored > o_row, o_row, 0)  # the middle row of an odd M must not count twice
     b_own = tl.load(p_score + o_row, m_i, 0.0)
     b_mirrored = tl.load(p_score + o_mirrored, m_i, 0.0)
     b_sums = tl.zeros([BI, BJ], dtype=tl.float32)
@@ -107,15 +106,15 @@ class Renyi2:
         return 2 * tile * operand + 8 * tile**2
 
     def panel(self, variables: Variables, columns: slice) -> Tensor:
-        """Scores `[n, M]` float32, scaled so that the squared kernel is a power of 2."""
+        """Scores `[n, M]` float32, scaled so that `k^2 = 2^-(difference^2)`."""
         return variables.scores(columns) * (math.sqrt(math.log2(math.e)) / self.problem.bandwidth)
 
     def compute(self, left: Tensor, rows: slice, right: Tensor, cols: slice, *, upper: bool) -> Tensor:
         x, y = left[rows], right[cols]
         n_samples = x.shape[1]
         n_folded = (n_samples + 1) // 2
-        total = x.new_zeros(len(x), -(-len(y) // 4) * 4)  # rows of a descriptor begin at 16 bytes
-        # sums over i < j of the squared kernels, as they were rounded
+        total = x.new_zeros(len(x), -(-len(y) // 4) * 4)  # a descriptor needs rows aligned to 16 bytes
+        # sums over i < j of the rounded squared kernels
         sum_x, sum_y = (v.new_zeros(len(v), dtype=torch.float64) for v in (x, y))
         for first in range(0, n_folded, ROWS):
             n_rows = min(ROWS, n_folded - first)
@@ -133,7 +132,7 @@ class Renyi2:
                 adds=True,
                 UPPER=upper,
             )
-        # log V / M = log(1 + 2 J / M): near 0 where the kernel is narrow
+        # log V / M = log(1 + 2 J / M) is near 0 for a narrow kernel
         log_joint = total[:, : len(y)].mul_(2 / (n_samples * self.scale**2)).log1p_()
         log_x = self._log_potential(sum_x, n_samples)
         log_y = log_x if upper else self._log_potential(sum_y, n_samples)
@@ -143,9 +142,9 @@ class Renyi2:
         return (pair_sum * (2 / (n_samples * self.scale))).log1p().float()
 
     def _operand(self, scores: Tensor, first: int, n_rows: int, total: Tensor) -> Tensor:
-        """`[n, n_rows * stride]`; adds its sums to `total [n]`."""
+        """`[n, n_rows * stride]`; adds the sums of its rows to `total [n]`."""
         operand, sums = self.launcher.rows_of_operand(
             squared_kernels_kernel, scores, first, n_rows, ROWS, self.scale
         )
-        total += sums.sum(1, dtype=torch.float64)  # torch's order depends on the shape
+        total += sums.sum(1, dtype=torch.float64)  # float64: torch's order depends on the shape
         return operand

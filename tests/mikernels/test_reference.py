@@ -1,16 +1,71 @@
-"""The float64 definitions against loops over the formulas and closed forms for Gaussian pairs."""
+"""The float64 reference against loops over the formulas and closed forms, and its independence of what it judges."""
 
+import ast
 import math
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 
+import mikernels
 from mikernels import mutual_information, reference
 from mikernels.options import Problem, make_problem
+from mikernels.reference.adaptive import Rung, extrapolate, lost_share, psi, smooth
 
 from samples import gaussian
+
+
+def imports_of_package():
+    """`{module: modules of mikernels that it imports}`, anywhere in its source, from the syntax trees."""
+    root = Path(mikernels.__file__).parent
+    files = {
+        ".".join(("mikernels", *f.relative_to(root).with_suffix("").parts)): f for f in root.rglob("*.py")
+    }
+    files = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    graph = {}
+    for module, file in files.items():
+        named = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module} has a relative import, which this test does not follow"
+                named |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        graph[module] = named & files.keys() - {"mikernels"}
+    return graph
+
+
+def reachable(graph, start):
+    """Modules that `start` and its submodules import, directly or not."""
+    seen, queue = set(), [m for m in graph if m == start or m.startswith(start + ".")]
+    while queue:
+        module = queue.pop()
+        if module not in seen:
+            seen.add(module)
+            queue += graph[module]
+    return seen
+
+
+def test_reference_imports_only_itself_and_the_options():
+    allowed = {m for m in imports_of_package() if m.startswith("mikernels.reference")} | {"mikernels.options"}
+    assert len(allowed) >= 6
+    assert reachable(imports_of_package(), "mikernels.reference") <= allowed
+
+
+@pytest.mark.parametrize("judged", ["torch_impl", "triton_impl", "adaptive", "tables"])
+def test_judged_code_does_not_import_the_reference(judged):
+    modules = reachable(imports_of_package(), f"mikernels.{judged}")
+    assert len(modules) > 3
+    assert not [m for m in modules if m.startswith("mikernels.reference")]
+
+
+def test_only_the_engine_imports_the_reference():
+    graph = imports_of_package()
+    users = {m for m, named in graph.items() if any(n.startswith("mikernels.reference") for n in named)}
+    assert {m for m in users if not m.startswith("mikernels.reference")} == {"mikernels.engine"}
+
 
 ESTIMATORS = ["grid", "kde", "renyi2"]
 CORRELATIONS = [0.0, 0.3, 0.6, 0.9]
@@ -64,7 +119,7 @@ BY_HAND = {"grid": grid_by_loops, "kde": kde_by_loops, "renyi2": renyi2_by_matri
 @pytest.mark.parametrize("nodes", [2, 5])
 @pytest.mark.parametrize("bandwidth", [0.4, 1.3])
 @pytest.mark.parametrize("n_samples", [8, 11])
-def test_reference_is_the_formula(estimator, nodes, bandwidth, n_samples):
+def test_reference_equals_loops_over_the_formula(estimator, nodes, bandwidth, n_samples):
     x, y = gaussian(n_samples, 3).double().T, 2 * gaussian(n_samples, 2, seed=1).double().T
     mi = reference.mutual_information(x, y, Problem(estimator, nodes, bandwidth))
     by_hand = [[BY_HAND[estimator](a.numpy(), b.numpy(), nodes, bandwidth) for b in y] for a in x]
@@ -100,7 +155,7 @@ def test_standardize_feeds_z_scores_to_the_formula(estimator):
         ("grid", 0.1, 0.1),
     ],
 )
-def test_bandwidth_rules(estimator, rule, bandwidth):
+def test_bandwidth_rules_give_their_bandwidths(estimator, rule, bandwidth):
     assert make_problem(estimator, 16, rule, 4096).bandwidth == pytest.approx(bandwidth)
 
 
@@ -110,7 +165,7 @@ def test_grid_bandwidth_spans_at_least_three_quarters_of_a_node_spacing():
 
 
 def smoothed_grid(rho, h, nodes=16):
-    """`grid` of a Gaussian pair in the limit of many samples, by quadrature."""
+    """The limit of `grid` for many samples of a Gaussian pair, by quadrature."""
     t = np.linspace(-7, 7, 1401)
     distance = np.subtract.outer(t.clip(-2.4, 2.4), np.linspace(-2.4, 2.4, nodes))
     phi = np.exp(-((distance / h) ** 2) / 2)
@@ -121,7 +176,7 @@ def smoothed_grid(rho, h, nodes=16):
 
 
 def smoothed_kde(rho, h):
-    """`E log f(x, y) / f(x) f(y)` with f the Gaussian densities widened by h, under the pair itself."""
+    """`E log f(x, y) / f(x) f(y)` over a Gaussian pair, with f its densities widened by h."""
     variance = 1 + h * h
     r = rho / variance
     quadratic = ((2 - 2 * r * rho) / (1 - r * r) - 2) / variance
@@ -129,7 +184,7 @@ def smoothed_kde(rho, h):
 
 
 def smoothed_renyi2(rho, h):
-    """`log E[kx^2 ky^2] / E[kx^2] E[ky^2]`: the kernels are Gaussian integrals of the differences."""
+    """`log E[kx^2 ky^2] / E[kx^2] E[ky^2]`, by Gaussian integrals over the differences."""
     return -math.log(1 - (4 * rho / (4 + h * h)) ** 2) / 2
 
 
@@ -138,8 +193,8 @@ def smoothed_renyi2(rho, h):
     ("estimator", "bandwidth", "smoothed"),
     [("grid", 0.5, smoothed_grid), ("kde", 0.7, smoothed_kde), ("renyi2", 0.7, smoothed_renyi2)],
 )
-def test_reference_is_the_closed_form_of_a_smoothed_gaussian_pair(estimator, bandwidth, smoothed, rho):
-    # A golden-ratio lattice in place of random samples leaves no noise; the self terms of kde add 0.0025.
+def test_reference_equals_the_closed_form_of_a_smoothed_gaussian_pair(estimator, bandwidth, smoothed, rho):
+    # A golden-ratio lattice instead of random samples leaves no noise; the self terms of kde add 0.0025.
     index = np.arange(1597)
     uniform = np.stack([(index + 0.5) / 1597, (index * (math.sqrt(5) - 1) / 2 + 0.5 / 1597) % 1])
     x, independent = torch.special.ndtri(torch.from_numpy(uniform))
@@ -164,7 +219,7 @@ BIAS_AT_1024_SAMPLES = {
         for rho, bias in zip(CORRELATIONS, biases, strict=True)
     ],
 )
-def test_bias_from_the_true_information_of_a_gaussian_pair(estimator, rho, bias):
+def test_bias_from_the_true_information_of_a_gaussian_pair_is_as_measured(estimator, rho, bias):
     x, independent = gaussian(1024, 16).split(8, dim=1)
     y = rho * x + math.sqrt(1 - rho * rho) * independent
     mi = mutual_information(x, y, estimator=estimator, impl="reference").diag().mean()
@@ -180,3 +235,73 @@ def test_information_grows_with_correlation(estimator, transform):
     y = rho * x + (1 - rho.square()).sqrt() * independent
     mi = mutual_information(x, y, estimator=estimator, transform=transform, impl="reference")[0]
     assert (mi.diff() > 0).all()
+
+
+def test_psi_is_the_digamma_function():
+    x = torch.arange(1, 51, dtype=torch.float64)
+    error = (psi(x) - torch.special.digamma(x)).abs()
+    assert error[0] < 0.03
+    assert error[1:].max() < 1e-3
+    assert error[10:].max() < 1e-5
+
+
+@pytest.mark.parametrize(("cells", "h"), [(8, 1.0), (32, math.sqrt(2))])
+def test_rung_of_adaptive_equals_loops_over_the_formula(cells, h):
+    n_samples = 40
+    x, noise = torch.special.ndtri(
+        torch.rand(2, n_samples, generator=torch.Generator().manual_seed(0)) * 0.999
+    )
+    y = (x + noise) / math.sqrt(2)
+    phi = NormalDist().cdf
+
+    def cell(q):
+        q = min(max(q, -3.4), 3.4)
+        return min(int((phi(q / 1.2) - phi(-3.4 / 1.2)) / (1 - 2 * phi(-3.4 / 1.2)) * cells), cells - 1)
+
+    def kernel(distance):
+        return math.exp(-(distance**2) / (2 * h**2))
+
+    a, b = [cell(q) for q in x.tolist()], [cell(q) for q in y.tolist()]
+    value = 0.0
+    for i in range(n_samples):
+        sx, sy = [kernel(a[i] - a_j) for a_j in a], [kernel(b[i] - b_j) for b_j in b]
+        f = 2 * sum(u * v for u, v in zip(sx, sy, strict=True))
+        digamma = math.log((f - 1.5) ** 2 + 1 / 12) / 2
+        log_margins = math.log(sum(sx) * sum(sy) / n_samples**2)
+        value += (digamma - math.log(2 * (n_samples - 1)) - log_margins) / n_samples
+    rung = smooth(x.double(), y.double(), cells, h)
+    assert rung.value == pytest.approx(value, rel=1e-10)
+    assert rung.log_count == pytest.approx(
+        value + math.log(4 * math.pi * h**2 * n_samples / cells**2), rel=1e-10
+    )
+    assert rung.likelihood < rung.value
+
+
+def test_evenly_spread_samples_have_no_information_on_rungs_of_large_boxes():
+    rank = torch.arange(900, dtype=torch.float64)
+    scores = torch.special.ndtri((rank + 0.5) / 900)
+    x, y = scores, scores[(rank.long() % 30) * 30 + rank.long() // 30]
+    for cells, h in [(8, 1.0), (8, math.sqrt(2)), (4, 1.0), (4, math.sqrt(2))]:
+        assert abs(smooth(x, y, cells, h).value) < 0.01
+
+
+@pytest.mark.parametrize("a", [0.3, 0.5, 0.9])
+def test_extrapolation_of_a_gaussian_ridge_is_exact(a):
+    """Up to the least share of 1/2, and where its ratio cannot be confused with that of an edge."""
+    loss = [0.5 * math.log(1 + scale * a) for scale in (1, 4, 16)]
+    share = loss[0] / (loss[1] - loss[0])
+    assert lost_share(loss[1] - loss[0], loss[2] - loss[1]) == pytest.approx(max(share, 0.5))
+
+
+def test_extrapolation_of_a_sharp_edge_adds_about_the_first_difference_again():
+    assert lost_share(0.05, 0.1) == pytest.approx(1, abs=0.15)
+
+
+def test_extrapolation_uses_the_finest_filled_rung_and_what_predicts_best():
+    coarse = [Rung(0.1, -1.0, 3.0)] * 4
+    empty = Rung(9.0, 9.0, math.log(5.9))
+    good = Rung(1.0, 1.0, math.log(6.1))
+    assert extrapolate([empty, good, *coarse], 1000) == pytest.approx(
+        extrapolate([good, good, *coarse], 1000)
+    )
+    assert 1.0 <= extrapolate([good, good, *coarse], 1000) < 2.0

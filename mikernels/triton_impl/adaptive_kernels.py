@@ -1,15 +1,15 @@
-"""`adaptive` on a GPU: joint counts by one exact product, then one program that climbs the ladder of a pair.
+"""`adaptive` on a GPU: one exact product for the joint counts, then one program per pair for its ladder.
 
-Features are one-hot cells `[n * G, M]` of 8-bit integers, gathered from one table of ranks, so that a tile of
-their product holds whole tables of counts, G = 64. They go through memory once, 16 KB a pair. A program of the
-ladder keeps one table in registers: `f = K n K` on every rung is two small products, and of it leaves
+Features are one-hot cells `[n * G, M]` of 8-bit integers, gathered by rank from one table, so a tile of their
+product holds whole tables of counts. These pass through memory once: 16 KB per pair at G = 64. A ladder program
+keeps its table in registers. On every rung, `f = K counts K` takes two small products, and the program stores
 
-    V = 1/M sum_ab n_ab 1/2 log [ ((f_ab - 3/2)^2 + 1/12) exp(-2 c) ]   (log ratio, nats)
+    V = 1/M sum_ab counts_ab 1/2 log [ ((f_ab - 3/2)^2 + 1/12) exp(-2 c) ]   (log ratio, nats)
 
-with the margin c of `mikernels.tables.ladder.Rung` inside of the logarithm, so that the terms, and their rounding
-errors, are small. What is left is one number a rung and pair, and goes on in torch, as do the few pairs that
-take finer cells. The ladder of 32 cells is the rest of that of 64, which every pair gets: here the products are
-cheap, and pairs that go back for finer cells are not.
+The margin c of `mikernels.tables.rungs.Rung` is inside the logarithm, which keeps the terms and their rounding
+errors small. Torch code continues from these few numbers per pair, and refines the few pairs that need finer cells.
+Every pair gets the ladder of 64 cells, of which that of 32 is the rest: products are cheap here, and pairs that
+have to be counted again are not.
 """
 
 import functools
@@ -21,30 +21,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mikernels.tables.ladder import (
-    BANDWIDTHS,
-    CELLS,
-    COARSEST,
-    Rung,
-    cell_of_rank,
-    extrapolated,
-    limits,
-    rungs,
-    takeover,
-)
-from mikernels.torch_impl.adaptive import estimate_bytes, finest_cells, refine
+from mikernels.adaptive.extrapolation import extrapolate
+from mikernels.adaptive.refinement import finest_cells, limits, refine, refinement_bytes, takeover
+from mikernels.tables.rungs import BANDWIDTHS, CELLS, COARSEST, Rung, cell_of_rank, rungs
 from mikernels.transforms import Variables
+from mikernels.triton_impl.gather import gather_kernel
 from mikernels.triton_impl.gram import multiply_add, tile_of
-from mikernels.triton_impl.grid import gather_kernel
 from mikernels.triton_impl.launch import Launcher, padded
 
 TABLE_CELLS = CELLS[1]
-"""Of the tables that the kernels make: their ladder goes on as that of `CELLS[0]`."""
+"""Cells along a side of the count tables; the ladder of `CELLS[0]` is the rest of theirs."""
 LADDER_WARPS = 4
 LADDER_COLUMNS = {"sm_80": 16}
-"""Of the finest table, smoothed at a time where the operands of all of them do not fit the registers."""
+"""Columns of the finest table to smooth at a time, on chips whose registers cannot hold them all."""
 SMALLEST_PRODUCT = 16
-"""Along each side of what tensor cores multiply; coarser tables are filled up with zeros."""
+"""Smallest side of a tensor-core product; coarser tables are padded with zeros."""
 
 
 @triton.jit
@@ -72,7 +63,7 @@ def counts_kernel(
             a, b, b_counts, i_m * BM, i_n * BN, o_k, n_rows, n_cols, n_inner, BK, TF32, FP32_EVERY
         )
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
-    # Within a tile 32 bits do, and half of the registers.
+    # Within a tile, offsets fit 32 bits, which take half the registers.
     p_out += (i_m * BM).to(tl.int64) * n_cols + i_n * BN
     m_row, m_col = o_m[:, None] < n_rows - i_m * BM, o_n[None, :] < n_cols - i_n * BN
     tl.store(p_out + (o_m[:, None] * n_cols + o_n[None, :]), b_counts, m_row & m_col)
@@ -81,7 +72,7 @@ def counts_kernel(
 @triton.jit
 def ladder_kernel(
     p_counts,  # [n, G, k, G] int32
-    p_kernel,  # [2, G, G] float32, K of the two bandwidths; any corner of it is that of fewer cells
+    p_kernel,  # [2, G, G] float32, K of the two bandwidths; its corners are those of fewer cells
     p_scale,  # [rungs] float32, exp(-2 c)
     p_out,  # [rungs, n, k] float32, V
     n_rows,
@@ -90,7 +81,7 @@ def ladder_kernel(
     UPPER: tl.constexpr,
     G: tl.constexpr,
     HALVINGS: tl.constexpr,
-    BC: tl.constexpr,  # columns of the finest table at a time
+    BC: tl.constexpr,  # columns of the finest table to smooth at a time
     SMALLEST: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
 ):
@@ -116,9 +107,9 @@ def ladder_kernel(
                     b_columns = tl.load(p_kernel + i_h * G * G + o_g[:, None] * G + o_b[None, :])
                     b_half = tl.dot(b_counts, b_columns, input_precision=DOT_PRECISION)
                     b_f = tl.dot(b_kernel, b_half, input_precision=DOT_PRECISION)
-                    b_some = tl.load(p_counts + (o_g[:, None] * n_cols * G + o_b[None, :])).to(tl.float32)
-                    total += log_ratio(b_some, b_f, scale)
-            else:  # K on the right of both products, where it needs no transpose
+                    b_part = tl.load(p_counts + (o_g[:, None] * n_cols * G + o_b[None, :])).to(tl.float32)
+                    total += log_ratio(b_part, b_f, scale)
+            else:  # K on the right of both products needs no transpose
                 b_half = tl.dot(b_counts, b_kernel, input_precision=DOT_PRECISION)
                 b_f = tl.dot(b_half.T, b_kernel, input_precision=DOT_PRECISION)
                 total = log_ratio(b_counts.T, b_f, scale)
@@ -128,14 +119,14 @@ def ladder_kernel(
 
 @triton.jit
 def log_ratio(b_counts, b_f, scale):
-    """Sum of `n log2 [((f - 3/2)^2 + 1/12) scale]`."""
+    """Sum of `counts log2 [((f - 3/2)^2 + 1/12) scale]`."""
     b_f -= 1.5
     return tl.sum(b_counts * tl.log2((b_f * b_f + 1 / 12) * scale))
 
 
 @triton.jit
 def coarser(b_counts, SMALLEST: tl.constexpr, DOT_PRECISION: tl.constexpr):
-    """Sums of 2 x 2 cells: half of a side, or a corner of the smallest side that a product takes."""
+    """Sums of 2 x 2 cells: a table of half the side, or a corner of one of the smallest side."""
     C: tl.constexpr = b_counts.shape[0]
     if C > SMALLEST:
         b_sums = tl.sum(tl.sum(b_counts.reshape(C // 2, 2, C // 2, 2), 3), 1)
@@ -147,12 +138,12 @@ def coarser(b_counts, SMALLEST: tl.constexpr, DOT_PRECISION: tl.constexpr):
     return b_sums
 
 
-class Panel(NamedTuple):
+class RankedCells(NamedTuple):
     ranks: Tensor  # [n, M] int32
     features: Tensor  # [n * G, K] int8, one-hot cells
 
 
-class Tables(NamedTuple):
+class LadderTables(NamedTuple):
     one_hot: Tensor  # [M, G] int8
     kernel: Tensor  # [2, G, G] float32
     scale: Tensor  # [rungs] float32
@@ -171,9 +162,9 @@ class Adaptive:
     def tile_bytes(self, tile: int, n_samples: int) -> int:
         counts = 4 * (tile * TABLE_CELLS) ** 2
         ladder = 64 * 2 * len(rungs(n_samples, TABLE_CELLS)) * tile**2
-        return max(counts + ladder, estimate_bytes(tile, _strip(tile, tile), n_samples))
+        return max(counts + ladder, refinement_bytes(tile, _strip(tile, tile), n_samples))
 
-    def panel(self, variables: Variables, columns: slice) -> Panel:
+    def panel(self, variables: Variables, columns: slice) -> RankedCells:
         ranks, n_samples = variables.data[columns], variables.n_samples
         n_inner = padded(n_samples)
         features = ranks.new_empty(len(ranks) * TABLE_CELLS, n_inner, dtype=torch.int8)
@@ -189,25 +180,33 @@ class Adaptive:
             W=TABLE_CELLS,
             BT=block_t,
         )
-        return Panel(ranks, features)
+        return RankedCells(ranks, features)
 
-    def compute(self, left: Panel, rows: slice, right: Panel, cols: slice, *, upper: bool) -> Tensor:
+    def compute(
+        self, left: RankedCells, rows: slice, right: RankedCells, cols: slice, *, upper: bool
+    ) -> Tensor:
         x, y = left.ranks[rows], right.ranks[cols]
         n_samples = x.shape[1]
         ladder = rungs(n_samples, TABLE_CELLS)
-        ratios = self._climb(left, rows, right, cols, ladder, upper)
-        finer = len(BANDWIDTHS)  # rungs before those of half the cells
-        values = extrapolated(ratios[finer:], ladder[finer:], n_samples)
-        fine = extrapolated(ratios, ladder, n_samples)
+        ratios = self._log_ratios(left, rows, right, cols, ladder, upper)
+        coarser_from = len(BANDWIDTHS)  # the first rung with half the cells
+        values = extrapolate(ratios[coarser_from:], ladder[coarser_from:], n_samples)
+        fine = extrapolate(ratios, ladder, n_samples)
         values = values.lerp(fine, takeover(values, limits(n_samples)[0]))
         strip = _strip(len(x), len(y))
         refine(values, finest_cells(x), finest_cells(y), CELLS[2:], strip=strip, upper=upper)
         return values
 
-    def _climb(
-        self, left: Panel, rows: slice, right: Panel, cols: slice, ladder: tuple[Rung, ...], upper: bool
+    def _log_ratios(
+        self,
+        left: RankedCells,
+        rows: slice,
+        right: RankedCells,
+        cols: slice,
+        ladder: tuple[Rung, ...],
+        upper: bool,
     ) -> Tensor:
-        """V on every rung, `[rungs, n, k]` nats; below the diagonal anything where `upper`."""
+        """V on every rung, `[rungs, n, k]` nats; undefined below the diagonal if `upper`."""
         g = TABLE_CELLS
         a = left.features[rows.start * g : rows.stop * g]
         b = right.features[cols.start * g : cols.stop * g]
@@ -240,19 +239,19 @@ class Adaptive:
 
 
 def dot_precision(chip: str) -> str:
-    """Three products of 11 bits each on NVIDIA's tensor cores; AMD's multiply float32."""
+    """Three 11-bit products on NVIDIA's tensor cores; AMD's multiply float32 directly."""
     return "ieee" if chip == "gfx942" else "tf32x3"
 
 
 def _strip(n: int, k: int) -> int:
-    """Joint cells of pairs that are refined at once: they take what the counts of the tile have taken."""
+    """Joint cells to refine at once, such that they fit the memory of the tile's counts, which is free by then."""
     return n * k * TABLE_CELLS**2 // 10
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(n_samples: int, device: torch.device) -> Tables:
+def _tables(n_samples: int, device: torch.device) -> LadderTables:
     ladder = rungs(n_samples, TABLE_CELLS)
     one_hot = torch.eye(TABLE_CELLS, dtype=torch.int8)[cell_of_rank(n_samples, TABLE_CELLS)]
     kernel = torch.stack([rung.kernel for rung in ladder[:2]]).float()
     scale = torch.tensor([math.exp(-2 * rung.margin) for rung in ladder])
-    return Tables(one_hot.to(device), kernel.to(device), scale.to(device))
+    return LadderTables(one_hot.to(device), kernel.to(device), scale.to(device))

@@ -1,0 +1,1 @@
+"""The steps of `adaptive` that the torch and the Triton implementation share."""

@@ -1,0 +1,27 @@
+"""The definition of every estimator, in plain float64. All other implementations are tested against these.
+
+A file holds the equations of one estimator. The inputs are transformed variables (`Variables.scores`); h is the
+bandwidth and `k(u) = exp(-u^2 / (2 h^2))`, whose normalization cancels in every formula.
+
+These modules import nothing of the package but `mikernels.options`, and only the engine imports them, so that a
+mistake cannot hide in code that the reference shares with what it judges. They favor short code over speed and
+memory: use them for small inputs.
+"""
+
+from torch import Tensor
+
+from mikernels.options import Problem
+from mikernels.reference.adaptive import adaptive
+from mikernels.reference.grid import grid
+from mikernels.reference.kde import kde
+from mikernels.reference.renyi2 import renyi2
+
+
+def mutual_information(x: Tensor, y: Tensor, problem: Problem) -> Tensor:
+    """Estimate the mutual information of every row of `x [N, M]` with every row of `y [K, M]`.
+
+    Returns:
+        `[N, K]` nats, float64.
+    """
+    estimate = {"grid": grid, "kde": kde, "renyi2": renyi2, "adaptive": adaptive}[problem.estimator]
+    return estimate(x.double(), y.double(), problem)
