@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import shlex
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -63,10 +64,8 @@ def synchronize(device: str) -> None:
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
     """Minimum, median and maximum."""
-    values = torch.tensor(seconds, dtype=torch.float64).quantile(
-        torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-    )
-    return dict(zip(("min", "median", "max"), (round(float(v), 5) for v in values), strict=True))
+    found = {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
+    return {name: round(value, 5) for name, value in found.items()}
 
 
 def row(

@@ -111,14 +111,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def sizes(errors: Table) -> list[int]:
-    return sorted({m for _, m in errors})
-
-
 def summary_table(errors: Table) -> str:
     shown = [name for name in SUMMARY if any(name == other for other, _ in errors)]
     lines = []
-    for m in sizes(errors):
+    for m in sorted({m for _, m in errors}):
         found = [errors.get((name, m)) for name in shown]
         cells = ["-" if e is None else f"{mean_rmse(e.half('reported').values):.3f}" for e in found]
         lines.append([str(m), *cells])
@@ -133,7 +129,7 @@ def error_table(errors: Table) -> str:
         bounds = " ({:.4f} to {:.4f})".format(*interval(values)) if half == "reported" else ""
         return f"{mean_rmse(values):.4f}{bounds}"
 
-    columns = [(m, half) for m in sizes(errors) for half in HALVES]
+    columns = [(m, half) for m in sorted({m for _, m in errors}) for half in HALVES]
     lines = [
         [name, *(cell(errors.get((name, m)), half) for m, half in columns)]
         for name in dict.fromkeys(name for name, _ in errors)
@@ -174,7 +170,7 @@ def draw_errors(axes: Axes, errors: Table) -> None:
     axes.set(
         yscale="log", xlabel="samples, M", ylabel="mean RMSE, nats", title="Error over the reported cases"
     )
-    size_ticks(axes, sizes(errors))
+    size_ticks(axes, sorted({m for _, m in errors}))
     axes.legend(loc="lower left")
 
 

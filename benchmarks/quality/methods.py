@@ -77,19 +77,6 @@ CRITERIA = {
 REPAIRS = {"none": "no repair", "lstsq": "least squares"}
 """Repairs that every criterion can have, with their groups."""
 
-RIVAL_LABELS = {
-    "torch-pruning-magnitude": "Torch-Pruning, magnitude",
-    "torch-pruning-activation": "Torch-Pruning, activation",
-    "torch-pruning-taylor": "Torch-Pruning, Taylor",
-    "optipfair-maw": "OptiPFair, MAW",
-    "optipfair-vow": "OptiPFair, VOW",
-    "optipfair-pon": "OptiPFair, PON",
-    "optipfair-l2": "OptiPFair, L2",
-    "optipfair-maw-calibrated": "OptiPFair, MAW with activations",
-    "fmchisel-osscar": "OSSCAR (fmchisel)",
-    "fmchisel-osscar-1e-4": "OSSCAR (fmchisel), damping 1e-4",
-}
-SLOW = ("fmchisel-osscar", "fmchisel-osscar-1e-4", "torch-pruning-taylor")
 NOTABLE = (
     "flap, none",
     "flap, bias",
@@ -105,6 +92,7 @@ NOTABLE = (
     "fmchisel-osscar-1e-4",
 )
 
+LSTSQ = {"repair": "lstsq"}
 SEQUENTIAL = {"repair": "sequential"}
 REFINED = {"repair": "sequential", "refine": True}
 
@@ -121,12 +109,12 @@ def _criteria() -> list[Method]:
 def _rivals() -> list[Method]:
     """Every rival, and our least squares on the neurons that it keeps."""
     methods = []
-    for rival, label in RIVAL_LABELS.items():
-        tokens = SLOW_TOKENS if rival in SLOW else None
-        group = "own repair" if "osscar" in rival else "no repair"
-        methods.append(Method(rival, label, group, {}, rival, tokens=tokens))
-        refit = Method(f"{rival}, lstsq", label, "least squares", {"repair": "lstsq"}, rival, True, tokens)
-        methods.append(refit)
+    for name, rival in RIVALS.items():
+        tokens = SLOW_TOKENS if rival.slow else None
+        group = "own repair" if rival.repairs else "no repair"
+        own = Method(name, rival.label, group, rival=name, tokens=tokens)
+        refit = replace(own, name=f"{name}, lstsq", group="least squares", settings=LSTSQ, refit=True)
+        methods += [own, refit]
     return methods
 
 
@@ -153,7 +141,7 @@ def _recipes() -> list[Method]:
         ("kl", "conditional MI, budgets by KL"),
     ):
         for name, group, repair in (
-            ("conditional-mi, lstsq, {}", "least squares", {"repair": "lstsq"}),
+            ("conditional-mi, lstsq, {}", "least squares", LSTSQ),
             ("conditional-mi, sequential, {}", "sequential", SEQUENTIAL),
             ("conditional-mi, sequential, {}, refined", "refined", REFINED),
         ):

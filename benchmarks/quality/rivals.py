@@ -35,9 +35,12 @@ class Rival:
     """A pruning method of another package."""
 
     package: str  # the distribution that must be installed
+    label: str  # in tables
     run: Run  # prune every FFN in place, given windows [n, L] and the number of neurons to keep
     gated: bool = False  # supports gated FFNs only
     causal: bool = False  # supports causal language models only
+    repairs: bool = False  # also updates the weights of the kept neurons
+    slow: bool = False  # gets only a part of the calibration windows
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -167,18 +170,25 @@ def optipfair(method: str, *, calibrated: bool = False) -> Run:
     return run
 
 
+TORCH_PRUNING, OPTIPFAIR, FMCHISEL = "torch-pruning", "optipfair", "fmchisel"
 RIVALS = {
-    "fmchisel-osscar": Rival("fmchisel", osscar()),
+    "torch-pruning-magnitude": Rival(TORCH_PRUNING, "Torch-Pruning, magnitude", torch_pruning_magnitude),
+    "torch-pruning-activation": Rival(TORCH_PRUNING, "Torch-Pruning, activation", torch_pruning_activation),
+    "torch-pruning-taylor": Rival(
+        TORCH_PRUNING, "Torch-Pruning, Taylor", torch_pruning_taylor, causal=True, slow=True
+    ),
+    "optipfair-maw": Rival(OPTIPFAIR, "OptiPFair, MAW", optipfair("MAW"), gated=True),
+    "optipfair-vow": Rival(OPTIPFAIR, "OptiPFair, VOW", optipfair("VOW"), gated=True),
+    "optipfair-pon": Rival(OPTIPFAIR, "OptiPFair, PON", optipfair("PON"), gated=True),
+    "optipfair-l2": Rival(OPTIPFAIR, "OptiPFair, L2", optipfair("L2"), gated=True),
+    "optipfair-maw-calibrated": Rival(
+        OPTIPFAIR, "OptiPFair, MAW with activations", optipfair("MAW", calibrated=True), gated=True
+    ),
+    "fmchisel-osscar": Rival(FMCHISEL, "OSSCAR (fmchisel)", osscar(), repairs=True, slow=True),
     # In its favor: where one neuron dominates, as in layer 11 of SmolLM2, a hundredth of the mean swamps the others.
-    "fmchisel-osscar-1e-4": Rival("fmchisel", osscar(dampening=1e-4)),
-    "torch-pruning-magnitude": Rival("torch-pruning", torch_pruning_magnitude),
-    "torch-pruning-activation": Rival("torch-pruning", torch_pruning_activation),
-    "torch-pruning-taylor": Rival("torch-pruning", torch_pruning_taylor, causal=True),
-    "optipfair-maw": Rival("optipfair", optipfair("MAW"), gated=True),
-    "optipfair-vow": Rival("optipfair", optipfair("VOW"), gated=True),
-    "optipfair-pon": Rival("optipfair", optipfair("PON"), gated=True),
-    "optipfair-l2": Rival("optipfair", optipfair("L2"), gated=True),
-    "optipfair-maw-calibrated": Rival("optipfair", optipfair("MAW", calibrated=True), gated=True),
+    "fmchisel-osscar-1e-4": Rival(
+        FMCHISEL, "OSSCAR (fmchisel), damping 1e-4", osscar(dampening=1e-4), repairs=True, slow=True
+    ),
 }
 
 

@@ -94,9 +94,9 @@ def test_variants_that_cannot_run_are_reported_and_left_out(monkeypatch, no_memo
     cases = (CASE, replace(CASE, N=24))
     rows = series_rows(Series("tiny", cases, ("ours", "absent")), replace(EFFORT, cap=0.0))
     assert [(r["case"]["variant"], r["case"]["N"]) for r in rows] == [("ours", 12)]
-    said = capsys.readouterr().out
-    assert "absent on grid-G4-int8-N12-M64-cpu: widestats is not installed" in said
-    assert "ours on grid-G4-int8-N24-M64-cpu: would take about" in said
+    output = capsys.readouterr().out
+    assert "absent on grid-G4-int8-N12-M64-cpu: widestats is not installed" in output
+    assert "ours on grid-G4-int8-N24-M64-cpu: would take about" in output
 
 
 def test_a_variant_that_would_fill_the_memory_is_left_out(capsys):
