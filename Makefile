@@ -54,7 +54,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.rivals: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --editable '.[test,rivals]'
+	$(BIN)/pip install --quiet --editable '.[test,bench,rivals]'
 	$(BIN)/pip install --quiet --no-deps fmchisel==0.1.2
 	touch $@
 

@@ -26,7 +26,9 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     # A package's own `__init__` is what is imported only if no submodule of that name is.
-    return {name for name in found if name in MODULES and name != module and not module.startswith(f"{name}.")}
+    return {
+        name for name in found if name in MODULES and name != module and not module.startswith(f"{name}.")
+    }
 
 
 def test_no_circle_between_modules():
