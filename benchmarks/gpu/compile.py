@@ -102,15 +102,21 @@ class Case(NamedTuple):
     block_nodes: int = 0  # S of `grid`; 0 for other kernels
 
 
-def cases(chips: list[str]) -> list[Case]:
-    """Every shipped configuration: `grid` with 16 nodes, its first configuration with 64 nodes too."""
+def cases(chips: list[str], *, defaults_only: bool = False) -> list[Case]:
+    """Every shipped configuration: `grid` with 16 nodes, its default configuration with 64 nodes too.
+
+    Args:
+        defaults_only: leave out what only `autotune=True` tries, and the 64 nodes.
+    """
     found = []
     for chip, kernel, precision in itertools.product(chips, TILE_KERNELS, ELEMENT):
         if precision not in CHIPS[chip] or precision not in TILE_KERNELS[kernel][1]:
             continue
         shipped = [LADDER_CONFIG] if kernel == "ladder_kernel" else configs(kernel, chip, precision)
         for rank, config in enumerate(shipped):
-            nodes = (0,) if kernel != "grid_kernel" else (16, 64) if rank == 0 else (16,)
+            if defaults_only and rank > 0:
+                break
+            nodes = (0,) if kernel != "grid_kernel" else (16,) if rank or defaults_only else (16, 64)
             found += [Case(kernel, chip, precision, config, n) for n in nodes]
     for chip, (kernel, (_, _, precisions)) in itertools.product(chips, OPERAND_KERNELS.items()):
         found += [Case(kernel, chip, p, None) for p in precisions if p in CHIPS[chip]]
@@ -216,6 +222,7 @@ def main() -> int:
     parser = argument_parser("benchmarks.gpu.compile", __doc__)
     parser.add_argument("--chips", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--no-record", action="store_true", help="print only")
+    parser.add_argument("--defaults-only", action="store_true", help="leave out what only autotuning tries")
     args = parser.parse_args()
     rerun = command("benchmarks.gpu.compile", chips=args.chips)
     versions = {"triton": triton.__version__}
@@ -234,7 +241,7 @@ def main() -> int:
         "shared",
     )
     print(FORMAT.format(*head), "matrix instructions")
-    for case in cases(args.chips):
+    for case in cases(args.chips, defaults_only=args.defaults_only):
         found = inspect(compile_case(case), case)
         problems = faults(found, case)
         failed += bool(problems)

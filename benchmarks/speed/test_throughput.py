@@ -1,4 +1,4 @@
-"""The comparisons under pytest-benchmark: `pytest --benchmark-enable benchmarks/speed`, with `-k widestats` for one package.
+"""The comparisons under pytest-benchmark: `pytest --benchmark-enable benchmarks/speed`, `-k widestats` for one of them.
 
 Rows for tables and plots come from `python -m benchmarks.speed`, where the variants take turns.
 """
