@@ -13,6 +13,7 @@ from mikernels.tables.rungs import BANDWIDTHS, Rung
 LEAST_COUNT = 6.0
 """Samples that the box of a usable rung holds in the geometric mean."""
 LIKELIHOOD_POWER = 0.5
+"""Of a rung's likelihood in its weight."""
 LEAST_SHARE = 0.5
 """Of the first difference. Smooth ridges alone would have 1/3, but no pair is observed free of noise."""
 EDGE_RATIO = 0.55
@@ -32,7 +33,7 @@ def extrapolate(ratios: Tensor, ladder: tuple[Rung, ...], n_samples: int) -> Ten
     finest = filled.to(torch.uint8).argmax(0)  # the first filled rung
     # Beyond the ladder there is a single cell, and V = 0.
     padded = torch.cat([ratios, ratios.new_zeros(2 * step, *ratios.shape[1:])])
-    losses = padded[:-step] - padded[step:]  # what doubling the bandwidth takes off V
+    losses = padded[:-step] - padded[step:]  # by how much doubling the bandwidth lowers V
     values = ratios + losses[:-step] * _lost_share(losses[:-step], losses[step:])
     next_finer = (torch.arange(last + 1, device=ratios.device) - 1).view(-1, *[1] * finest.ndim)
     weight = torch.softmax(LIKELIHOOD_POWER * n_samples * likelihood, dim=0)

@@ -3,8 +3,8 @@
 A file holds the equations of one estimator. The inputs are transformed variables (`Variables.scores`); h is the
 bandwidth and `k(u) = exp(-u^2 / (2 h^2))`, whose normalization cancels in every formula.
 
-These modules import nothing of the package but `mikernels.options`, and only the engine imports them, so that a
-mistake cannot hide in code that the reference shares with what it judges. They favor short code over speed and
+These modules import nothing of the package but `mikernels.options`, and only the engine imports them: the reference
+shares no code, and so no mistake, with what it judges. They favor short code over speed and
 memory: use them for small inputs.
 """
 

@@ -21,6 +21,7 @@ BANDWIDTHS = (1.0, math.sqrt(2))
 """In cells. Two for each number of cells, so the bandwidth doubles over two rungs."""
 WARP = 1.2
 REACH = 3.4
+"""A normal score q, clamped to +-REACH, lies at `Phi(q / WARP)` of the cells."""
 
 
 class Rung(NamedTuple):

@@ -25,9 +25,7 @@ class ScoresAndPotential(NamedTuple):
 
 class Renyi2:
     tile = 512
-    halvings = (
-        0  # `compute` splits the products instead, since each part of a tile would need its kernels again
-    )
+    halvings = 0  # `compute` splits the products: every part of a tile would need its kernels again
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

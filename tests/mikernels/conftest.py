@@ -1,15 +1,15 @@
-"""Fixtures that several files use."""
+"""Fixtures for several test files."""
 
 import pytest
 import torch
 
-# One thread: the inputs are small, and threads that wait for each other stall where the cores are shared.
+# Inputs are small, and threads that wait for each other stall on shared cores.
 torch.set_num_threads(1)
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """16 variables in a tile (32 with kernels), so that small inputs have several, a ragged one among them."""
+    """Tiles of 16 variables (32 in Triton), so that small inputs span several tiles, some of them ragged."""
     from mikernels import torch_impl, triton_impl
 
     for implementation, size in ((torch_impl, 16), (triton_impl, 32)):
@@ -19,8 +19,8 @@ def small_tiles(monkeypatch):
     grid = torch_impl.grid.Grid
 
     def with_small_tile(self, *args, **keywords):
-        initialise(self, *args, **keywords)
+        original_init(self, *args, **keywords)
         self.tile = 16
 
-    initialise = grid.__init__
+    original_init = grid.__init__
     monkeypatch.setattr(grid, "__init__", with_small_tile)

@@ -1,4 +1,4 @@
-"""Test data, and the smallest memory budget that a call works in."""
+"""Test data, the methods to test, and the smallest memory budget of a call."""
 
 import re
 from typing import NamedTuple
@@ -31,7 +31,7 @@ METHODS = [
     Method("triton", "kde", "rank", "fp16"),
     Method("triton", "renyi2", "standardize", "fp16"),
 ]
-"""Every estimator of both implementations, and every transform of the torch one."""
+"""Every estimator of both implementations, and every transform of the torch implementation."""
 
 OTHER_KERNELS = [
     Method("triton", "grid", "rank", "fp16"),
@@ -42,30 +42,30 @@ OTHER_KERNELS = [
     Method("triton", "kde", "standardize", "fp16"),
     Method("triton", "renyi2", "rank", "fp32"),
 ]
-"""The other transforms and precisions of the kernels, but `kde` and `renyi2` in fp8: Triton's interpreter does
-not round to fp8 as GPUs do."""
+"""The remaining transforms and precisions of the kernels, except `kde` and `renyi2` in fp8, because Triton's
+interpreter does not round to fp8 as GPUs do."""
 
 GPU = torch.cuda.is_available()
 
 
 def over_methods(*names: str) -> pytest.MarkDecorator:
-    """Parametrise a test by `method`: those of `METHODS` that have all of the names."""
+    """Parametrize a test by `method`: the `METHODS` that have all of the names."""
     chosen = [method for method in METHODS if set(names) <= set(method)]
     return pytest.mark.parametrize("method", chosen, ids="-".join)
 
 
 def many_examples(*names: str) -> pytest.MarkDecorator:
-    """`over_methods` for tests of many calls: without a GPU, where a call of a kernel takes a second, torch only."""
+    """`over_methods` for tests of many calls: torch only if there is no GPU, since a kernel then takes a second."""
     return over_methods(*names) if GPU else over_methods("torch", *names)
 
 
 def options(method: Method) -> dict:
-    """Keywords of a call; kernels run on a GPU where there is one, elsewhere in Triton's interpreter."""
+    """Keywords of a call; kernels run on a GPU if there is one, and otherwise in Triton's interpreter."""
     return method._asdict() | ({"device": "cuda"} if GPU and method.impl == "triton" else {})
 
 
 def rounding(method: Method) -> dict:
-    """What may differ in nats when sums are taken in another order; the operands are the same."""
+    """Tolerance in nats for the same operands summed in a different order."""
     return {"rtol": 0, "atol": {"fp16": 5e-5, "fp8": 2e-4}.get(method.precision, 5e-6)}
 
 
@@ -87,7 +87,7 @@ def gaussian(n_samples: int, n_variables: int, seed: int = 0) -> Tensor:
 
 
 def correlated(n_samples: int, n_variables: int, seed: int = 0) -> Tensor:
-    """Standard normals `[M, N]` that share a factor: correlated by 0 (column 0) up to 0.9 (the last)."""
+    """Standard normals `[M, N]` with a common factor, whose weight grows from 0 to 0.95 over the columns."""
     weight = torch.linspace(0, 0.95, n_variables)
     noise = gaussian(n_samples, n_variables, seed) * (1 - weight.square()).sqrt()
     return noise + weight * gaussian(n_samples, 1, seed + 1)
@@ -98,7 +98,7 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 
 
 def smallest_budget(x: Tensor, y: Tensor | None = None, **keywords) -> int:
-    """Bytes that the error for an impossible budget says are needed."""
+    """Bytes that a call needs at least, from its error message for a budget of 0."""
     with pytest.raises(ValueError, match="memory_budget: expected at least") as error:
         mutual_information(x, y, memory_budget=0, **keywords)
     return int(re.search(r"at least (\d+) bytes", str(error.value))[1])

@@ -1,11 +1,11 @@
-"""8-bit products are exact on every path, and the 8-bit table is a table of shares."""
+"""Products of 8-bit integers are exact on every path, and the 8-bit table holds shares."""
 
 import pytest
 import torch
 
 from mikernels import mutual_information
 from mikernels.options import make_problem
-from mikernels.reference import node_shares
+from mikernels.reference.grid import node_shares
 from mikernels.tables.node_shares import integer_table
 from mikernels.torch_impl import integer
 from mikernels.transforms import normal_scores
@@ -38,14 +38,14 @@ def test_products_are_exact(n_rows, shape, fast, monkeypatch):
 
 @paths
 @pytest.mark.parametrize("n_columns", [1, 5])
-def test_product_of_a_single_column(n_columns, fast, monkeypatch):
+def test_product_of_a_single_column_is_exact(n_columns, fast, monkeypatch):
     choose_path(monkeypatch, fast)
     a, b = random_int8(9, 1), random_int8(9, n_columns, seed=1)
     assert torch.equal(integer.integer_gram(a, b).long(), a.long().T @ b.long())
 
 
 @paths
-def test_columns_of_a_wider_table(fast, monkeypatch):
+def test_products_of_strided_columns_are_exact(fast, monkeypatch):
     choose_path(monkeypatch, fast)
     wide = random_int8(257, 64)
     a, b = wide[:, 16:33], wide[:, 40:]
@@ -60,7 +60,7 @@ def test_matrix_has_the_same_bits_without_vnni(monkeypatch):
 
 
 @paths
-def test_autocast_leaves_products_exact(fast, monkeypatch):
+def test_products_are_exact_under_autocast(fast, monkeypatch):
     choose_path(monkeypatch, fast)
     a = random_int8(257, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -93,7 +93,7 @@ def test_table_rows_sum_to_the_same_number(n_samples, nodes, bandwidth):
 
 
 @tables
-def test_table_uses_the_whole_range_of_8_bits(n_samples, nodes, bandwidth):
+def test_table_uses_the_full_range_of_8_bits(n_samples, nodes, bandwidth):
     table, _ = integer_table(n_samples, make_problem("grid", nodes, bandwidth, n_samples))
     assert table.max() >= 120
 
@@ -107,7 +107,7 @@ def test_table_entries_are_within_one_of_the_shares(n_samples, nodes, bandwidth)
 
 
 @tables
-def test_table_margins_are_as_close_as_rounding_at_random_would_leave_them(n_samples, nodes, bandwidth):
+def test_table_margins_are_no_further_off_than_by_random_rounding(n_samples, nodes, bandwidth):
     problem = make_problem("grid", nodes, bandwidth, n_samples)
     table, row_sum = integer_table(n_samples, problem)
     shares = node_shares(normal_scores(n_samples), problem)
@@ -115,7 +115,7 @@ def test_table_margins_are_as_close_as_rounding_at_random_would_leave_them(n_sam
 
 
 @pytest.mark.parametrize("n_samples", [100_000, 133_145, 1_000_000])
-def test_sums_of_any_number_of_samples_stay_within_32_bits(n_samples):
+def test_sums_over_any_number_of_samples_fit_32_bits(n_samples):
     table, row_sum = integer_table(n_samples, make_problem("grid", 2, None, n_samples))
     assert n_samples * int(table.max()) ** 2 < 2**31
     assert (table.sum(1, dtype=torch.int64) == row_sum).all()

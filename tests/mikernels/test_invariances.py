@@ -1,4 +1,4 @@
-"""What must not change the result, or not beyond rounding."""
+"""Changes of the input or of the computation that must not change the result, or not beyond rounding."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from samples import (
     smallest_budget,
 )
 
-few_examples = settings(max_examples=20, deadline=None, derandomize=True)
+few_examples = settings(max_examples=10, deadline=None, derandomize=True)
 
 
 @many_examples()
@@ -35,8 +35,8 @@ def test_matrix_is_symmetric_to_the_bit_and_highest_on_the_diagonal(method, shap
 
 
 @over_methods("triton")
-def test_kernels_do_not_mind_the_order_of_variables_and_samples(method):
-    x = correlated(40, 6)
+def test_kernels_follow_permuted_variables_and_ignore_the_order_of_samples(method):
+    x = correlated(17, 6)
     mi = mutual_information(x, **options(method))
     assert torch.equal(mi, mi.T)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -45,17 +45,11 @@ def test_kernels_do_not_mind_the_order_of_variables_and_samples(method):
 
 
 @over_methods("triton")
-def test_kernels_do_not_mind_maps_that_the_transform_takes_out(method):
-    x = correlated(40, 4)
+def test_kernels_ignore_maps_that_the_transform_removes(method):
+    x = correlated(17, 4)
     mapped = x.exp() if method.transform == "rank" else 4 * x - 8
     mi, of_mapped = (mutual_information(data, **options(method)) for data in (x, mapped))
     torch.testing.assert_close(of_mapped, mi, **rounding(method))
-
-
-@over_methods()
-def test_symmetric_to_the_bit_over_several_tiles(method, small_tiles):
-    mi = mutual_information(correlated(20, 50), **options(method))
-    assert torch.equal(mi, mi.T)
 
 
 @many_examples()
@@ -123,9 +117,9 @@ def test_no_scale_of_float64_is_too_small_or_large_to_standardize(estimator, sca
 
 @over_methods()
 def test_sign_of_a_variable_matters_no_more_than_the_rounding_of_shares(method):
-    x = correlated(37, 6)
+    x = correlated(17, 6)
     mi, mirrored = (mutual_information(data, **options(method)) for data in (x, -x))
-    atol = {"int8": 3e-3, "fp8": 1e-2}.get(method.precision, rounding(method)["atol"])
+    atol = {"int8": 5e-3, "fp8": 1e-2}.get(method.precision, rounding(method)["atol"])
     torch.testing.assert_close(mirrored, mi, rtol=0, atol=atol)
 
 
@@ -143,7 +137,7 @@ def test_memory_budget_changes_nothing(method, small_tiles):
 
 
 @pytest.mark.parametrize("transform", ["rank", "standardize"])
-def test_columns_transformed_a_few_at_a_time_change_nothing(transform, monkeypatch):
+def test_transforming_a_few_columns_at_a_time_changes_nothing(transform, monkeypatch):
     x = correlated(40, 9).relu()
     at_once = mutual_information(x, transform=transform)
     monkeypatch.setattr(transforms_module, "CHUNK_BYTES", 2 * 8 * 40)
@@ -152,16 +146,16 @@ def test_columns_transformed_a_few_at_a_time_change_nothing(transform, monkeypat
 
 @over_methods()
 def test_two_inputs_are_a_block_of_the_matrix_of_both(method):
-    both = correlated(40, 12)
-    x, y = both.split([5, 7], dim=1)
-    block = mutual_information(both, **options(method))[:5, 5:]
+    both = correlated(17, 7)
+    x, y = both.split([3, 4], dim=1)
+    block = mutual_information(both, **options(method))[:3, 3:]
     torch.testing.assert_close(mutual_information(x, y, **options(method)), block, **rounding(method))
     torch.testing.assert_close(mutual_information(y, x, **options(method)), block.T, **rounding(method))
 
 
 @over_methods()
-def test_same_call_gives_the_same_bits(method):
-    x = correlated(40, 6).relu()
+def test_repeated_calls_give_the_same_bits(method):
+    x = correlated(17, 6).relu()
     assert torch.equal(mutual_information(x, **options(method)), mutual_information(x, **options(method)))
 
 
@@ -174,27 +168,27 @@ def threads():
 
 @over_methods("torch")
 def test_number_of_threads_changes_nothing(method, threads):
-    x = correlated(300, 70).relu()
+    x = correlated(200, 40).relu()
     threads(1)
-    by_one = mutual_information(x, **options(method))
+    with_one = mutual_information(x, **options(method))
     threads(2)
-    by_two = mutual_information(x, **options(method))
+    with_two = mutual_information(x, **options(method))
     if method.precision == "int8":
-        assert torch.equal(by_two, by_one)
+        assert torch.equal(with_two, with_one)
     else:
-        torch.testing.assert_close(by_two, by_one, **rounding(method))
+        torch.testing.assert_close(with_two, with_one, **rounding(method))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @many_examples()
-def test_floating_point_types_hold_the_same_values(method, dtype):
+def test_floating_point_type_of_the_input_changes_nothing(method, dtype):
     x = correlated(40, 4).bfloat16().clamp(min=2**-14)  # exact in all of them
     mi = mutual_information(x.to(dtype), **options(method))
     torch.testing.assert_close(mi, mutual_information(x.double(), **options(method)), **rounding(method))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
-def test_numpy_types(dtype):
+def test_numpy_types_are_accepted(dtype):
     x = correlated(50, 4).numpy().astype(dtype)
     mi = mutual_information(x)
     assert torch.equal(mi, mutual_information(torch.from_numpy(x.astype("f8"))))
@@ -205,7 +199,7 @@ def read_only(x):
     return x
 
 
-@pytest.mark.filterwarnings("error")  # as torch has for read-only arrays
+@pytest.mark.filterwarnings("error")  # torch warns of read-only arrays
 @pytest.mark.parametrize(
     "laid_out",
     [
@@ -216,7 +210,7 @@ def read_only(x):
     ],
     ids=["read-only", "Fortran", "negative strides", "strided"],
 )
-def test_numpy_memory_layouts(laid_out):
+def test_numpy_memory_layout_changes_nothing(laid_out):
     x = correlated(50, 4).numpy()
     values = x.copy()
     expected = mutual_information(values)
@@ -225,7 +219,7 @@ def test_numpy_memory_layouts(laid_out):
 
 
 @many_examples()
-def test_torch_memory_layouts_and_gradients(method):
+def test_torch_memory_layout_and_gradients_change_nothing(method):
     x = correlated(50, 4)
     expected = mutual_information(x, **options(method))
     for same in (x.T.contiguous().T, x.repeat_interleave(2, dim=0)[::2], x.clone().requires_grad_()):
@@ -234,7 +228,7 @@ def test_torch_memory_layouts_and_gradients(method):
         assert not mi.requires_grad
 
 
-def test_inputs_are_left_as_they_were():
+def test_inputs_are_not_modified():
     x, y = correlated(50, 8).relu().split(4, dim=1)
     copies = x.clone(), y.clone()
     for transform in ("rank", "standardize"):

@@ -1,4 +1,4 @@
-"""Equal values carry no information of their own: not by their order, nor by their number."""
+"""Ties add no information, neither by their order nor by their number."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ IMPLS = ["torch", "reference"]
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("dead_share", [0.5, 0.93, 0.98])
-def test_mostly_zero_neurons_seem_no_more_dependent_than_continuous_ones(estimator, dead_share):
+def test_mostly_zero_neurons_look_no_more_dependent_than_continuous_ones(estimator, dead_share):
     x = gaussian(512, 16)
     threshold = torch.distributions.Normal(0, 1).icdf(torch.tensor(dead_share))
     continuous = off_diagonal(mutual_information(x, estimator=estimator))
@@ -34,7 +34,7 @@ def test_ties_of_two_inputs_are_ordered_independently(estimator):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_constant_neuron_has_no_information_with_anything(estimator, transform, impl):
+def test_constant_neuron_shares_no_information(estimator, transform, impl):
     x = gaussian(100, 5)
     x[:, 1], x[:, 3] = 0.0, -7.5
     keywords = {"estimator": estimator, "transform": transform, "impl": impl}
@@ -48,7 +48,7 @@ def test_constant_neuron_has_no_information_with_anything(estimator, transform, 
     assert (cross[0, [0, 2]] != 0).all()
 
 
-def test_signed_zeros_are_one_constant():
+def test_column_of_signed_zeros_is_constant():
     x = gaussian(100, 2)
     x[:, 0] = torch.tensor([0.0, -0.0]).repeat(50)
     assert mutual_information(x)[0].tolist() == [0, 0]
@@ -65,7 +65,7 @@ def test_duplicates_have_the_highest_information_of_all_pairs(estimator, transfo
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_continuous_duplicates_share_all_that_a_neuron_has(estimator):
+def test_continuous_duplicate_shares_as_much_as_a_neuron_with_itself(estimator):
     x = correlated(512, 3)
     mi = mutual_information(torch.cat([x, x], dim=1), estimator=estimator)
     torch.testing.assert_close(mi[:3, 3:].diag(), mi.diag()[:3], rtol=0, atol=1e-5)
@@ -73,12 +73,12 @@ def test_continuous_duplicates_share_all_that_a_neuron_has(estimator):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("step", [0.5, 1.0, 2.0])
-def test_quantised_activations_gain_no_information(estimator, step):
+def test_quantized_activations_gain_no_information(estimator, step):
     x = correlated(1024, 12)
     fine = mutual_information(x, estimator=estimator)
     coarse = mutual_information((x / step).round() * step, estimator=estimator)
     assert off_diagonal(coarse - fine).mean() < 0
-    # The order of equal values is noise of the size that independent neurons show.
+    # The random order of equal values adds noise, as large as that between independent neurons.
     noise = off_diagonal(mutual_information(gaussian(1024, 12), estimator=estimator)).max()
     assert off_diagonal(coarse - fine).max() < noise
 
@@ -91,7 +91,7 @@ def test_half_precision_activations_keep_their_information(estimator):
     torch.testing.assert_close(mutual_information(x.half(), estimator=estimator), fine, rtol=0, atol=5e-3)
 
 
-def test_ranks_are_a_permutation_that_respects_order():
+def test_ranks_are_a_permutation_in_the_order_of_the_values():
     x = correlated(200, 6).round()
     ranks = transform_samples(x, "rank", seed=3).data
     assert torch.equal(ranks.sort(dim=1).values, torch.arange(200, dtype=torch.int32).expand(6, 200))
@@ -99,7 +99,7 @@ def test_ranks_are_a_permutation_that_respects_order():
     assert (by_rank.diff(dim=1) >= 0).all()
 
 
-def test_seed_decides_the_order_of_equal_values_only():
+def test_seed_affects_only_the_order_of_equal_values():
     continuous = correlated(200, 4)
     first, again, other = (mutual_information(continuous.relu(), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -114,9 +114,9 @@ def test_any_integer_is_a_seed(seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_ranks_are_those_of_a_stable_sort_by_value_and_random_bits(dtype):
+def test_ranks_equal_those_of_a_stable_sort_by_value_and_random_bits(dtype):
     x = correlated(3000, 6).relu().to(dtype)
-    x[:, 5] = 0.0  # 16 random bits are not enough for so many equal values
+    x[:, 5] = 0.0  # more equal values than 16 random bits can order
     bits = hash32(torch.arange(3000), torch.arange(6)[:, None], 1)
     if x.dtype.itemsize == 2:
         bits >>= 16
