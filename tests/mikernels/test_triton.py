@@ -163,7 +163,7 @@ def test_triton_on_a_cpu_without_the_interpreter_is_an_error():
 @pytest.mark.skipif(GPU, reason="the interpreter stands in for a chip without fp8")
 def test_precision_that_a_chip_lacks_is_an_error(monkeypatch):
     monkeypatch.setitem(CHIPS, "interpreter", CHIPS["sm_80"])
-    with pytest.raises(ValueError, match="expected one of 'int8', 'fp16', 'fp32' for 'grid' .* got 'fp8'"):
+    with pytest.raises(ValueError, match=r"expected one of 'int8', 'fp16', 'fp32' for 'grid' .* got 'fp8'"):
         mutual_information(gaussian(20, 3), impl="triton", precision="fp8")
 
 
