@@ -123,7 +123,7 @@ class Similarity:
         text = " ".join(
             s for first, second, _ in read_pairs(folder / "stsb-en-test.csv") for s in (first, second)
         )
-        windows = token_windows(tokenizer, text, length, whole=True)
+        windows = token_windows(tokenizer, text, length, special_tokens=True)
         self.calibration, self.more = (evenly_spaced(windows, n) for n in (n_windows, MORE * n_windows))
         self.source = "evenly from the sentences of stsb-en-test.csv"
         self.tokenizer = tokenizer

@@ -96,7 +96,9 @@ def test_where_there_is_no_choice():
             mutual_information(x, estimator=estimator, bandwidth="loo")
     with pytest.raises(ValueError, match="expected None, 'silverman', 'scott' or a number"):
         GridStream(x, bandwidth="loo")
-    with pytest.raises(ValueError, match="a null expects a number or a rule that sees no samples, got 'loo'"):
+    with pytest.raises(
+        ValueError, match="expected a number or a rule that sees no samples for a null, got 'loo'"
+    ):
         null_distribution(100, estimator="kde", bandwidth="loo")
     with pytest.raises(ValueError, match="'loo' expects variables that are not constant, got none"):
         mutual_information(torch.ones(50, 3), bandwidth="loo")

