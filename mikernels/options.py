@@ -77,7 +77,7 @@ def resolve(options: Options, n_samples: int) -> Options:
     problem = make_problem(estimator, chosen["nodes"], None if unseen else bandwidth, n_samples)
     if chosen["transform"] != "rank" and (estimator == "adaptive" or chosen["calibrate"]):
         cause = "estimator='adaptive'" if estimator == "adaptive" else "calibrate=True"
-        raise ValueError(f"transform: {cause} expects 'rank', got {chosen['transform']!r}")
+        raise ValueError(f"transform: expected 'rank' with {cause}, got {chosen['transform']!r}")
     if not unseen:
         chosen["bandwidth"] = problem.bandwidth
     if chosen["calibrate"] is None:

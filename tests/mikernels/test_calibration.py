@@ -70,5 +70,5 @@ def test_constant_variables_stay_at_zero():
 
 
 def test_needs_ranks():
-    with pytest.raises(ValueError, match="transform: calibrate=True expects 'rank', got 'standardize'"):
+    with pytest.raises(ValueError, match="transform: expected 'rank' with calibrate=True, got 'standardize'"):
         mutual_information(gaussian(64, 3), transform="standardize", calibrate=True)
