@@ -1,7 +1,7 @@
 """`adaptive` from joint histograms, with the ladder of many pairs at a time as matrix products.
 
 Work for a pair at G = 32 cells: M increments, which take a CPU less time than a product of one-hot operands
-(`benchmarks/counts.py`), 0.3 MFLOP, and 2,700 logarithms. Pairs above 0.1 nats are computed again on finer cells.
+(`benchmarks/speed/counts.py`), 0.3 MFLOP, and 2,700 logarithms. Pairs above 0.1 nats are computed again on finer cells.
 """
 
 import torch

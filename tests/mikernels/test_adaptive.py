@@ -264,7 +264,9 @@ def test_settings_that_adaptive_does_not_have_are_errors():
     x = gaussian(64, 3)
     with pytest.raises(ValueError, match=r"bandwidth: expected None with estimator='adaptive', .* got 0\.3"):
         estimate(x, bandwidth=0.3)
-    with pytest.raises(ValueError, match="transform: expected 'rank' with estimator='adaptive', got 'standardize'"):
+    with pytest.raises(
+        ValueError, match="transform: expected 'rank' with estimator='adaptive', got 'standardize'"
+    ):
         estimate(x, transform="standardize")
     with pytest.raises(ValueError, match="precision: expected one of 'int8' for 'adaptive'"):
         estimate(x, precision="fp32")
