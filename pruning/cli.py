@@ -80,6 +80,7 @@ def _run(args: argparse.Namespace) -> None:
             settings.sequence_length,
             limit=limit,
             special_tokens=not model.can_generate(),
+            bos=settings.bos,
         )
 
     progress = not args.quiet
@@ -119,7 +120,7 @@ def _run(args: argparse.Namespace) -> None:
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
     print(f"\nSaved to {out}. {time.perf_counter() - start:.0f} s in total: {stages}.")
     if args.verify:
-        ids = windows[:1] if windows is not None else torch.arange(2, 66)[None]
+        ids = (windows if windows is not None else calibration_windows)[:1]
         difference = reload_difference(model, out, ids)
         loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
         print(
@@ -184,7 +185,13 @@ def _parser() -> argparse.ArgumentParser:
     for option in fields(Settings):
         flag = "--" + option.name.replace("_", "-")
         if isinstance(option.default, bool):
-            parser.add_argument(flag, action="store_true", help=help_text(option.name))
+            parser.add_argument(
+                flag.replace("--", "--no-") if option.default else flag,
+                dest=option.name,
+                action="store_false" if option.default else "store_true",
+                default=option.default,
+                help=help_text(option.name),
+            )
             continue
         parser.add_argument(
             flag,

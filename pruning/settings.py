@@ -44,6 +44,9 @@ class Settings:
             suits GPUs.
         calibration_tokens, sequence_length, batch_size: how much text the model reads, in windows of which length, and
             how many windows per forward pass.
+        bos: begin every window of text for a causal model with the tokens that the tokenizer puts in front of a text,
+            which is a BOS token or nothing. Models that are used with a BOS token need it: Gemma 3 270M has a
+            perplexity of 47 on WikiText-2 windows with BOS and 126 without.
         sample_size: M, tokens used for the MI estimate.
         estimator, nodes: see `mikernels.mutual_information`.
         seed: for the sample of tokens and for random criteria.
@@ -81,6 +84,10 @@ class Settings:
     calibration_tokens: Annotated[int, "tokens to calibrate on"] = 57_344
     sequence_length: Annotated[int, "tokens per window"] = 512
     batch_size: Annotated[int, "windows per forward pass"] = 4
+    bos: Annotated[
+        bool,
+        "begin every window of text with the BOS token, if the tokenizer adds one; --no-bos leaves it out",
+    ] = True
     sample_size: Annotated[int, "tokens used for the MI estimate"] = 4096
     estimator: Annotated[Estimator, "estimator of mutual information (MI)"] = "grid"
     nodes: Annotated[int, "nodes per neuron of the grid estimator"] = 16

@@ -63,5 +63,10 @@ def _windows(
     text = read_text(calibration) if isinstance(calibration, Path) else calibration
     limit = max(1, settings.calibration_tokens // settings.sequence_length)
     return token_windows(
-        tokenizer, text, settings.sequence_length, limit=limit, special_tokens=not model.can_generate()
+        tokenizer,
+        text,
+        settings.sequence_length,
+        limit=limit,
+        special_tokens=not model.can_generate(),
+        bos=settings.bos,
     )

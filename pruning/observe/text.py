@@ -28,7 +28,7 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"
@@ -38,6 +38,16 @@ def read_text(path: str | Path) -> str:
     return text
 
 
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the tokenizer puts in front of a text by itself: a BOS token as a rule, or nothing."""
+    complete = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(complete) - len(plain) + 1):
+        if complete[start : start + len(plain)] == plain:
+            return list(complete[:start])
+    return []
+
+
 def token_windows(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
@@ -45,26 +55,35 @@ def token_windows(
     *,
     limit: int | None = None,
     special_tokens: bool = False,
+    bos: bool = True,
 ) -> Tensor:
     """Non-overlapping windows of the text, `[n, length]` int64; a rest shorter than a window is dropped.
 
     Args:
         limit: at most this many windows, spread evenly over the text, whose beginning alone is less typical.
-        special_tokens: make each window a complete sequence with the tokenizer's special tokens (for encoders); by
-            default the text is one sequence that is cut.
+        special_tokens: make each window a complete sequence with all of the tokenizer's special tokens (for encoders).
+        bos: otherwise begin each window with the tokens that the tokenizer puts in front of a text (`beginning`).
 
     Raises:
-        ValueError: the text does not fill one window, or the length leaves no room for text.
+        ValueError: the text does not fill one window, the length leaves no room for text, or special tokens from a
+            tokenizer that cannot cut text into windows.
     """
-    extra = tokenizer.num_special_tokens_to_add() if special_tokens else 0
+    prefix = beginning(tokenizer) if bos and not special_tokens else []
+    extra = tokenizer.num_special_tokens_to_add() if special_tokens else len(prefix)
     if length < 2 + extra:
         raise ValueError(f"length: expected windows of at least {2 + extra} tokens, got {length}")
     if special_tokens:
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"tokenizer: expected a fast tokenizer to cut an encoder's windows, got {type(tokenizer).__name__}; "
+                "pass windows of token ids"
+            )
         cut = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)
         pieces = cut["input_ids"]
     else:
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        step = length - len(prefix)
+        pieces = [prefix + ids[start : start + step] for start in range(0, len(ids), step)]
     windows = [piece for piece in pieces if len(piece) == length]
     count = len(windows) if limit is None else min(limit, len(windows))
     if not windows:

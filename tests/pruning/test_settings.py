@@ -19,7 +19,8 @@ def test_the_command_without_flags_uses_the_defaults():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_a_flag_with_help_and_documented(name):
     (action,) = [a for a in _parser()._actions if a.dest == name]
-    assert action.option_strings == ["--" + name.replace("_", "-")]
+    switched_off = "no-" if getattr(Settings, name) is True else ""
+    assert action.option_strings == ["--" + switched_off + name.replace("_", "-")]
     assert action.help == help_text(name)
     assert tuple(action.choices or ()) == choices(name)
     assert name in Settings.__doc__
