@@ -1,12 +1,13 @@
 """The public functions: documented here, checked, then handed to torch's operators."""
 
-from typing import TYPE_CHECKING, Union, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Union, Unpack
 
 import torch
 from torch import Tensor
 
 from mikernels import ops  # noqa: F401  registers torch.ops.mikernels
-from mikernels.options import Options, grid_floor, resolve, to_operator
+from mikernels.numbers import integer, real
+from mikernels.options import LARGEST, Options, grid_floor, plain, resolve, to_operator
 from mikernels.pairs import Pairs
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.validation import as_samples
@@ -14,15 +15,23 @@ from mikernels.validation import as_samples
 if TYPE_CHECKING:
     import numpy as np
 
-Samples = Union[Tensor, "np.ndarray"]
+
+class Array(Protocol):
+    """What NumPy reads as an array: a DataFrame, an xarray or JAX array, and others."""
+
+    def __array__(self) -> Any: ...
+
+
+Samples = Union[Tensor, "np.ndarray", Array, list[Any], tuple[Any, ...]]
 
 
 def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[Options]) -> Tensor:
     """Estimate the mutual information of every pair of variables by kernel density estimation, in nats.
 
     Args:
-        x: `[M, N]` samples of N variables, a torch tensor or NumPy array of float16, bfloat16, float32 or
-            float64; M >= 8, and N >= 2 without `y`.
+        x: `[M, N]` samples of N variables; M >= 8, and N >= 2 without `y`. A dense torch tensor, a NumPy array,
+            anything that NumPy reads as one (a DataFrame, a list of rows), of real numbers of at most 64 bits:
+            integers, booleans and 8-bit floats are converted exactly. One dimension is one variable.
         y: `[M, K]` samples of other variables, taken together with those of `x`. Without it, pairs are within `x`.
         estimator: `"grid"` (default) evaluates the densities on `nodes` points per variable, in time linear in M.
             `"kde"` is the resubstitution estimate at the samples, in time quadratic in M. `"renyi2"` is the
@@ -61,9 +70,12 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
         information, so mostly-zero neurons share little. Results are not differentiable: inputs are detached.
 
     Raises:
-        TypeError: an input that is not an array of a real floating-point dtype, or an option that does not exist.
-        ValueError: a wrong shape, fewer than 8 samples, NaN or infinite values, different sample counts, an
-            impossible value of an option, or a memory budget that is too small.
+        TypeError: an input that is not a dense array of real numbers, or an option that does not exist.
+        ValueError: a wrong shape, fewer than 8 samples, NaN, infinite or masked values, integers beyond 2^53,
+            different sample counts, an impossible value of an option, or a memory budget that is too small.
+
+    Numbers of other libraries (NumPy's, 0-d tensors) are options too. Results do not depend on torch's defaults (dtype,
+    device, TF32) or on the mode of the caller (autocast, inference mode), and leave them as they are.
 
     Threads and streams: the functions keep no state between calls except caches of constant tables, so threads may
     call them at the same time. Kernels run on the current stream of the device.
@@ -88,8 +100,11 @@ def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Op
     Raises:
         TypeError, ValueError: see `mutual_information`; ValueError for k < 1.
     """
+    k = integer(k, "k")
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
+    if k > LARGEST:
+        k = LARGEST
     xs, ys, resolved = _prepare(x, y, options)
     return Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
 
@@ -99,14 +114,14 @@ def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **option
 
     Arguments, results and errors are those of `top_pairs`. Memory grows with the number of pairs found.
     """
-    if not threshold == threshold:
-        raise ValueError("threshold: expected a number of nats, got NaN")
+    threshold = real(threshold, "threshold", "a number of nats")
     xs, ys, resolved = _prepare(x, y, options)
     return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
 
 
 def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, Tensor | None, Options]:
     """Inputs on their device and resolved options. The values of the samples matter only to `bandwidth="loo"`."""
+    options = plain(options)
     xs = as_samples(x, "x", options.get("device"))
     if y is None and xs.shape[1] < 2:
         raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")

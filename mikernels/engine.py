@@ -12,7 +12,7 @@ from mikernels.options import Impl, Options, Precision, Problem
 from mikernels.pairs import Block
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.calibration import gaussian_curve
-from mikernels.validation import check_finite
+from mikernels.validation import read_values
 
 
 def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Block]:
@@ -22,15 +22,15 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
         options: resolved (`mikernels.options.resolve`).
 
     Raises:
-        ValueError: NaN or infinite values, a memory budget that is too small, or an implementation or a precision
-            that cannot run.
+        ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
+            or an implementation or a precision that cannot run.
     """
     impl, precision = choose_implementation(options, x.device)
-    check_finite(x, "x")
+    x = read_values(x, "x")
     xs = transform_samples(x, options["transform"], seed=options["seed"])
     ys = None
     if y is not None:
-        check_finite(y, "y")
+        y = read_values(y, "y")
         # Another seed: ties of x and y ranked in the same order would look like shared information.
         ys = transform_samples(y, options["transform"], seed=options["seed"] + 1)
     columns = xs if ys is None else ys

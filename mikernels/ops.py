@@ -1,6 +1,7 @@
 """The public functions as torch operators, so that `torch.compile` and `torch.export` keep a caller's graph whole.
 
-`torch.ops.mikernels.*` take tensors on the device to compute on, and resolved options (`mikernels.options`).
+`torch.ops.mikernels.*` take tensors on the device to compute on, and resolved options (`mikernels.options`). They are
+isolated from torch's global state here, where `torch.compile` does not look.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mikernels.engine import compute_blocks
+from mikernels.isolation import isolated
 from mikernels.options import SCHEMA, from_operator
 from mikernels.pairs import Pairs, best_pairs, fill_matrix, pairs_over
 
@@ -29,6 +31,7 @@ def _empty_pairs(x: Tensor, n_pairs: int | torch.SymInt) -> Pairs:
 
 
 @torch.library.impl("mikernels::mutual_information", "CompositeExplicitAutograd")
+@isolated()
 def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
     return fill_matrix(compute_blocks(x, y, from_operator(options)), _empty_matrix(x, y), symmetric=y is None)
 
@@ -39,6 +42,7 @@ def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
 
 
 @torch.library.impl("mikernels::top_pairs", "CompositeExplicitAutograd")
+@isolated()
 def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
     *options, k = options_and_k
     return tuple(best_pairs(compute_blocks(x, y, from_operator(options)), k, symmetric=y is None))
@@ -52,6 +56,7 @@ def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.impl("mikernels::pairs_above", "CompositeExplicitAutograd")
+@isolated()
 def _(x: Tensor, y: Tensor | None, *options_and_threshold: Any) -> tuple[Tensor, ...]:
     *options, threshold = options_and_threshold
     return tuple(pairs_over(compute_blocks(x, y, from_operator(options)), threshold, symmetric=y is None))

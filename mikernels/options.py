@@ -3,11 +3,13 @@
 To add an option, add a line to `Options` and describe it in `mikernels.mutual_information`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, cast, get_args, get_origin, get_type_hints
 
 import torch
+
+from mikernels.numbers import flag, integer, real
 
 Estimator = Literal["grid", "kde", "renyi2", "adaptive"]
 Transform = Literal["rank", "standardize"]
@@ -21,26 +23,78 @@ class Option(NamedTuple):
     Attributes:
         default: value where the caller gives none.
         schema: type of the resolved value in the schema of the operators; None for an option that they do not take.
+        read: makes a plain Python value of what the caller gives, or raises ValueError.
     """
 
     default: Any
     schema: str | None
+    read: Callable[[Any, str], Any]
+
+
+LARGEST = 2**63 - 1
+"""The largest integer that an operator takes."""
+
+MIN_BANDWIDTH = 1e-6
+"""Below the distance of neighboring ranks at any M that fits in memory; its square is safe in float32."""
+
+
+def _as_it_is(value: Any, name: str) -> Any:
+    return value
+
+
+def _read_nodes(value: Any, name: str) -> int:
+    nodes = integer(value, name, "an integer from 2 to 256")
+    if not 2 <= nodes <= 256:
+        raise ValueError(f"{name}: expected an integer from 2 to 256, got {nodes}")
+    return nodes
+
+
+def _read_bandwidth(value: Any, name: str) -> float | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    expected = (
+        f"None, 'silverman', 'scott' or a number of standard deviations from {MIN_BANDWIDTH:g} to "
+        f"{1 / MIN_BANDWIDTH:g}"
+    )
+    return real(value, name, expected)
+
+
+def _read_bytes(value: Any, name: str) -> int | None:
+    if value is None:
+        return None
+    return min(max(integer(value, name, "an integer number of bytes"), 0), LARGEST)
+
+
+def _read_calibrate(value: Any, name: str) -> bool | None:
+    return None if value is None else flag(value, name, "True, False or None")
+
+
+def _read_device(value: Any, name: str) -> torch.device | None:
+    """The device, if this build of torch and this machine have it."""
+    if value is None:
+        return None
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (TypeError, RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ValueError(f"{name}: expected a device of this machine, got {value!r} ({error})") from None
+    return device
 
 
 class Options(TypedDict, total=False):
     """The keyword arguments that all functions share; `mikernels.mutual_information` documents them."""
 
-    estimator: Annotated[Estimator, Option("grid", "str")]
-    nodes: Annotated[int, Option(16, "int")]
-    bandwidth: Annotated[float | str | None, Option(None, "float")]
-    transform: Annotated[Transform, Option("rank", "str")]
-    calibrate: Annotated[bool | None, Option(None, "bool")]
-    impl: Annotated[Impl, Option("auto", "str")]
-    precision: Annotated[Precision, Option("auto", "str")]
-    memory_budget: Annotated[int | None, Option(None, "int?")]
-    seed: Annotated[int, Option(0, "int")]
-    autotune: Annotated[bool, Option(False, "bool")]
-    device: Annotated[torch.device | str | None, Option(None, None)]
+    estimator: Annotated[Estimator, Option("grid", "str", _as_it_is)]
+    nodes: Annotated[int, Option(16, "int", _read_nodes)]
+    bandwidth: Annotated[float | str | None, Option(None, "float", _read_bandwidth)]
+    transform: Annotated[Transform, Option("rank", "str", _as_it_is)]
+    calibrate: Annotated[bool | None, Option(None, "bool", _read_calibrate)]
+    impl: Annotated[Impl, Option("auto", "str", _as_it_is)]
+    precision: Annotated[Precision, Option("auto", "str", _as_it_is)]
+    memory_budget: Annotated[int | None, Option(None, "int?", _read_bytes)]
+    seed: Annotated[int, Option(0, "int", integer)]
+    autotune: Annotated[bool, Option(False, "bool", flag)]
+    device: Annotated[torch.device | str | None, Option(None, None, _read_device)]
 
 
 _HINTS = get_type_hints(Options, include_extras=True)
@@ -55,6 +109,24 @@ _CHOICES = {
 }
 
 
+def plain(options: Options) -> Options:
+    """The options that the caller gave, as plain Python values.
+
+    Raises:
+        TypeError: an option that does not exist.
+        ValueError: a value of the wrong kind.
+    """
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise TypeError(
+            f"unexpected keyword argument {unknown[0]!r}; expected options among {', '.join(OPTIONS)}"
+        )
+    given = cast(Options, {name: OPTIONS[name].read(value, name) for name, value in options.items()})
+    for name, allowed in _CHOICES.items():
+        if name in given:
+            choose(name, given[name], allowed)  # type: ignore[literal-required]  # a key of Options
+    return given
+
+
 def resolve(options: Options, n_samples: int) -> Options:
     """All options, checked, with values in place of the defaults that depend on other options or on M.
 
@@ -65,13 +137,8 @@ def resolve(options: Options, n_samples: int) -> Options:
         TypeError: an option that does not exist.
         ValueError: a value that is not possible, or options that exclude each other.
     """
-    if unknown := sorted(set(options) - set(OPTIONS)):
-        raise TypeError(
-            f"unexpected keyword argument {unknown[0]!r}; expected options among {', '.join(OPTIONS)}"
-        )
-    chosen = cast(Options, {name: options.get(name, option.default) for name, option in OPTIONS.items()})
-    for name, allowed in _CHOICES.items():
-        choose(name, chosen[name], allowed)  # type: ignore[literal-required]  # a key of Options
+    given = plain(options)
+    chosen = cast(Options, {name: given.get(name, option.default) for name, option in OPTIONS.items()})
     estimator, bandwidth = chosen["estimator"], chosen["bandwidth"]
     unseen = bandwidth == "loo" and estimator in ("kde", "grid")
     problem = make_problem(estimator, chosen["nodes"], None if unseen else bandwidth, n_samples)
@@ -96,9 +163,6 @@ def from_operator(arguments: Sequence[Any]) -> Options:
     names = [name for name, option in OPTIONS.items() if option.schema]
     return cast(Options, dict(zip(names, arguments, strict=True)))
 
-
-MIN_BANDWIDTH = 1e-6
-"""Below the distance of neighboring ranks at any M that fits in memory; its square is safe in float32."""
 
 NODE_SPAN = 2.4
 """The nodes of `grid` cover [-2.4, 2.4], 98.4 % of a standard normal; values beyond count at the end nodes."""
@@ -157,8 +221,7 @@ def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_sa
             number of nodes that is not from 2 to 256.
     """
     choose("estimator", estimator, get_args(Estimator))
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or not 2 <= nodes <= 256:
-        raise ValueError(f"nodes: expected an integer from 2 to 256, got {nodes!r}")
+    nodes, bandwidth = _read_nodes(nodes, "nodes"), _read_bandwidth(bandwidth, "bandwidth")
     if estimator == "adaptive":
         if bandwidth is not None:
             raise ValueError(
@@ -177,7 +240,7 @@ def make_problem(estimator: str, nodes: int, bandwidth: float | str | None, n_sa
             f"{MIN_BANDWIDTH:g} to {1 / MIN_BANDWIDTH:g}, got {bandwidth!r}"
         )
     else:
-        h = float(bandwidth)
+        h = bandwidth
     return Problem(cast(Estimator, estimator), nodes, h)
 
 

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from mikernels.api import Samples
+from mikernels.isolation import isolated
 from mikernels.memory import CPU_MEMORY_BUDGET
-from mikernels.options import make_problem
+from mikernels.options import make_problem, plain
 from mikernels.tables.node_shares import entropy, integer_table
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram
 from mikernels.transforms import hash32
-from mikernels.validation import as_samples, check_finite
+from mikernels.validation import as_samples, read_values
 
 
 class GridStream:
@@ -30,6 +31,7 @@ class GridStream:
         TypeError, ValueError: see `mutual_information`; ValueError if the counts exceed the budget.
     """
 
+    @isolated()
     def __init__(
         self,
         reference: Samples,
@@ -40,17 +42,19 @@ class GridStream:
         memory_budget: int = CPU_MEMORY_BUDGET,
         seed: int = 0,
     ) -> None:
-        samples = as_samples(reference, "reference", device)
-        check_finite(samples, "reference")
+        options = plain({"nodes": nodes, "device": device, "memory_budget": memory_budget, "seed": seed})
+        samples = read_values(as_samples(reference, "reference", options["device"]), "reference")
         n_samples, n_variables = samples.shape
         if n_variables < 2:
             raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
         problem = make_problem("grid", nodes, bandwidth, n_samples)
+        nodes = problem.nodes
         needed = 8 * (n_variables * nodes) ** 2
-        if needed > memory_budget:
+        budget = CPU_MEMORY_BUDGET if options["memory_budget"] is None else options["memory_budget"]
+        if needed > budget:
             raise ValueError(
                 f"memory_budget: expected at least {needed} bytes for the counts of {n_variables} variables "
-                f"at {nodes} nodes, got {memory_budget}"
+                f"at {nodes} nodes, got {budget}"
             )
         table, self._row_sum = integer_table(n_samples, problem)
         self._table = table.to(samples.device)  # [R, G]
@@ -61,23 +65,25 @@ class GridStream:
         self._margins = torch.zeros(n_variables, nodes, dtype=torch.int64, device=samples.device)
         self._constant = torch.ones(n_variables, dtype=torch.bool, device=samples.device)
         self._first: Tensor | None = None  # [N] first sample of the stream
-        self._seed = seed
+        self._seed = options["seed"]
         self.n_samples = 0
         """Samples seen so far."""
 
+    @isolated()
     def update(self, batch: Samples) -> None:
-        """Add `batch [B, N]`, of any B >= 1 and any floating-point dtype.
+        """Add `batch [B, N]`, of any B >= 1 and any dtype that `mutual_information` accepts.
 
         Raises:
             TypeError, ValueError: see `mutual_information`; ValueError for another number of variables than in the
                 reference.
         """
         n_variables = len(self._sorted)
-        samples = as_samples(batch, "batch", self._sorted.device, min_samples=1)
-        check_finite(samples, "batch")
+        samples = read_values(as_samples(batch, "batch", self._sorted.device, min_samples=1), "batch")
         if samples.shape[1] != n_variables:
             raise ValueError(f"batch: expected {n_variables} variables (columns), got {samples.shape[1]}")
-        samples = samples.to(self._sorted.dtype)
+        # The wider dtype of both: rounding a batch to the reference's would make other values equal.
+        dtype = torch.promote_types(samples.dtype, self._sorted.dtype)
+        samples, self._sorted = samples.to(dtype), self._sorted.to(dtype)
         if self._first is None:
             self._first = samples[0].clone()
         self._constant &= (samples == self._first).all(0)
@@ -88,6 +94,7 @@ class GridStream:
             self._margins += features.sum(0, dtype=torch.int64).view(n_variables, -1)
             self.n_samples += len(part)
 
+    @isolated()
     def mutual_information(self) -> Tensor:
         """The estimate over all samples seen so far: `[N, N]` float32, in nats.
 

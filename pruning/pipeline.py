@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mikernels.isolation import isolated
 from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
 from pruning.choose.evidence_file import load_evidence, save_evidence
 from pruning.choose.explain import PrunedLayer
@@ -27,6 +28,7 @@ from pruning.report.manifest import Report
 from pruning.settings import Settings
 
 
+@isolated()
 def prune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,

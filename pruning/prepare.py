@@ -62,11 +62,11 @@ def prepare(
 
 
 def warn_of_few_tokens(n_tokens: int, width: int, settings: Settings) -> None:
-    """Warn, with the caller's caller as the location, if least squares has too few tokens."""
+    """Warn, with the caller of `prune` as the location, if least squares has too few tokens."""
     n_keep = uniform_width(width, settings.ratio, settings.multiple_of)
     if settings.repair in ("lstsq", "sequential") and n_tokens < TOKENS_PER_NEURON * n_keep:
         warnings.warn(
             f"calibration: expected at least {TOKENS_PER_NEURON} tokens for each of the {n_keep} kept neurons of a "
             f"layer, got {n_tokens} tokens; least squares will fit noise",
-            stacklevel=3,
+            stacklevel=4,  # one for the decorator of `prune`
         )

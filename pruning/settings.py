@@ -1,8 +1,9 @@
 """Every option of pruning, defined once: `Settings` checks the values and `mi-prune` derives its flags from it."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from mikernels.numbers import flag, integer, real
 from mikernels.options import Estimator, make_problem
 from mikernels.validation import MIN_SAMPLES
 from pruning.threshold import null_level
@@ -93,20 +94,23 @@ class Settings:
     seed: Annotated[int, "random seed"] = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            plain = _plain(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, plain)  # this is what the manifest stores
         for name in ("ratio", "max_layer_ratio"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(
                     f"{name}: expected a number between 0 and 1 (exclusive), got {getattr(self, name)}"
                 )
         for name in ("criterion", "repair", "budget", "estimator"):
-            if getattr(self, name) not in choices(name):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices(name):
                 expected = ", ".join(choices(name))
-                raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
         sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
         for name in (*sizes, "clusters", "candidates"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {getattr(self, name)}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
@@ -117,6 +121,24 @@ class Settings:
             null_level(self.threshold)
         if self.refine and self.repair != "sequential":
             raise ValueError(f"refine: expected repair='sequential' with it, got {self.repair!r}")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A field as a plain Python value: numbers of NumPy and 0-d tensors are numbers.
+
+    Raises:
+        ValueError: a value of the wrong kind.
+    """
+    hint = get_type_hints(Settings)[name]
+    if hint is bool:
+        return flag(value, name)
+    if hint is int:
+        return integer(value, name)
+    if hint is float:
+        return real(value, name, "a number between 0 and 1 (exclusive)")
+    if name == "threshold" and not (value is None or isinstance(value, str)):
+        return real(value, name, "nats or 'null:q'")
+    return value
 
 
 def choices(option: str) -> tuple[str, ...]:

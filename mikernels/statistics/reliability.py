@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from mikernels.api import Samples, mutual_information
-from mikernels.options import Options
-from mikernels.validation import MIN_SAMPLES, as_samples
+from mikernels.isolation import isolated
+from mikernels.numbers import real
+from mikernels.options import Options, plain
+from mikernels.validation import MIN_SAMPLES, as_samples, read_values
 
 
 class Reliability(NamedTuple):
@@ -38,6 +40,7 @@ class Reliability(NamedTuple):
     full: float
 
 
+@isolated()
 def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliability:
     """Measure how reliably the pairs of `x [M, N]` are ranked.
 
@@ -48,18 +51,21 @@ def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliabilit
         TypeError, ValueError: see `mutual_information`; ValueError for fewer than 16 samples or 3 variables, or if all
             pairs have the same value in one half.
     """
+    options = plain(options)
     xs = as_samples(x, "x", options.get("device"), min_samples=2 * MIN_SAMPLES)
     if xs.shape[1] < 3:
         raise ValueError(f"x: expected at least 3 variables (columns) to rank, got shape {list(xs.shape)}")
+    xs = read_values(xs, "x")
     half = len(xs) // 2
     seed = options.get("seed", 0)
-    order = torch.randperm(len(xs), generator=torch.Generator().manual_seed(seed)).to(xs.device)
+    order = torch.randperm(len(xs), generator=torch.Generator().manual_seed(seed % 2**64)).to(xs.device)
     a = mutual_information(xs[order[:half]], **options)
     # Another seed: equal values ranked in the same order in both halves would look like agreement.
     b = mutual_information(xs[order[half : 2 * half]], **(options | {"seed": seed + 1}))
     return reliability_of_halves(a, b, 2 * half)
 
 
+@isolated()
 def reliability_of_halves(a: Tensor, b: Tensor, n_samples: int) -> Reliability:
     """The reliability, from the symmetric matrices `a` and `b [N, N]` of two halves of `n_samples` samples."""
     row, col = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
@@ -73,6 +79,7 @@ def samples_for(reliability: Reliability, target: float = 0.9) -> int:
     Raises:
         ValueError: `target` is not between 0 and 1, or the rankings of the halves are not positively correlated.
     """
+    target = real(target, "target", "a correlation between 0 and 1")
     if not 0 < target < 1:
         raise ValueError(f"target: expected a correlation between 0 and 1, got {target!r}")
     r = reliability.halves

@@ -61,6 +61,8 @@ def conditional_mi(covariance: Tensor, weight: Tensor) -> Elimination:
     total = torch.einsum("di,ij,dj->", weight, correlation, weight).double()
 
     diagonal = inverse.diagonal().clone()
+    # No neuron varies more once others are known: 1 / diagonal is at most its own variance, whatever the rounding.
+    floor = 0.5 / correlation.diagonal()
     energy = weight.square().sum(0)  # |w_d|^2
     dropped = torch.zeros(n_neurons, dtype=torch.bool, device=device)
     order = torch.empty(n_neurons, dtype=torch.int64, device=device)
@@ -78,7 +80,7 @@ def conditional_mi(covariance: Tensor, weight: Tensor) -> Elimination:
             lost = (weight[:, d] - v[:, :i] @ u[d, :i]) / root  # [d]
             overlap = lost @ weight - (lost @ v[:, :i]) @ u[:, :i].t()  # [N], w_j . lost
             energy = (energy - 2 * column * overlap + column.square() * lost.square().sum()).clamp_min(0)
-            diagonal = diagonal - column.square()
+            diagonal = (diagonal - column.square()).maximum(floor)
             u[:, i], v[:, i] = column, lost
             dropped[d] = True
             diagonal = diagonal.masked_fill(dropped, 1.0)

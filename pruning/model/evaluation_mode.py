@@ -8,10 +8,12 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, and back in its previous mode afterwards."""
-    training = model.training
+    """Put the model in evaluation mode, and each of its modules back in its previous mode afterwards."""
+    training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train(training[0][1])  # a class may do more here than set the flag
+        for module, mode in training:
+            module.training = mode

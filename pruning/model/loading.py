@@ -15,12 +15,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mikernels.isolation import isolated
 from pruning.model.families import WIDTH, WIDTHS, find_ffns
 from pruning.model.surgery import resize_ffn
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
+@isolated()
 def load_model(
     source: str,
     *,
@@ -70,6 +72,7 @@ def working_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@isolated()
 def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a model whose layers have the different widths listed in its config, as an instance of the stock class.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mikernels.isolation import isolated
 from pruning.model.evaluation_mode import evaluation_mode
 
 
@@ -25,6 +26,7 @@ class Perplexity(NamedTuple):
         return float(self.nll.mean().exp())  # infinite on overflow
 
 
+@isolated()
 def perplexity(model: PreTrainedModel, batches: Iterable[Tensor]) -> Perplexity:
     """Perplexity on batches of windows `[B, L]`; every window starts without context.
 
@@ -45,6 +47,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Tensor]) -> Perplexity:
     return Perplexity(torch.stack(losses).double())
 
 
+@isolated()
 def hidden_states(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensor:
     """Last hidden states of an encoder, `[tokens, d]` float32 on the CPU."""
     with torch.inference_mode(), evaluation_mode(model):
@@ -52,6 +55,7 @@ def hidden_states(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat([s.flatten(0, 1).float().cpu() for s in states])
 
 
+@isolated()
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, max_new_tokens: int = 32
 ) -> str:

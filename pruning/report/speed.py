@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mikernels.isolation import isolated
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN
 from pruning.model.snapshot import Snapshot, put_back, take_snapshot
@@ -38,6 +39,7 @@ class PairedSpeed(NamedTuple):
     pairs: int
 
 
+@isolated()
 def paired_speed(
     model: PreTrainedModel, ffns: Sequence[FFN], dense: Snapshot, windows: Tensor
 ) -> PairedSpeed:

@@ -66,7 +66,12 @@ def test_finite_values_whose_sum_overflows_are_accepted(dtype):
         (gaussian(20, 2), gaussian(20, 0), "y: expected at least one variable (column), got shape [20, 0]"),
         (gaussian(20, 2), gaussian(19, 2), "y: expected as many samples as in x (20), got 19"),
         (gaussian(20, 2), gaussian(7, 2), "y: expected at least 8 samples (rows), got 7"),
-        (gaussian(20, 2)[0], None, "x: expected shape [samples, variables], got 1 dimensions: [2]"),
+        (gaussian(20, 2)[0], None, "x: expected at least 8 samples (rows), got 2"),
+        (
+            gaussian(20, 2)[:, 0],
+            None,
+            "x: expected at least 2 variables (columns) to pair, got shape [20, 1]",
+        ),
         (gaussian(20, 2)[None], None, "x: expected shape [samples, variables], got 3 dimensions: [1, 20, 2]"),
         (np.array(1.0), None, "x: expected shape [samples, variables], got 0 dimensions: []"),
     ],
@@ -76,30 +81,26 @@ def test_shapes(x, y, message):
         mutual_information(x, y)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
-def test_torch_types_that_are_not_real_numbers(dtype):
-    with pytest.raises(TypeError, match=f"x: expected a real floating-point dtype, got {dtype}"):
-        mutual_information(torch.ones(20, 2, dtype=dtype))
+def test_complex_tensors():
+    with pytest.raises(TypeError, match=r"x: expected real numbers, got a tensor of torch.complex64"):
+        mutual_information(torch.ones(20, 2, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("dtype", ["int64", "bool", "complex64", "object", "longdouble", "<U3"])
+@pytest.mark.parametrize("dtype", ["complex64", "object", "longdouble", "<U3"])
 def test_numpy_types_that_are_not_supported(dtype):
     x = np.ones((20, 2), dtype=dtype)
-    with pytest.raises(TypeError, match=f"x: expected a float16, float32 or float64 array, got {x.dtype}"):
+    with pytest.raises(TypeError, match=f"x: expected real numbers .* got an array of {x.dtype}"):
         mutual_information(x)
 
 
-def test_8_bit_floats_are_refused_by_name():
-    with pytest.raises(TypeError, match=r"x: expected .* got torch.float8_e4m3fn"):
-        mutual_information(gaussian(20, 2).to(torch.float8_e4m3fn))
-
-
-@pytest.mark.parametrize("value", [[[1.0, 2.0]] * 20, None, 3.0, "x"])
+@pytest.mark.parametrize("value", [None, 3.0, "x", {}, {1.0, 2.0}])
 def test_what_is_no_array(value):
-    with pytest.raises(TypeError, match="x: expected a torch tensor or a NumPy array, got"):
+    expected = "expected a torch tensor, an array or a list of rows, got"
+    with pytest.raises(TypeError, match=f"x: {expected} {type(value).__name__}"):
         mutual_information(value)
-    with pytest.raises(TypeError, match="y: expected a torch tensor or a NumPy array, got list"):
-        mutual_information(gaussian(20, 2), [[1.0, 2.0]] * 20)
+    if value is not None:
+        with pytest.raises(TypeError, match=f"y: {expected} {type(value).__name__}"):
+            mutual_information(gaussian(20, 2), value)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_number_of_pairs(k):
 
 
 def test_threshold_that_is_no_number():
-    with pytest.raises(ValueError, match="threshold: expected a number of nats, got NaN"):
+    with pytest.raises(ValueError, match="threshold: expected a number of nats, got nan"):
         pairs_above(gaussian(20, 2), NAN)
 
 

@@ -150,8 +150,9 @@ def test_no_update_is_an_error():
         (gaussian(5, 3), ValueError, r"batch: expected 4 variables \(columns\), got 3"),
         (gaussian(5, 4).fill_(float("nan")), ValueError, "batch: expected finite values, got 20 NaN"),
         (gaussian(0, 4), ValueError, r"batch: expected at least 1 samples \(rows\), got 0"),
-        (gaussian(4, 1)[:, 0], ValueError, "batch: expected shape"),
-        (torch.ones(5, 4, dtype=torch.int64), TypeError, "batch: expected a real floating-point dtype"),
+        (gaussian(4, 1)[:, 0], ValueError, r"batch: expected 4 variables \(columns\), got 1"),
+        (gaussian(5, 4)[None], ValueError, "batch: expected shape"),
+        (torch.ones(5, 4, dtype=torch.complex64), TypeError, "batch: expected real numbers"),
     ],
 )
 def test_bad_batch_is_refused_and_not_counted(batch, error, message):

@@ -1,8 +1,11 @@
 """`Settings` is the one definition of every option."""
 
-from dataclasses import fields
+import json
+from dataclasses import asdict, fields
 
+import numpy as np
 import pytest
+import torch
 
 from pruning import Settings
 from pruning.cli import _parser
@@ -34,3 +37,37 @@ def test_every_option_is_a_flag_with_help_and_documented(name):
 def test_the_threshold_is_a_number_or_a_rule(given, expected):
     args = _parser().parse_args(["model", "--out=out", "--threshold", given])
     assert args.threshold == expected
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.float16(0.25), torch.tensor(0.25), np.array(0.25)])
+def test_numbers_of_other_libraries_become_plain_ones(number):
+    settings = Settings(ratio=number, max_layer_ratio=number, criterion="random-pairs", threshold=number)
+    assert settings == Settings(ratio=0.25, max_layer_ratio=0.25, criterion="random-pairs", threshold=0.25)
+    assert json.loads(json.dumps(asdict(settings)))["threshold"] == 0.25
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_integers_of_other_libraries_become_plain_ones(kind):
+    names = [f.name for f in fields(Settings) if isinstance(f.default, int) and f.name != "refine"]
+    settings = Settings(**{name: kind(9) for name in names}, criterion="random-pairs")
+    assert settings == Settings(**dict.fromkeys(names, 9), criterion="random-pairs")
+    assert '"seed": 9' in json.dumps(asdict(settings))
+
+
+@pytest.mark.parametrize("true", [np.True_, torch.tensor(True), 1])
+def test_booleans_of_other_libraries_become_plain_ones(true):
+    assert Settings(refine=true).refine is True
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("value", [[1], (2, 3), 1j, np.array([1, 2]), object(), {}, b"1"])
+def test_values_of_another_kind_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("value", [4.0, True, "4", None, float("nan")])
+@pytest.mark.parametrize("name", ["nodes", "seed", "batch_size", "multiple_of", "clusters"])
+def test_integers_are_not_rounded(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer"):
+        Settings(**{name: value})
