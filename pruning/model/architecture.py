@@ -49,7 +49,9 @@ def model_class(source: str, config: PretrainedConfig) -> Any:
 def empty_model(class_: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """An instance on the `meta` device: names, shapes and ties of the weights, without memory for them."""
     with torch.device("meta"), no_init_weights():
-        return class_(copy.deepcopy(config))
+        model = class_(copy.deepcopy(config))
+    model.tie_weights()  # which building without initialization does not do
+    return model
 
 
 def _classes(config: PretrainedConfig) -> list[type[PreTrainedModel]]:
