@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
+from pruning.model.precision import computing_dtype, set_dtypes, weight_dtypes
 from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
@@ -65,6 +66,11 @@ def _run(args: argparse.Namespace) -> None:
         device=args.device,
         trust_remote_code=args.trust_remote_code,
     )
+    # Weights that are not pruned come back bit for bit, since the dtype to compute in holds every stored value.
+    stored, stored_dtypes, dense_bytes = model.dtype, weight_dtypes(model), weight_bytes(model)
+    computing = computing_dtype(stored, model.device.type) if args.dtype == "auto" else stored
+    if computing != stored:
+        set_dtypes(model, {}, computing)
     ffns, calibration_windows = prepare(model, tokenizer, calibration, settings)
     print(
         f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: {len(ffns)} FFNs "
@@ -97,9 +103,16 @@ def _run(args: argparse.Namespace) -> None:
         settings=settings,
         progress=progress,
     )
+    if computing != stored:  # evaluate the values that will be saved
+        set_dtypes(model, stored_dtypes, stored)
+        set_dtypes(model, {}, computing)
     pruned = evaluate(model, tokenizer, windows, name="pruned", **conditions)
     speed = paired_speed(model, ffns, dense_weights, windows) if windows is not None else None
     del dense_weights
+    if computing != stored:
+        set_dtypes(model, stored_dtypes, stored)
+    dense = dense._replace(weight_bytes=dense_bytes)
+    pruned = pruned._replace(weight_bytes=weight_bytes(model))
 
     report.notes |= {"model": args.model, "calibration_text": args.calibration}
     if windows is not None and speed is not None:
@@ -118,7 +131,9 @@ def _run(args: argparse.Namespace) -> None:
         if sentence is not None:
             print(f"\n[{name}] {args.prompt} {sentence}")
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
-    print(f"\nSaved to {out}. {time.perf_counter() - start:.0f} s in total: {stages}.")
+    names = [str(dtype).removeprefix("torch.") for dtype in (stored, computing)]
+    precision = names[0] if stored == computing else f"{names[0]}, computed in {names[1]}"
+    print(f"\nSaved to {out} in {precision}. {time.perf_counter() - start:.0f} s in total: {stages}.")
     if args.verify:
         ids = (windows if windows is not None else calibration_windows)[:1]
         difference = reload_difference(model, out, ids)
@@ -175,7 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         default="auto",
         choices=("auto", "bfloat16", "float16", "float32"),
-        help="of the weights; auto is the fastest one that does not lose range",
+        help="of the weights, to compute in and to save; auto is the stored one, computed in float32 where a CPU is "
+        "slow with 16 bits",
     )
     parser.add_argument("--device", help="such as cpu or cuda:0; by default a GPU if there is one")
     parser.add_argument(

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.choose.budget import check_cap, uniform_width
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN, find_ffns
+from pruning.model.saved import check_config
 from pruning.observe.calibration import calibration_windows
 from pruning.repair.stream import Stream
 from pruning.settings import Settings
@@ -52,6 +53,12 @@ def prepare(
             f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
             f"got 'bias'"
         )
+    check_config(
+        model,
+        ffns,
+        uniform_width(widths[-1], settings.ratio, settings.multiple_of),
+        adds_bias=settings.repair == "bias" and ffns[0].output.bias is None,
+    )
     if not need_windows:
         return ffns, None
     windows = calibration_windows(model, tokenizer, calibration, settings)

@@ -81,9 +81,10 @@ def find_ffns(model: PreTrainedModel) -> list[FFN]:
     """The FFNs of `model`, in the order of its layers.
 
     Raises:
-        ValueError: no FFN of a known layout, a width that differs from the config, or weights that are quantized or
-            not in memory.
+        ValueError: a wrapped or compiled model, no FFN of a known layout, a width that differs from the config, or
+            weights that are quantized or not in memory.
     """
+    _refuse_wrappers(model)
     config = text_config(model)
     found = [
         ffn
@@ -123,6 +124,24 @@ def bias_switch(ffn: FFN) -> str | None:
     return next(
         (layout.bias_switch for layout in LAYOUTS if _submodule(ffn.block, layout.output) is ffn.output), None
     )
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    """Raise for models whose wrapper would keep using the old weights, or would not run the hooks that observe them."""
+    kind = type(model).__name__
+    if hasattr(model, "merge_and_unload"):
+        raise ValueError(f"model: expected a transformers model, got {kind}; pass model.merge_and_unload()")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"model: expected a transformers model, got {kind}; pass model.module")
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            where = f"its module {name}" if name else kind
+            raise ValueError(
+                f"model: expected one that is not compiled, got {where} from torch.compile; pass the model before it "
+                f"was compiled"
+            )
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model: expected a transformers.PreTrainedModel, got {kind}")
 
 
 def _match(model: PreTrainedModel, name: str, block: nn.Module, layout: Layout) -> FFN | None:

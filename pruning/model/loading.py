@@ -1,22 +1,25 @@
 """Loading models from a folder, a GGUF file or the Hugging Face hub; weights come from safetensors only."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from mikernels.isolation import isolated
+from pruning.model.architecture import model_class
 from pruning.model.families import WIDTH, WIDTHS, find_ffns
+from pruning.model.headers import stored_dtype
+from pruning.model.loaded import check_loaded
+from pruning.model.precision import working_dtype
 from pruning.model.surgery import resize_ffn
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -33,43 +36,44 @@ def load_model(
     """Load a model and its tokenizer from a folder, a GGUF file (de-quantized) or a name on the Hugging Face hub.
 
     Args:
-        dtype: of the weights; by default the fastest one that does not lose range (`working_dtype`).
+        dtype: of the weights; by default the stored one, of a GGUF file `working_dtype`. 16 bits are slow on some CPUs
+            (`pruning.model.precision`).
         device: by default a GPU if there is one.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the checkpoint is pickled, or the architecture needs remote code.
+        ValueError: the checkpoint is pickled, lacks weights or has too many, or has adapters beside the weights; its
+            class cannot be told; or the architecture needs remote code.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or working_dtype(device)
     path = Path(source)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FileNotFoundError(f"{source}: no such GGUF file")
-        model, tokenizer = _load_gguf(path, dtype)
+        model, tokenizer = _load_gguf(path, dtype or working_dtype(device))
         return model.to(device).eval(), tokenizer
     if path.is_dir():
         _refuse_pickles(path)
     elif path.is_absolute() or source.startswith(".") or source.count("/") > 1:
         raise FileNotFoundError(f"{source}: no such folder")
+    if find_adapter_config_file(source) is not None:
+        raise _adapter_error(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     if path.is_dir() and getattr(config.get_text_config(), WIDTHS, None):
         model = load_uneven(path, dtype)
     else:
-        model = _model_class(config).from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        stored = stored_dtype(path) if path.is_dir() else None
+        model, info = model_class(source, config).from_pretrained(
+            source,
+            dtype=dtype or stored or "auto",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_loaded` names them
         )
+        check_loaded(source, model, info)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer
-
-
-def working_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, otherwise float32.
-
-    On a CPU that takes AVX-512; without it, bfloat16 products are hundreds of times slower.
-    """
-    fast = device != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return torch.bfloat16 if fast else torch.float32
 
 
 @isolated()
@@ -88,7 +92,9 @@ def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
     widths = getattr(text, WIDTHS)
     setattr(text, WIDTH, 1)  # FFNs of one neuron cost nothing to initialize
     delattr(text, WIDTHS)
-    model: PreTrainedModel = _model_class(config)._from_config(config, dtype=dtype or config.dtype)
+    model: PreTrainedModel = model_class(str(folder), config)._from_config(
+        config, dtype=dtype or stored_dtype(folder) or config.dtype
+    )
     ffns = find_ffns(model)
     if len(ffns) != len(widths):
         raise ValueError(f"{folder}: expected {len(ffns)} widths in {WIDTHS}, got {len(widths)}")
@@ -115,24 +121,26 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     options = {}
     if hasattr(transformers, "GgufConfig"):  # transformers 5.17 has none and always de-quantizes
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, **options)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    check_loaded(str(path), model, info)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:  # save_pretrained refuses models that still count as quantized
         quantizer.remove_quantization_config(model)
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 
-def _model_class(config: transformers.PretrainedConfig) -> Any:
-    """The class that the checkpoint was saved from, otherwise the Auto class that accepts its config."""
-    for name in config.architectures or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    remote = getattr(config, "auto_map", {})
-    causal = type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in remote
-    return AutoModelForCausalLM if causal else AutoModel
+def _adapter_error(source: str) -> ValueError:
+    return ValueError(
+        f"{source}: expected a model, got one with adapter files; load it with peft, call merge_and_unload() and save "
+        f"the result"
+    )
 
 
 def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("adapter_model.*")):
+        raise _adapter_error(str(folder))
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))

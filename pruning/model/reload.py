@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.model.families import WIDTHS, text_config
+from pruning.model.loaded import check_loaded
 from pruning.model.loading import load_uneven
 
 UNEVEN = "uneven"
@@ -35,7 +36,9 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
     Raises:
         RuntimeError: the fresh process could not load the checkpoint.
     """
-    loader = "AutoModelForCausalLM" if model.can_generate() else type(model).__name__
+    loader = type(model).__name__
+    if not hasattr(transformers, loader):  # its code came with the model and is trusted already
+        loader = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
     if getattr(text_config(model), WIDTHS, None):
         loader = UNEVEN
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,7 +62,11 @@ def _run(loader: str, folder: str, device: str, source: str, target: str) -> Non
     if loader == UNEVEN:
         model = load_uneven(folder)
     else:
-        model = getattr(transformers, loader).from_pretrained(folder, dtype="auto")
+        remote = loader.startswith("Auto")
+        model, info = getattr(transformers, loader).from_pretrained(
+            folder, dtype="auto", output_loading_info=True, trust_remote_code=remote
+        )
+        check_loaded(folder, model, info)
     save_file({"output": _outputs(model.to(device).eval(), load_file(source)["ids"]).contiguous()}, target)
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN
+from pruning.model.forward import without_cache
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def capture(
     body = model.base_model  # without the language-model head, whose output is not needed
     with _recording(ffns, recorders), torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
-            body(input_ids=batch.to(model.device))
+            body(input_ids=batch.to(model.device), **without_cache(body))
     return [recorder.finish() for recorder in recorders]
 
 

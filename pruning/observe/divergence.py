@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
+from pruning.model.forward import comparable_part, without_cache
 
 
 class DenseOutputs:
@@ -26,8 +27,8 @@ class DenseOutputs:
         """Distance of the current model from the dense one.
 
         For language models the mean KL divergence of the next-token distributions from the dense ones, in nats; for
-        models without a language-model head the mean squared change of the last hidden states. Infinite if an output
-        is NaN.
+        all others, such as encoders, classifiers and masked language models, the mean squared change of the last
+        hidden states. Infinite if an output is NaN.
         """
         parts = [
             _divergence(dense.to(self._model.device), self._output(batch), causal=self._model.can_generate())
@@ -38,9 +39,9 @@ class DenseOutputs:
 
     def _output(self, batch: Tensor) -> Tensor:
         """Logits `[B, L, vocabulary]` of a language model, otherwise hidden states `[B, L, d]`."""
+        part = comparable_part(self._model)
         with torch.no_grad(), evaluation_mode(self._model):
-            options = {"use_cache": False} if self._model.can_generate() else {}
-            output: Tensor = self._model(input_ids=batch.to(self._model.device), **options)[0]
+            output: Tensor = part(input_ids=batch.to(self._model.device), **without_cache(part))[0]
         return output
 
 

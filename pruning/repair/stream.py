@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from pruning.model.families import FFN
 from pruning.model.first_call import Call, first_call
+from pruning.model.forward import without_cache
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Stream:
             int, list[Call]
         ] = {}  # by batch size: the arguments of each layer but the hidden states
         self._scales: list[float | None] = []
-        options = {"use_cache": False} if model.can_generate() else {}
+        options = without_cache(model.base_model)
         self.hidden: list[Tensor] = []
         for batch in batches:
             run = partial(model.base_model, input_ids=batch.to(model.device), **options)

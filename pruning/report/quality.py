@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
 from pruning.model.evaluation_mode import evaluation_mode
+from pruning.model.forward import without_cache
 
 
 class Perplexity(NamedTuple):
@@ -51,7 +52,9 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Tensor]) -> Perplexity:
 def hidden_states(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensor:
     """Last hidden states of an encoder, `[tokens, d]` float32 on the CPU."""
     with torch.inference_mode(), evaluation_mode(model):
-        states = [model.base_model(input_ids=b.to(model.device)).last_hidden_state for b in batches]
+        body = model.base_model
+        options = without_cache(body)
+        states = [body(input_ids=b.to(model.device), **options).last_hidden_state for b in batches]
     return torch.cat([s.flatten(0, 1).float().cpu() for s in states])
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.model.families import find_ffns
 from pruning.model.output_folder import MANIFEST, check_output, complete_folder, sync
+from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
 from pruning.progress import timed
 from pruning.report.manifest import Report
@@ -22,13 +24,17 @@ def save_pruned(
     (`pruning.model.output_folder`); the time goes into the report.
 
     Raises:
-        FileExistsError, OSError: as `check_output`, or from writing.
+        FileExistsError, OSError: as `check_output`, or from writing, or what was written is not what is in memory.
+        ValueError: the config does not describe the model, so that nothing could load it.
     """
     out = Path(out).resolve()
+    ffns = find_ffns(model)
+    check_config(model, ffns, max(ffn.width for ffn in ffns))
     check_output(out, needed_bytes=weight_bytes(model), force=force)
     with complete_folder(out) as folder:
         with timed(report.seconds, "save"):
             model.save_pretrained(folder)
+            check_saved(folder, model)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             for file in folder.rglob("*"):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from mikernels.isolation import isolated
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN
+from pruning.model.forward import comparable_part, without_cache
 from pruning.model.snapshot import Snapshot, put_back, take_snapshot
 
 PAIRS = 7
@@ -68,8 +69,9 @@ def paired_speed(
 
 
 def _forward_seconds(model: PreTrainedModel, ids: Tensor) -> float:
-    options = {"use_cache": False} if model.can_generate() else {}
+    part = comparable_part(model)
+    options = without_cache(part)
     start = time.perf_counter()
-    output = model(input_ids=ids, **options)[0]
+    output = part(input_ids=ids, **options)[0]
     output[0, 0, 0].item()  # waits for the device
     return time.perf_counter() - start

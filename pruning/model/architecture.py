@@ -1,0 +1,80 @@
+"""Which class a checkpoint belongs to. Never a guess: the wrong one has weights that the checkpoint lacks."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto
+
+from pruning.model.headers import read_headers
+
+
+def model_class(source: str, config: PretrainedConfig) -> Any:
+    """The class that the checkpoint `source` was saved from.
+
+    It is the one that the config names. If the config names none, it is the only class for this type of config whose
+    weights are all in the safetensors files of the folder `source`.
+
+    Raises:
+        ValueError: transformers has no such class, or several or none fit the files.
+    """
+    remote = getattr(config, "auto_map", None) or {}
+    names = config.architectures or ()
+    for name in names:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    for auto in (AutoModelForCausalLM, AutoModel):
+        if auto.__name__ in remote:
+            return auto
+    if names:
+        raise ValueError(
+            f'{source}: expected a class of transformers under "architectures" in config.json, got {", ".join(names)}'
+        )
+    fitting = _fitting_classes(source, config)
+    if len(fitting) == 1:
+        return fitting[0]
+    found = (
+        " or ".join(sorted(c.__name__ for c in fitting)) or "no class of transformers that fits its weights"
+    )
+    raise ValueError(
+        f'{source}: expected a class under "architectures" in config.json, got none; its weights fit {found}; add '
+        f'a line such as "architectures": ["{(fitting or _classes(config) or [AutoModel])[0].__name__}"]'
+    )
+
+
+def empty_model(class_: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """An instance on the `meta` device: names, shapes and ties of the weights, without memory for them."""
+    with torch.device("meta"), no_init_weights():
+        model = class_(copy.deepcopy(config))
+    model.tie_weights()  # which building without initialization does not do
+    return model
+
+
+def _classes(config: PretrainedConfig) -> list[type[PreTrainedModel]]:
+    """The classes that the Auto classes of transformers know for this type of config."""
+    found: dict[type[PreTrainedModel], None] = {}
+    for name in dir(modeling_auto):
+        if name.startswith("MODEL_") and name.endswith("MAPPING"):
+            classes = getattr(modeling_auto, name).get(type(config), ())
+            found |= dict.fromkeys(classes if isinstance(classes, (list, tuple)) else (classes,))
+    return sorted(found, key=lambda class_: class_.__name__)
+
+
+def _fitting_classes(source: str, config: PretrainedConfig) -> list[type[PreTrainedModel]]:
+    """The classes whose weights are all stored, and that leave the fewest stored weights over."""
+    stored = set(read_headers(Path(source))) if Path(source).is_dir() else set()
+    fitting: dict[type[PreTrainedModel], int] = {}
+    for class_ in _classes(config):
+        try:
+            model = empty_model(class_, config)
+        except Exception:  # noqa: S112, a class that this config does not suit
+            continue
+        names = set(model.state_dict())
+        tied = set(model.all_tied_weights_keys)
+        if names - tied <= stored:
+            fitting[class_] = len(stored - names)
+    return [class_ for class_, left_over in fitting.items() if left_over == min(fitting.values())]

@@ -1,0 +1,29 @@
+"""How a model is called to compute only the outputs of the windows that it is given."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def without_cache(model: PreTrainedModel) -> dict[str, Any]:
+    """The arguments with which a forward pass of `model` keeps no KV cache.
+
+    A cache that is kept, or replayed with the arguments of a layer, would let a window attend to tokens of another.
+    """
+    own = inspect.signature(model.forward).parameters
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values())
+    accepts = _names_cache(model) or (passes_on and _names_cache(model.base_model))
+    return {"use_cache": False} if accepts else {}
+
+
+def comparable_part(model: PreTrainedModel) -> PreTrainedModel:
+    """The part whose first output is `[B, L, ...]`: all of a language model, which outputs logits of the next tokens,
+    otherwise the model without its head, such as a classifier's."""
+    part: PreTrainedModel = model if model.can_generate() else model.base_model
+    return part
+
+
+def _names_cache(module: nn.Module) -> bool:
+    return "use_cache" in inspect.signature(module.forward).parameters

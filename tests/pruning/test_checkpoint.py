@@ -1,0 +1,129 @@
+"""What is loaded is what was stored, and what is saved is what is in memory: names, shapes and dtypes."""
+
+import json
+import warnings
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from pruning import load_model
+
+from tiny import outputs, tiny_model
+
+
+@pytest.fixture
+def stored(tokenizer, tmp_path):
+    """Save a model, with its weights and its config changed by functions; returns the folder."""
+
+    def save(model, weights=lambda w: w, config=lambda c: c):
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        save_file(weights(load_file(file)), file)
+        entries = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config(entries)))
+        return str(tmp_path)
+
+    return save
+
+
+def without(*names):
+    return lambda entries: {name: value for name, value in entries.items() if name not in names}
+
+
+def with_prefix(prefix):
+    return lambda weights: {prefix + name: value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_weights_of_a_wrapped_model_are_an_error_that_says_so(stored, prefix):
+    folder = stored(tiny_model("Llama"), with_prefix(prefix))
+    with pytest.raises(
+        ValueError, match=rf"got none named .* in total\); .*'{prefix}', so re-save the unwrapped"
+    ):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_a_missing_weight_is_an_error_that_names_it(stored, name):
+    folder = stored(tiny_model("Llama", tie_word_embeddings=False), without(name))
+    with pytest.raises(ValueError, match=f"expected all weights of LlamaForCausalLM, got none named {name}"):
+        load_model(folder, device="cpu")
+
+
+def test_a_tied_weight_is_not_missing(stored, windows):
+    model = tiny_model("Llama", tie_word_embeddings=True)
+    loaded, _ = load_model(stored(model), device="cpu")
+    assert torch.equal(outputs(loaded, windows), outputs(model, windows))
+
+
+def test_other_shapes_are_an_error(stored):
+    name = "model.layers.0.mlp.up_proj.weight"
+    folder = stored(tiny_model("Llama"), lambda w: w | {name: w[name][:8].clone()})
+    with pytest.raises(ValueError, match=rf"got \(8, 16\) instead of \(40, 16\) for {name}"):
+        load_model(folder, device="cpu")
+
+
+def test_layers_that_the_config_does_not_count_are_an_error(stored):
+    folder = stored(tiny_model("Llama"), config=lambda c: c | {"num_hidden_layers": 2})
+    with pytest.raises(ValueError, match=r"got more, named model\.layers\.2\.input_layernorm.* in total"):
+        load_model(folder, device="cpu")
+
+
+def test_another_head_is_named_in_a_warning(stored):
+    extra = {"value_head.weight": torch.ones(1, 16)}
+    folder = stored(tiny_model("Llama"), lambda w: w | extra)
+    with pytest.warns(UserWarning, match=r"LlamaForCausalLM has no place for value_head\.weight"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_adapter_files_beside_the_weights_are_an_error(stored, tmp_path, file):
+    folder = stored(tiny_model("Llama"))
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=r"got one with adapter files; .* merge_and_unload\(\)"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("class_name", ["BertModel", "LlamaForCausalLM", "LlamaModel"])
+def test_a_config_without_architectures_gives_the_class_that_fits(stored, windows, class_name):
+    model = tiny_model(class_name.removesuffix("Model").removesuffix("ForCausalLM"))
+    model = model if type(model).__name__ == class_name else model.model
+    loaded, _ = load_model(stored(model, config=without("architectures")), device="cpu")
+    assert type(loaded).__name__ == class_name
+    assert torch.equal(outputs(loaded, windows), outputs(model, windows))
+
+
+def test_a_config_without_architectures_is_an_error_if_several_classes_fit(stored):
+    model = transformers.BertForMaskedLM(tiny_model("Bert").config)
+    folder = stored(model, config=without("architectures"))
+    with pytest.raises(ValueError, match=r"weights fit BertForMaskedLM or BertLMHeadModel; add a line"):
+        load_model(folder, device="cpu")
+
+
+def test_a_class_that_transformers_does_not_have_is_an_error(stored):
+    folder = stored(tiny_model("Llama"), config=lambda c: c | {"architectures": ["LlamaForChess"]})
+    with pytest.raises(ValueError, match=r"expected a class of transformers .* got LlamaForChess"):
+        load_model(folder, device="cpu")
+
+
+def test_a_file_that_is_cut_off_is_an_error(stored, tmp_path):
+    folder = stored(tiny_model("Llama"))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected .* bytes as in its header"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_stored_dtype_is_loaded_whatever_the_config_says(stored, dtype):
+    model = tiny_model("Llama").to(dtype)
+    folder = stored(model, config=lambda c: c | {"dtype": "float32"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded, _ = load_model(folder, device="cpu")
+    for name, value in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype is dtype
+        assert torch.equal(loaded.state_dict()[name], value)
