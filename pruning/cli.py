@@ -135,7 +135,7 @@ def _run(args: argparse.Namespace) -> None:
     precision = names[0] if stored == computing else f"{names[0]}, computed in {names[1]}"
     print(f"\nSaved to {out} in {precision}. {time.perf_counter() - start:.0f} s in total: {stages}.")
     if args.verify:
-        ids = (windows if windows is not None else calibration_windows)[:1]
+        ids = next(ids for ids in (windows, calibration_windows) if ids is not None)[:1]
         difference = reload_difference(model, out, ids)
         loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
         print(
