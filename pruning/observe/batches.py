@@ -35,9 +35,11 @@ class Windows:
     def n_tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
 
-    @property
-    def longest(self) -> int:
-        return max(len(sequence) for sequence in self.sequences)
+    def rectangle(self) -> Tensor:
+        """`[n, L]` without padding, for timing and for comparing outputs: the sequences of at least median length, cut
+        to that length; all sequences if their lengths are equal."""
+        length = sorted(len(sequence) for sequence in self.sequences)[len(self) // 2]
+        return torch.stack([sequence[:length] for sequence in self.sequences if len(sequence) >= length])
 
     def split(self, batch_size: int) -> list[Batch]:
         """Batches of up to `batch_size` sequences in their order; a mask only where there is padding."""
