@@ -15,7 +15,9 @@ from pruning.model.precision import computing_dtype, set_dtypes, weight_dtypes
 from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
-from pruning.observe.text import builtin_text, read_text, token_windows
+from pruning.observe.batches import Windows
+from pruning.observe.calibration import text_windows
+from pruning.observe.sources import BUILTIN, open_sources
 from pruning.pipeline import prune
 from pruning.prepare import prepare
 from pruning.report.comparison import closing_table, evaluate, summary
@@ -23,7 +25,6 @@ from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
 from pruning.settings import Settings, choices, help_text
 
-BUILTIN = "builtin"
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
 
@@ -50,13 +51,12 @@ def _run(args: argparse.Namespace) -> None:
     settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
     if args.statistics is not None and not Path(args.statistics).is_file():
         raise FileNotFoundError(f"{args.statistics}: no such statistics file")
-    calibration = builtin_text()[0] if args.calibration == BUILTIN else read_text(args.calibration)
-    evaluation = None
-    if args.evaluate is not None:
-        evaluation = builtin_text()[1] if args.evaluate == BUILTIN else read_text(args.evaluate)
+    calibration = open_sources(args.calibration or [BUILTIN])
+    evaluation = open_sources(args.evaluate, builtin_half=1) if args.evaluate else None
     out = Path(args.out)
-    for source in (args.model, args.calibration, args.evaluate):
-        if source is not None and Path(source).resolve().is_relative_to(out.resolve()):
+    texts = [source.name for source, _ in (*calibration, *(evaluation or ()))]
+    for source in (args.model, *texts):
+        if Path(source).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"--out: expected a folder that does not contain the input {source}, got {out}")
     check_output(out, force=args.force)
 
@@ -77,17 +77,9 @@ def _run(args: argparse.Namespace) -> None:
         f"of {ffns[0].width} neurons; keeping {1 - settings.ratio:.0%} of them"
     )
     check_output(out, needed_bytes=weight_bytes(model), force=args.force)
-    windows = None
+    windows: Windows | None = None
     if evaluation is not None:
-        limit = max(1, args.evaluation_tokens // settings.sequence_length)
-        windows = token_windows(
-            tokenizer,
-            evaluation,
-            settings.sequence_length,
-            limit=limit,
-            special_tokens=not model.can_generate(),
-            bos=settings.bos,
-        )
+        windows = text_windows(model, tokenizer, evaluation, settings, n_tokens=args.evaluation_tokens)
 
     progress = not args.quiet
     conditions = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
@@ -107,24 +99,25 @@ def _run(args: argparse.Namespace) -> None:
         set_dtypes(model, stored_dtypes, stored)
         set_dtypes(model, {}, computing)
     pruned = evaluate(model, tokenizer, windows, name="pruned", **conditions)
-    speed = paired_speed(model, ffns, dense_weights, windows) if windows is not None else None
+    speed = paired_speed(model, ffns, dense_weights, windows.rectangle()) if windows is not None else None
     del dense_weights
     if computing != stored:
         set_dtypes(model, stored_dtypes, stored)
     dense = dense._replace(weight_bytes=dense_bytes)
     pruned = pruned._replace(weight_bytes=weight_bytes(model))
 
-    report.notes |= {"model": args.model, "calibration_text": args.calibration}
+    report.notes |= {"model": args.model}
     if windows is not None and speed is not None:
-        shape = {"windows": len(windows), "sequence_length": windows.shape[1]}
-        report.notes["evaluation"] = {"text": args.evaluate} | shape | summary(dense, pruned, speed)
+        shape = {"windows": len(windows), "sequence_length": settings.sequence_length}
+        report.notes["evaluation"] = {"text": windows.source} | shape | summary(dense, pruned, speed)
     save_pruned(model, tokenizer, report, out, force=args.force)
 
     print("\n" + closing_table(report, dense, pruned, speed))
     if windows is not None:
         print(
-            f"Conditions: {len(windows)} windows of {windows.shape[1]} tokens of {args.evaluate} text, calibrated on "
-            f"{report.calibration_tokens} tokens of {args.calibration} text; {settings.criterion}, "
+            f"Conditions: {len(windows)} windows of {settings.sequence_length} tokens of {windows.source}, "
+            f"calibrated on {report.calibration_tokens} tokens of "
+            f"{report.notes.get('calibration_text', args.statistics)}; {settings.criterion}, "
             f"{settings.repair} repair, {settings.budget} budget, seed {settings.seed}."
         )
     for name, sentence in (("dense", dense.sentence), ("pruned", pruned.sentence)):
@@ -135,7 +128,9 @@ def _run(args: argparse.Namespace) -> None:
     precision = names[0] if stored == computing else f"{names[0]}, computed in {names[1]}"
     print(f"\nSaved to {out} in {precision}. {time.perf_counter() - start:.0f} s in total: {stages}.")
     if args.verify:
-        ids = next(ids for ids in (windows, calibration_windows) if ids is not None)[:1]
+        compared = windows or calibration_windows
+        assert compared is not None  # noqa: S101, prepare reads them
+        ids = compared.rectangle()[:1]
         difference = reload_difference(model, out, ids)
         loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
         print(
@@ -163,9 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace an earlier result in the output folder")
     parser.add_argument(
         "--calibration",
-        metavar="FILE",
-        default=BUILTIN,
-        help=f"UTF-8 text to calibrate on; {BUILTIN} is half of CPython's language reference",
+        metavar="TEXT[=WEIGHT]",
+        action="append",
+        help="text to calibrate on: a UTF-8 file of text, .jsonl (text or messages), .parquet, or "
+        "NAME[:CONFIG[:SPLIT]] "
+        "of a data set on the Hugging Face hub; several by repeating the option, with weights for their shares of the "
+        f"tokens; by default {BUILTIN}, half of CPython's language reference",
     )
     parser.add_argument(
         "--save-statistics",
@@ -177,9 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--evaluate",
-        metavar="FILE",
-        help="UTF-8 text to compare the dense and the pruned model on, in quality and speed (which keeps the dense FFN "
-        f"weights in memory); {BUILTIN} is the other half of the language reference",
+        metavar="TEXT[=WEIGHT]",
+        action="append",
+        help="text, as for --calibration, to compare the dense and the pruned model on, in quality and speed "
+        f"(which keeps the dense FFN weights in memory); {BUILTIN} is the other half of the language reference",
     )
     parser.add_argument("--evaluation-tokens", type=int, default=8192, help="tokens to evaluate on")
     parser.add_argument("--prompt", help="show how the dense and the pruned model continue this text")

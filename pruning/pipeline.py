@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
@@ -18,7 +17,8 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN, find_ffns
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import update_config
-from pruning.observe.calibration import comparison_batches
+from pruning.observe.batches import Batch
+from pruning.observe.calibration import Calibration, comparison_batches
 from pruning.observe.capture import Recorder
 from pruning.prepare import prepare, warn_of_few_tokens
 from pruning.progress import timed, track
@@ -33,7 +33,7 @@ def prune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
-    calibration: str | Path | Tensor | None = None,
+    calibration: Calibration = None,
     statistics: str | Path | None = None,
     save_statistics: str | Path | None = None,
     settings: Settings | None = None,
@@ -45,8 +45,12 @@ def prune(
     Args:
         model: a Hugging Face model of a known layout (`pruning.model.families`), de-quantized, in memory.
         tokenizer: of the model; may be None if `calibration` is a tensor.
-        calibration: a text (str), the path of a UTF-8 text file (Path), or windows of tokens `[n, L]`. By default half
-            of the language reference that ships with CPython.
+        calibration: what to run the model on. Text, of which about `calibration_tokens` are read, in windows of
+            `sequence_length`: a str; a Path of text, JSON lines or Parquet; sources (`pruning.observe.sources`); a
+            data set (of `datasets`) with a column `text` or `messages`. A list of texts, each a sequence of its own.
+            Token ids, all of which are used: an integer tensor or NumPy array `[n, L]`, a list of sequences, a
+            dict with `input_ids` and optionally `attention_mask` (a `BatchEncoding`), or an iterable of such dicts (a
+            `DataLoader`). Padding does not count. By default half of the language reference that ships with CPython.
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
             `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
             `budget="kl"` needs and the file lacks.
@@ -87,13 +91,14 @@ def prune(
     ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
     batches = windows.split(settings.batch_size) if windows is not None else ()
     comparison = comparison_batches(windows, settings.batch_size) if windows is not None else ()
+    notes: dict[str, Any] = {} if windows is None else {"calibration_text": windows.source}
     seconds: dict[str, float] = {}
     if evidence is None and save_statistics is None and _layers_are_independent(settings):
-        n_tokens = sum(batch.numel() for batch in batches)
+        n_tokens = windows.n_tokens if windows is not None else 0
         warn_of_few_tokens(n_tokens, ffns[0].width, settings)
         layers = _prune_layer_by_layer(model, ffns, batches, settings, seconds, progress=progress)
         update_config(model, ffns)
-        return Report(asdict(settings), n_tokens, layers, seconds)
+        return Report(asdict(settings), n_tokens, layers, seconds, notes=notes)
     if evidence is None:
         evidence = gather_evidence(model, ffns, batches, settings, seconds=seconds, progress=progress)
     if save_statistics is not None:
@@ -115,7 +120,7 @@ def prune(
         else:
             prune_separately(ffns, kept, [layer.statistics for layer in evidence], settings.repair)
     update_config(model, ffns)
-    return Report(asdict(settings), n_tokens, layers, seconds, divergence)
+    return Report(asdict(settings), n_tokens, layers, seconds, divergence, notes)
 
 
 def _layers_are_independent(settings: Settings) -> bool:
@@ -131,7 +136,7 @@ def _lacks_divergence(settings: Settings, evidence: Sequence[Evidence]) -> bool:
 def _prune_layer_by_layer(
     model: PreTrainedModel,
     ffns: list[FFN],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     settings: Settings,
     seconds: dict[str, float],
     *,

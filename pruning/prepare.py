@@ -1,16 +1,15 @@
 """Everything that can be checked before the first long step of a run."""
 
 import warnings
-from pathlib import Path
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.choose.budget import check_cap, uniform_width
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN, find_ffns
 from pruning.model.saved import check_config
-from pruning.observe.calibration import calibration_windows
+from pruning.observe.batches import Windows
+from pruning.observe.calibration import Calibration, calibration_windows
 from pruning.repair.stream import Stream
 from pruning.settings import Settings
 
@@ -23,15 +22,15 @@ PROBE_TOKENS = 8
 def prepare(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    calibration: str | Path | Tensor | None,
+    calibration: Calibration,
     settings: Settings,
     *,
     need_windows: bool = True,
-) -> tuple[list[FFN], Tensor | None]:
+) -> tuple[list[FFN], Windows | None]:
     """Check the settings against the model and read the calibration text.
 
     Returns:
-        The FFNs, and the windows of calibration tokens `[n, L]`, or None unless `need_windows`.
+        The FFNs, and the windows of calibration tokens, or None unless `need_windows`.
 
     Raises:
         ValueError: see `pruning.prune`.
@@ -64,7 +63,7 @@ def prepare(
     windows = calibration_windows(model, tokenizer, calibration, settings)
     if settings.repair == "sequential":
         with evaluation_mode(model):  # raises if a layer does not read the output of the one before
-            Stream(model, ffns, [windows[:1, :PROBE_TOKENS]])
+            Stream(model, ffns, [windows.sequences[0][None, :PROBE_TOKENS]])
     return ffns, windows
 
 

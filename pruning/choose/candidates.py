@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from pruning.model.families import FFN
 from pruning.model.snapshot import restored
+from pruning.observe.batches import Batch
 from pruning.observe.capture import Statistics
 from pruning.observe.divergence import DenseOutputs
 from pruning.repair.separate import prune_separately
@@ -18,7 +19,7 @@ def divergences(
     ffns: Sequence[FFN],
     candidates: Iterable[Sequence[Tensor]],
     statistics: Sequence[Statistics],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     repair: Repair,
 ) -> list[float]:
     """Prune and repair each candidate, and measure its divergence from the dense model (`pruning.observe.divergence`).

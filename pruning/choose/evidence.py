@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 import mikernels
 from pruning.choose.elimination import conditional_mi
 from pruning.model.families import FFN
+from pruning.observe.batches import Batch
 from pruning.observe.capture import Statistics, capture
 from pruning.progress import timed, track
 from pruning.settings import Settings
@@ -43,7 +44,7 @@ class Evidence:
 def gather_evidence(
     model: PreTrainedModel,
     ffns: list[FFN],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     settings: Settings,
     *,
     seconds: dict[str, float] | None = None,

@@ -15,6 +15,7 @@ from pruning.choose.random_pairs import random_pairs
 from pruning.choose.scores import ascending, random_order, redundancy_order, saliency_of
 from pruning.model.families import FFN
 from pruning.model.surgery import complement
+from pruning.observe.batches import Batch
 from pruning.progress import track
 from pruning.settings import Settings
 from pruning.threshold import null_threshold
@@ -24,7 +25,7 @@ def select(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     evidence: Sequence[Evidence],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     settings: Settings,
     *,
     progress: bool = False,

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from mikernels.options import Estimator
@@ -12,6 +11,7 @@ from pruning.choose.evidence import Evidence
 from pruning.model.families import FFN
 from pruning.model.snapshot import restored
 from pruning.model.surgery import complement
+from pruning.observe.batches import Batch
 from pruning.observe.divergence import DenseOutputs
 from pruning.repair.separate import prune_separately
 from pruning.threshold import null_threshold
@@ -53,7 +53,7 @@ def by_kl(evidence: Sequence[Evidence]) -> list[float]:
 
 
 def with_divergence(
-    model: PreTrainedModel, ffns: Sequence[FFN], evidence: Sequence[Evidence], batches: Sequence[Tensor]
+    model: PreTrainedModel, ffns: Sequence[FFN], evidence: Sequence[Evidence], batches: Sequence[Batch]
 ) -> list[Evidence]:
     """Add to the evidence the divergence of the model (`pruning.observe.divergence`) when only that layer is halved.
 

@@ -1,72 +1,224 @@
-"""The windows of tokens that a model is calibrated on."""
+"""What `pruning.prune` accepts as calibration, and the windows of tokens that it gives."""
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.families import text_config
-from pruning.observe.text import builtin_text, read_text, token_windows
+from pruning.observe.batches import Batch, Windows, unpadded
+from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
+from pruning.observe.sources import BUILTIN, MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, open_source
+from pruning.observe.text import builtin_text
 from pruning.settings import Settings
 
+Calibration = Any
+"""Everything that `pruning.prune` lists."""
+Weighted = Sequence[tuple[Source, float]]
 COMPARISON_TOKENS = 2048
 """Enough tokens to tell layers and selections apart."""
+EXPECTED = (
+    "calibration: expected text, a Path, windows of token ids [n, L], a dict with input_ids, or a list of these, "
+    "got "
+)
 
 
 def calibration_windows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    calibration: str | Path | Tensor | None,
+    calibration: Calibration,
     settings: Settings,
-) -> Tensor:
-    """Windows of token ids `[n, L]`, from the sources that `pruning.prune` accepts.
+) -> Windows:
+    """Windows of token ids, from everything that `pruning.prune` accepts.
 
     Raises:
-        ValueError: not such a source, too little text, or windows longer than the model accepts.
+        ValueError: something else, too little text, ids that the model does not have, or windows longer than it
+            accepts.
     """
-    windows = _windows(model, tokenizer, calibration, settings)
-    longest = getattr(text_config(model), "max_position_embeddings", windows.shape[1])
-    if windows.shape[1] > longest:
-        raise ValueError(
-            f"sequence_length: expected at most the {longest} positions of the model, got {windows.shape[1]}"
-        )
+    if isinstance(calibration, Windows):
+        return calibration
+    weighted = _sources(calibration, settings)
+    if weighted is not None:
+        if tokenizer is None:
+            raise ValueError("tokenizer: expected one for calibration text, got None")
+        return text_windows(model, tokenizer, weighted, settings, n_tokens=settings.calibration_tokens)
+    padding = getattr(text_config(model), "pad_token_id", None) or 0
+    sequences = list(_token_ids(calibration, model))
+    if not sequences:
+        raise ValueError(f"{EXPECTED}nothing")
+    windows = Windows(sequences, f"{len(sequences)} sequences of token ids", padding)
+    _check(model, windows)
     return windows
 
 
-def comparison_batches(windows: Tensor, batch_size: int) -> Sequence[Tensor]:
-    """About 2,048 tokens of the windows `[n, L]`, spread evenly over them, in batches `[B, L]`."""
-    count = min(len(windows), -(-COMPARISON_TOKENS // windows.shape[1]))
-    return windows[[i * len(windows) // count for i in range(count)]].split(batch_size)
-
-
-def _windows(
+def text_windows(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    calibration: str | Path | Tensor | None,
+    tokenizer: PreTrainedTokenizerBase,
+    weighted: Weighted,
     settings: Settings,
-) -> Tensor:
-    if isinstance(calibration, Tensor):
-        if calibration.ndim != 2 or calibration.is_floating_point() or calibration.numel() == 0:
-            raise ValueError(
-                f"calibration: expected windows of token ids [n, L], got {calibration.dtype} {list(calibration.shape)}"
-            )
-        return calibration
-    if tokenizer is None:
-        raise ValueError("tokenizer: expected one for calibration text, got None")
-    if calibration is None:
-        calibration = builtin_text()[0]
-    if isinstance(calibration, str) and len(calibration) < 256 and Path(calibration).is_file():
-        raise ValueError(
-            f"calibration: expected text, got the name of a file; pass Path({calibration!r}) to read it"
+    *,
+    n_tokens: int,
+) -> Windows:
+    """About `n_tokens` of the sources, each in proportion to its weight.
+
+    Raises:
+        ValueError: too little text, or windows longer than the model accepts.
+    """
+    total = sum(weight for _, weight in weighted)
+    sequences: list[Tensor] = []
+    for source, weight in weighted:
+        sequences += token_sequences(
+            source,
+            tokenizer,
+            length=settings.sequence_length,
+            n_tokens=int(n_tokens * weight / total),
+            special_tokens=not model.can_generate(),
+            bos=settings.bos,
         )
-    text = read_text(calibration) if isinstance(calibration, Path) else calibration
-    limit = max(1, settings.calibration_tokens // settings.sequence_length)
-    return token_windows(
-        tokenizer,
-        text,
-        settings.sequence_length,
-        limit=limit,
-        special_tokens=not model.can_generate(),
-        bos=settings.bos,
-    )
+    shares = [1.0 for _ in weighted] == [weight for _, weight in weighted]
+    name = ", ".join(source.name if shares else f"{source.name}={weight:g}" for source, weight in weighted)
+    windows = Windows(sequences, name, tokenizer.pad_token_id or 0)
+    _check(model, windows)
+    return windows
+
+
+def comparison_batches(windows: Windows | Tensor, batch_size: int) -> Sequence[Batch]:
+    """About 2,048 tokens of the windows, spread evenly over them, in batches."""
+    if isinstance(windows, Tensor):
+        windows = Windows(list(windows))
+    return windows.evenly(math.ceil(COMPARISON_TOKENS * len(windows) / windows.n_tokens)).split(batch_size)
+
+
+def longest_sequence(model: PreTrainedModel) -> int | None:
+    """The number of positions of the model; None if its config does not say.
+
+    RoBERTa counts positions from behind its padding index: its table has that many more rows than a text may have
+    tokens.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    longest = getattr(text_config(model), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def _check(model: PreTrainedModel, windows: Windows) -> None:
+    longest, length = longest_sequence(model), max(map(len, windows.sequences))
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"sequence_length: expected at most the {longest} positions of the model, got {length}"
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    low = min(int(sequence.min()) for sequence in windows.sequences)
+    high = max(int(sequence.max()) for sequence in windows.sequences)
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"calibration: expected token ids from 0 to {vocabulary - 1}, got {low if low < 0 else high}"
+        )
+
+
+def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
+    """The sources of text that the calibration stands for; None if it holds token ids."""
+    if calibration is None:
+        return [(Records(BUILTIN, [builtin_text()[0]], separator="\n\n"), 1.0)]
+    if isinstance(calibration, Path):
+        return [(open_source(calibration), 1.0)]
+    if isinstance(calibration, str):
+        if len(calibration) < 256 and Path(calibration).is_file():
+            raise ValueError(
+                f"calibration: expected text, got the name of a file; pass Path({calibration!r}) to read it"
+            )
+        return [(Records("text", [calibration], separator="\n\n"), 1.0)]
+    columns = getattr(calibration, "column_names", None)
+    if isinstance(columns, list) and "input_ids" not in columns and hasattr(calibration, "__len__"):
+        return [(Records("data set", calibration, separator="\n\n"), 1.0)]
+    if isinstance(calibration, (list, tuple)) and calibration:
+        first = calibration[0]
+        if all(isinstance(item, tuple) and hasattr(item[0], "documents") for item in calibration):
+            return calibration
+        if all(isinstance(item, Path) for item in calibration):
+            return [(open_source(path), 1.0) for path in calibration]
+        if isinstance(first, str) or _is_record(first):
+            return [(Records(f"{len(calibration)} texts", calibration), 1.0)]
+    elif isinstance(columns, list) and "input_ids" not in columns:  # a data set that is read as a stream
+        limit, rows, size = settings.calibration_tokens * CHARACTERS_PER_TOKEN, [], 0
+        for row in calibration:
+            rows.append(row)
+            size += len(str(row))
+            if size >= limit:
+                break
+        return [(Records("data set", rows, separator="\n\n"), 1.0)]
+    return None
+
+
+def _is_record(item: Any) -> bool:
+    return isinstance(item, Mapping) and any(name in item for name in (*TEXT_COLUMNS, *MESSAGES_COLUMNS))
+
+
+def _token_ids(calibration: Any, model: PreTrainedModel) -> Iterable[Tensor]:
+    """The sequences of token ids in a batch, or in an iterable of batches."""
+    if isinstance(calibration, (Tensor, np.ndarray, Mapping)):
+        yield from _batch_sequences(calibration, model, one_row=False)
+    elif isinstance(calibration, Iterable) and not isinstance(calibration, bytes):
+        for item in calibration:
+            if isinstance(item, (list, tuple)) and len(item) == 1 and isinstance(item[0], Tensor):
+                item = item[0]  # of a TensorDataset
+            yield from _batch_sequences(item, model, one_row=True)
+    else:
+        raise ValueError(f"{EXPECTED}{type(calibration).__name__}")
+
+
+def _batch_sequences(item: Any, model: PreTrainedModel, *, one_row: bool) -> Iterable[Tensor]:
+    mask = None
+    if isinstance(item, Mapping):
+        if "input_ids" not in item:
+            raise ValueError(f"{EXPECTED}a dict with {', '.join(map(str, islice(item, 8))) or 'nothing'}")
+        ids = _integers(item["input_ids"], one_row=True)
+        if item.get("attention_mask") is not None:
+            mask = _integers(item["attention_mask"], one_row=True)
+            if mask.shape != ids.shape or bool(((mask != 0) & (mask != 1)).any()):
+                raise ValueError(
+                    f"calibration: expected an attention_mask of 0 and 1 of shape {list(ids.shape)}, got "
+                    f"{list(mask.shape)} from {int(mask.min())} to {int(mask.max())}"
+                )
+    else:
+        ids = _integers(item, one_row=one_row)
+    if mask is None:
+        _warn_of_padding(ids, model)
+    yield from unpadded(ids, mask)
+
+
+def _integers(values: Any, *, one_row: bool) -> Tensor:
+    """`[n, L]` int64 on the CPU or where the tensor is."""
+    try:
+        ids = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{EXPECTED}{type(values).__name__}: {error}") from error
+    if one_row and ids.ndim == 1:
+        ids = ids[None]
+    integer = not (ids.is_floating_point() or ids.is_complex())
+    if ids.ndim != 2 or not integer or ids.numel() == 0:
+        raise ValueError(
+            f"calibration: expected windows of token ids [n, L], got {ids.dtype} {list(ids.shape)}"
+        )
+    return ids.long()
+
+
+def _warn_of_padding(ids: Tensor, model: PreTrainedModel) -> None:
+    config = text_config(model)
+    padding = getattr(config, "pad_token_id", None)
+    if padding is None or padding in (config.bos_token_id, config.eos_token_id):
+        return
+    if bool((ids[:, -1] == padding).any() or (ids[:, 0] == padding).any()):
+        warnings.warn(
+            f"calibration: windows begin or end with the padding token {padding}, which counts as text; pass a dict "
+            "with input_ids and attention_mask",
+            stacklevel=2,
+        )

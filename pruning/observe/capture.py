@@ -1,6 +1,6 @@
 """Statistics of the activations of each FFN over the calibration tokens: a sample of tokens, and moments."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN
 from pruning.model.forward import without_cache
+from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ class Recorder:
 
 
 def capture(
-    model: PreTrainedModel, ffns: list[FFN], batches: Iterable[Tensor], *, sample_size: int, seed: int = 0
+    model: PreTrainedModel, ffns: list[FFN], batches: Iterable[Batch], *, sample_size: int, seed: int = 0
 ) -> list[Statistics]:
-    """Run the model over batches of tokens `[B, L]` and record the statistics of every FFN.
+    """Run the model over batches of tokens `[B, L]` and record the statistics of every FFN; padding does not count.
 
     Args:
         sample_size: M, tokens to keep per FFN: `sample_size x N` values in the model's dtype.
@@ -115,19 +116,23 @@ def capture(
     """
     recorders = [Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns]
     body = model.base_model  # without the language-model head, whose output is not needed
-    with _recording(ffns, recorders), torch.inference_mode(), evaluation_mode(model):
+    real: list[Tensor | None] = [None]  # of the current batch
+    with _recording(ffns, recorders, real), torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
-            body(input_ids=batch.to(model.device), **without_cache(body))
+            inputs = model_inputs(batch, model.device)
+            real[0] = real_positions(inputs)
+            body(**inputs, **without_cache(body))
     return [recorder.finish() for recorder in recorders]
 
 
 @contextmanager
-def _recording(ffns: list[FFN], recorders: list[Recorder]) -> Iterator[None]:
-    """Pass the input of each FFN's output projection to its recorder; the hooks are removed also after an error."""
+def _recording(ffns: list[FFN], recorders: list[Recorder], real: Sequence[Tensor | None]) -> Iterator[None]:
+    """Pass the input of each FFN's output projection, at the positions `real[0]`, to its recorder; the hooks are
+    removed also after an error."""
 
     def hook_for(recorder: Recorder):  # type: ignore[no-untyped-def]
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            recorder.add(args[0].flatten(0, -2))
+            recorder.add(select_tokens(args[0], real[0]))
 
         return hook
 

@@ -1,7 +1,7 @@
 """How far the outputs of a pruned model are from those of the dense one, without labels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,47 +10,58 @@ from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import comparable_part, without_cache
+from pruning.observe.batches import Batch, model_inputs, real_positions
 
 
 class DenseOutputs:
-    """The outputs of a dense model for windows of tokens `[B, L]`, to compare later versions of the model with.
+    """The outputs of a dense model for batches of tokens `[B, L]`, to compare later versions of the model with.
 
     Memory: the logits of all windows, on the CPU.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> None:
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         self._model = model
-        self._batches = batches
-        self._outputs = [self._output(batch).cpu() for batch in batches]
+        self._batches = [model_inputs(batch, "cpu") for batch in batches]
+        self._outputs = [self._output(batch).cpu() for batch in self._batches]
 
     def divergence(self) -> float:
         """Distance of the current model from the dense one.
 
         For language models the mean KL divergence of the next-token distributions from the dense ones, in nats; for
         all others, such as encoders, classifiers and masked language models, the mean squared change of the last
-        hidden states. Infinite if an output is NaN.
+        hidden states. The mean is over all tokens but padding. Infinite if an output is NaN.
         """
-        parts = [
-            _divergence(dense.to(self._model.device), self._output(batch), causal=self._model.can_generate())
-            for dense, batch in zip(self._outputs, self._batches, strict=True)
-        ]
-        mean = float(torch.cat(parts).mean())
+        parts, lengths = [], []
+        for dense, batch in zip(self._outputs, self._batches, strict=True):
+            pruned, real = self._output(batch), real_positions(batch)
+            parts.append(
+                _divergence(dense.to(pruned.device), pruned, real, causal=self._model.can_generate())
+            )
+            lengths.append(torch.full((len(pruned),), pruned.shape[1]) if real is None else real.sum(1))
+        divergence, weights = torch.cat(parts), torch.cat(lengths).double()
+        weights = (weights / weights.mean()).to(divergence)  # exactly 1 if all lengths are equal
+        mean = float((divergence * weights).mean())
         return math.inf if math.isnan(mean) else max(mean, 0.0)
 
-    def _output(self, batch: Tensor) -> Tensor:
+    def _output(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits `[B, L, vocabulary]` of a language model, otherwise hidden states `[B, L, d]`."""
         part = comparable_part(self._model)
         with torch.no_grad(), evaluation_mode(self._model):
-            output: Tensor = part(input_ids=batch.to(self._model.device), **without_cache(part))[0]
+            output: Tensor = part(**model_inputs(batch, self._model.device), **without_cache(part))[0]
         return output
 
 
-def _divergence(dense: Tensor, pruned: Tensor, *, causal: bool) -> Tensor:
-    """The divergence of each window, `[B]`."""
-    if not causal:
+def _divergence(dense: Tensor, pruned: Tensor, real: Tensor | None, *, causal: bool) -> Tensor:
+    """The mean divergence of each window, `[B]`, over the positions `real [B, L]`, or over all."""
+    if not causal and real is None:
         return (dense.float() - pruned.float()).square().mean((1, 2))
-    parts = [  # one window at a time, since float32 logits of all windows are large
-        F.kl_div(q.float().log_softmax(-1), p.float().log_softmax(-1), reduction="batchmean", log_target=True)
-        for p, q in zip(dense, pruned, strict=True)
-    ]
+    parts = []  # one window at a time, since float32 logits of all windows are large
+    for i, (p, q) in enumerate(zip(dense, pruned, strict=True)):
+        if real is not None:
+            p, q = (values[real[i].to(values.device)] for values in (p, q))
+        if causal:
+            p, q = (values.float().log_softmax(-1) for values in (p, q))
+            parts.append(F.kl_div(q, p, reduction="batchmean", log_target=True))
+        else:
+            parts.append((p.float() - q.float()).square().mean())
     return torch.stack(parts)

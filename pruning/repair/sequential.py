@@ -11,6 +11,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.families import FFN
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import Projection, prune_ffn
+from pruning.observe.batches import Batch
 from pruning.repair.refine import refine_ffn
 from pruning.repair.ridge import ridge
 from pruning.repair.stream import LayerPass, Stream
@@ -22,7 +23,7 @@ the same quality."""
 
 
 class Examples(NamedTuple):
-    """What one FFN should learn, batch by batch of T tokens.
+    """What one FFN should learn, batch by batch of T tokens, without padding.
 
     Attributes:
         passes: the FFN's inputs and neurons in the pruned stream.
@@ -38,7 +39,7 @@ class Examples(NamedTuple):
 def examples_in_sequence(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     observe: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Examples]:
     """What each FFN should learn, layer by layer; the caller prunes each FFN before asking for the next.
@@ -80,7 +81,7 @@ def repair_in_sequence(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     kept: Iterable[Tensor],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     *,
     refine: bool = False,
     seed: int = 0,

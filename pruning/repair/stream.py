@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from pruning.model.families import FFN
 from pruning.model.first_call import Call, first_call
 from pruning.model.forward import without_cache
+from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 
 
 @dataclass(frozen=True)
 class LayerPass:
-    """What happened when one layer processed one batch of windows `[B, L]`; T = B x L tokens.
+    """What happened when one layer processed one batch of windows `[B, L]`; T tokens, without padding.
 
     Attributes:
         read: `[T, d]`, the input of the FFN.
@@ -47,30 +48,36 @@ class Stream:
         ValueError: a layer does not read the output of the layer before it.
     """
 
-    def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Tensor]) -> None:
+    def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
         self._ffns = ffns
-        self._calls: dict[
-            int, list[Call]
-        ] = {}  # by batch size: the arguments of each layer but the hidden states
+        self._calls: list[list[Call]] = []  # by batch: the arguments of each layer but the hidden states
+        self._real: list[Tensor | None] = []  # by batch: the positions that are not padding
         self._scales: list[float | None] = []
         options = without_cache(model.base_model)
         self.hidden: list[Tensor] = []
+        by_shape: dict[torch.Size, list[Call]] = {}
         for batch in batches:
-            run = partial(model.base_model, input_ids=batch.to(model.device), **options)
+            inputs = model_inputs(batch, model.device)
+            real, shape = real_positions(inputs), inputs["input_ids"].shape
+            self._real.append(real)
+            run = partial(model.base_model, **inputs, **options)
             with torch.no_grad():
-                # Windows have one length and no padding: masks and positions depend on the batch size only.
-                if len(batch) in self._calls:
+                # Without padding, masks and positions depend on the shape of the batch only.
+                if real is None and shape in by_shape:
                     self.hidden.append(_take_hidden(first_call(ffns[0].layer, run))[0])
+                    self._calls.append(by_shape[shape])
                     continue
-                inputs, calls = _layer_calls(ffns, run)
-            self.hidden.append(inputs[0])
-            self._calls[len(batch)] = calls
-            self._scales = self._scales or [self._scale(i, hidden) for i, hidden in enumerate(inputs)]
+                layer_inputs, calls = _layer_calls(ffns, run)
+            self.hidden.append(layer_inputs[0])
+            self._calls.append(calls)
+            if real is None:
+                by_shape[shape] = calls
+            self._scales = self._scales or [self._scale(i, hidden) for i, hidden in enumerate(layer_inputs)]
 
     def copy(self) -> "Stream":
         """Another stream at the same position."""
         twin = object.__new__(Stream)
-        twin._ffns, twin._calls, twin._scales = self._ffns, self._calls, self._scales
+        twin._ffns, twin._calls, twin._real, twin._scales = self._ffns, self._calls, self._real, self._scales
         twin.hidden = list(self.hidden)
         return twin
 
@@ -79,13 +86,14 @@ class Stream:
         ffn = self._ffns[index]
         for i, hidden in enumerate(self.hidden):
             with _observed(ffn) as seen, torch.no_grad():
-                after = self._run(index, hidden)
+                after = self._run(index, i, hidden)
             if advance:
                 self.hidden[i] = after
-            read, z, added = (seen[part].flatten(0, -2) for part in ("read", "z", "added"))
+            real = self._real[i]
+            read, z, added = (select_tokens(seen[part], real) for part in ("read", "z", "added"))
             scale, skipped = self._scales[index], None
             if scale is not None:
-                skipped = after.flatten(0, -2).float() - scale * added
+                skipped = select_tokens(after, real).float() - scale * added
             elif ffn.normed_after:
                 skipped = read.float()
             yield LayerPass(read, z, added, skipped, 1.0 if scale is None else scale)
@@ -93,7 +101,7 @@ class Stream:
     def advance(self, index: int) -> None:
         """Move on through layer `index`."""
         with torch.no_grad():
-            self.hidden = [self._run(index, hidden) for hidden in self.hidden]
+            self.hidden = [self._run(index, i, hidden) for i, hidden in enumerate(self.hidden)]
 
     def resume(self, index: int, passes: Sequence[LayerPass]) -> None:
         """Move on through layer `index`, whose FFN has changed since `passes`; reuses their attention if possible."""
@@ -101,10 +109,15 @@ class Stream:
         for i, (before, hidden) in enumerate(zip(passes, self.hidden, strict=True)):
             with torch.no_grad():
                 if before.skipped is None or scale is None or ffn.reader is not ffn.block:
-                    self.hidden[i] = self._run(index, hidden)
-                else:
-                    after = before.skipped + scale * ffn.block(before.read)
-                    self.hidden[i] = after.to(hidden.dtype).view_as(hidden)
+                    self.hidden[i] = self._run(index, i, hidden)
+                    continue
+                after = (before.skipped + scale * ffn.block(before.read)).to(hidden.dtype)
+                real = self._real[i]
+                if real is None:
+                    self.hidden[i] = after.view_as(hidden)
+                else:  # no token attends to padding, so that any finite values do there
+                    self.hidden[i] = hidden.clone()
+                    self.hidden[i][real] = after
 
     def _scale(self, index: int, hidden: Tensor) -> float | None:
         """The factor by which layer `index` multiplies the output of its FFN before adding it to the hidden states;
@@ -116,13 +129,13 @@ class Stream:
         """
         ffn = self._ffns[index]
         with torch.no_grad(), _observed(ffn) as seen:
-            after = self._run(index, hidden)
+            after = self._run(index, 0, hidden)
             added = seen["added"].float()
             size = added.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
             more = added * (after.float().norm(dim=-1, keepdim=True) / size)
             handle = ffn.output.register_forward_hook(lambda _module, _args, output: output + more.to(output))
             try:
-                change = self._run(index, hidden).float() - after
+                change = self._run(index, 0, hidden).float() - after
             finally:
                 handle.remove()
         if not more.any():
@@ -132,8 +145,8 @@ class Stream:
             return None
         return 1.0 if abs(scale - 1) < 0.01 else scale
 
-    def _run(self, index: int, hidden: Tensor) -> Tensor:
-        call = self._calls[len(hidden)][index]
+    def _run(self, index: int, batch: int, hidden: Tensor) -> Tensor:
+        call = self._calls[batch][index]
         return _output_hidden(self._ffns[index].layer(hidden, *call.args, **call.keywords))
 
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.size import count_parameters, weight_bytes
+from pruning.observe.batches import Windows
 from pruning.progress import track
 from pruning.report.manifest import Report
 from pruning.report.quality import Perplexity, generate, hidden_states, perplexity
@@ -30,14 +31,14 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    windows: Tensor | None,
+    windows: Windows | Tensor | None,
     *,
     prompt: str | None,
     batch_size: int,
     name: str,
     progress: bool,
 ) -> Evaluation:
-    """Perplexity of a causal model, or last hidden states of an encoder, on `windows [n, L]`."""
+    """Perplexity of a causal model, or last hidden states of an encoder, on windows."""
     ppl, hidden = None, None
     if windows is not None:
         batches = track(windows.split(batch_size), name, show=progress)

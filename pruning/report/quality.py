@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mikernels.isolation import isolated
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import without_cache
+from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 
 
 class Perplexity(NamedTuple):
@@ -18,44 +19,57 @@ class Perplexity(NamedTuple):
 
     Attributes:
         nll: `[n]` float64, for each window the mean negative log-likelihood of its tokens given those before, nats.
+        n_tokens: `[n]`, predicted tokens of each window; None if they are equal.
     """
 
     nll: Tensor
+    n_tokens: Tensor | None = None
 
     @property
     def value(self) -> float:
-        return float(self.nll.mean().exp())  # infinite on overflow
+        if self.n_tokens is None:
+            return float(self.nll.mean().exp())  # infinite on overflow
+        return float((self.nll * self.n_tokens).sum().div(self.n_tokens.sum()).exp())
 
 
 @isolated()
-def perplexity(model: PreTrainedModel, batches: Iterable[Tensor]) -> Perplexity:
-    """Perplexity on batches of windows `[B, L]`; every window starts without context.
+def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
+    """Perplexity on batches of windows `[B, L]`; every window starts without context, and padding does not count.
 
     Raises:
-        ValueError: no windows.
+        ValueError: no windows of at least two tokens.
     """
     losses: list[Tensor] = []
+    lengths: list[int] = []
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
-            ids = batch.to(model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [B, L - 1, vocabulary]
-            losses += [
-                F.cross_entropy(window.float(), target).cpu()
-                for window, target in zip(logits, ids[:, 1:], strict=True)
-            ]
+            inputs = model_inputs(batch, model.device)
+            real = real_positions(inputs)
+            logits = model(**inputs, use_cache=False).logits[:, :-1]  # [B, L - 1, vocabulary]
+            for i, (window, target) in enumerate(zip(logits, inputs["input_ids"][:, 1:], strict=True)):
+                if real is not None:
+                    predicted = real[i, 1:] & real[i, :-1]
+                    window, target = window[predicted], target[predicted]
+                if len(target):
+                    losses.append(F.cross_entropy(window.float(), target).cpu())
+                    lengths.append(len(target))
     if not losses:
         raise ValueError("windows: expected at least one to evaluate on, got none")
-    return Perplexity(torch.stack(losses).double())
+    equal = len(set(lengths)) == 1
+    return Perplexity(torch.stack(losses).double(), None if equal else torch.tensor(lengths))
 
 
 @isolated()
-def hidden_states(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensor:
-    """Last hidden states of an encoder, `[tokens, d]` float32 on the CPU."""
+def hidden_states(model: PreTrainedModel, batches: Iterable[Batch]) -> Tensor:
+    """Last hidden states of an encoder, `[tokens, d]` float32 on the CPU, without padding."""
+    body = model.base_model
+    states = []
     with torch.inference_mode(), evaluation_mode(model):
-        body = model.base_model
-        options = without_cache(body)
-        states = [body(input_ids=b.to(model.device), **options).last_hidden_state for b in batches]
-    return torch.cat([s.flatten(0, 1).float().cpu() for s in states])
+        for batch in batches:
+            inputs = model_inputs(batch, model.device)
+            hidden = body(**inputs, **without_cache(body)).last_hidden_state
+            states.append(select_tokens(hidden, real_positions(inputs)).float().cpu())
+    return torch.cat(states)
 
 
 @isolated()

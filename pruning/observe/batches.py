@@ -1,0 +1,110 @@
+"""Batches of token sequences for a model, and which of their positions are tokens rather than padding."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Batch = Tensor | Mapping[str, Tensor]
+"""Tokens `[B, L]`, or `input_ids` and `attention_mask` of that shape; the mask is 0 at padding."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Sequences of tokens, batched with padding behind the shorter ones.
+
+    Attributes:
+        sequences: each `[L]` int64, without padding.
+        source: where they come from, for the manifest.
+        padding: the token at padded positions; it influences nothing.
+    """
+
+    sequences: Sequence[Tensor]
+    source: str = "token ids"
+    padding: int = 0
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, indices: slice | Sequence[int]) -> "Windows":
+        chosen = range(len(self))[indices] if isinstance(indices, slice) else indices
+        return Windows([self.sequences[i] for i in chosen], self.source, self.padding)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(sequence) for sequence in self.sequences)
+
+    def rectangle(self) -> Tensor:
+        """`[n, L]` without padding, for timing and for comparing outputs: the sequences of at least median length, cut
+        to that length; all sequences if their lengths are equal."""
+        length = sorted(len(sequence) for sequence in self.sequences)[len(self) // 2]
+        return torch.stack([sequence[:length] for sequence in self.sequences if len(sequence) >= length])
+
+    def split(self, batch_size: int) -> list[Batch]:
+        """Batches of up to `batch_size` sequences in their order; a mask only where there is padding."""
+        return [
+            _batch(self.sequences[start : start + batch_size], self.padding)
+            for start in range(0, len(self), batch_size)
+        ]
+
+    def evenly(self, count: int) -> "Windows":
+        """`count` of the sequences, spread evenly over all of them; all if there are fewer."""
+        count = min(count, len(self))
+        return self[[i * len(self) // count for i in range(count)]]
+
+
+def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
+    """The arguments of a model for a batch, on `device`; without a mask if there is no padding."""
+    if isinstance(batch, Tensor):
+        return {"input_ids": batch.to(device)}
+    inputs = {"input_ids": batch["input_ids"].to(device)}
+    mask = batch.get("attention_mask")
+    if mask is not None and not bool(mask.bool().all()):
+        inputs["attention_mask"] = mask.to(device)
+    return inputs
+
+
+def real_positions(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Which positions of the inputs hold tokens, `[B, L]` bool; None if all do."""
+    mask = inputs.get("attention_mask")
+    return None if mask is None else mask.bool()
+
+
+def select_tokens(values: Tensor, real: Tensor | None) -> Tensor:
+    """The rows `[T, ...]` of values `[B, L, ...]` (or `[B x L, ...]`) at the real positions."""
+    if real is None:
+        return values if values.ndim == 2 else values.flatten(0, 1)
+    rows = values if values.ndim == 2 else values.flatten(0, 1)
+    return rows[real.flatten().to(rows.device)]
+
+
+def unpadded(ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+    """The sequences of a batch `[B, L]` without their padding on either side.
+
+    Raises:
+        ValueError: a sequence of padding only, or a mask with padding between tokens.
+    """
+    for row in range(len(ids)):
+        if mask is None:
+            yield ids[row]
+            continue
+        real = mask[row].bool().nonzero().flatten()
+        if len(real) == 0 or int(real[-1] - real[0]) + 1 != len(real):
+            got = "between tokens" if len(real) else "only"
+            raise ValueError(
+                f"calibration: expected an attention_mask with padding at the ends of sequences, got padding {got}"
+            )
+        yield ids[row, int(real[0]) : int(real[-1]) + 1]
+
+
+def _batch(sequences: Sequence[Tensor], padding: int) -> Batch:
+    lengths = [len(sequence) for sequence in sequences]
+    if min(lengths) == max(lengths):
+        return torch.stack(list(sequences))
+    ids = torch.full((len(sequences), max(lengths)), padding, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return {"input_ids": ids, "attention_mask": mask}

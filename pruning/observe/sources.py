@@ -1,0 +1,250 @@
+"""Where text comes from: plain text, JSON lines, Parquet, Hugging Face data sets, and the text that ships with Python.
+
+A source yields documents from any position, so that windows spread over a large file cost no more than what they hold.
+A document is a text, or a conversation: a list of messages for the tokenizer's chat template.
+"""
+
+import codecs
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pruning.observe.text import builtin_text
+
+Document = str | list[dict[str, Any]]
+
+BUILTIN = "builtin"
+PIECE_BYTES = 2**16
+TEXT_COLUMNS = ("text", "content")
+MESSAGES_COLUMNS = ("messages", "conversations")
+
+
+class Source(Protocol):
+    """Documents in order.
+
+    Attributes:
+        name: for the manifest and for messages.
+        separator: what joins neighboring texts into one; None where every text stands alone.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def separator(self) -> str | None: ...
+
+    def documents(self, start: float = 0.0) -> Iterator[Document]:
+        """The documents from the share `start` (0 to 1) of the source to its end."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records with random access by row: texts in memory, or a data set."""
+
+    name: str
+    rows: Sequence[Any]
+    separator: str | None = None
+
+    def documents(self, start: float = 0.0) -> Iterator[Document]:
+        for row in range(int(start * len(self.rows)), len(self.rows)):
+            yield document(self.rows[row], f"{self.name}: row {row}")
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A UTF-8 file, read in pieces from any place."""
+
+    path: Path
+
+    separator = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def documents(self, start: float = 0.0) -> Iterator[Document]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with self.path.open("rb") as file:
+            file.seek(int(start * self.path.stat().st_size))
+            piece = file.read(PIECE_BYTES)
+            piece = _from_next_word(piece) if start else piece.removeprefix(codecs.BOM_UTF8)
+            while piece:
+                try:
+                    yield decoder.decode(piece)
+                except UnicodeDecodeError as error:
+                    byte = error.object[error.start]
+                    place = file.tell() - len(error.object) + error.start
+                    raise ValueError(
+                        f"{self.path}: expected UTF-8 text, got byte {byte:#x} at {place}"
+                    ) from error
+                piece = file.read(PIECE_BYTES)
+
+
+@dataclass(frozen=True)
+class JsonLinesFile:
+    """A UTF-8 file with one JSON record per line, read from any line."""
+
+    path: Path
+
+    separator = "\n\n"
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def documents(self, start: float = 0.0) -> Iterator[Document]:
+        with self.path.open("rb") as file:
+            if start:
+                file.seek(int(start * self.path.stat().st_size))
+                file.readline()  # to the start of the next line
+            while line := file.readline():
+                place = f"{self.path}: byte {file.tell() - len(line)}"
+                try:
+                    record = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+                except ValueError as error:  # a decoding error is one too
+                    raise ValueError(f"{place}: expected one JSON record per line: {error}") from error
+                if record is not None:
+                    yield document(record, place)
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A Parquet file, one row group in memory at a time."""
+
+    path: Path
+
+    separator = "\n\n"
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def documents(self, start: float = 0.0) -> Iterator[Document]:
+        file = _parquet().ParquetFile(self.path)
+        column = _column(file.schema_arrow.names, str(self.path))
+        skip = int(start * file.metadata.num_rows)
+        for group in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if skip < n_rows:
+                for row in file.read_row_group(group, columns=[column]).slice(skip).to_pylist():
+                    yield document(row, str(self.path))
+            skip = max(0, skip - n_rows)
+
+
+def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[Source, float]]:
+    """The sources that `SOURCE` or `SOURCE=WEIGHT` stand for, each with its weight, by default 1.
+
+    Raises:
+        ValueError: a weight that is not positive; see also `open_source`.
+    """
+    found = []
+    for spec in specs:
+        name, equals, weight = spec.rpartition("=")
+        if not equals or Path(spec).exists():
+            name, weight = spec, "1"
+        try:
+            share = float(weight)
+        except ValueError:
+            share = 0.0
+        if not 0 < share < float("inf"):
+            raise ValueError(f"{spec}: expected a positive number behind '=', got {weight!r}")
+        found.append((open_source(name, builtin_half=builtin_half), share))
+    return found
+
+
+def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source:
+    """The source that a name stands for: a file by its ending, `builtin`, or `NAME[:CONFIG[:SPLIT]]` on the hub.
+
+    Raises:
+        FileNotFoundError: no such file, and no such name.
+        IsADirectoryError: a folder.
+        ValueError: an empty file, text that is not UTF-8, records without text.
+        ImportError: a package that this kind of source needs is not installed.
+    """
+    if spec == BUILTIN:
+        return Records(BUILTIN, [builtin_text()[builtin_half]], separator="\n\n")
+    path = Path(spec)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file of text, got a folder")
+    kind = path.suffix.lower()
+    if not path.is_file():
+        if isinstance(spec, Path) or kind or path.is_absolute() or spec.startswith("."):
+            raise FileNotFoundError(f"{path}: no such file")
+        return _hub(spec)
+    files: dict[str, Callable[[Path], Source]] = {
+        ".parquet": ParquetFile,
+        ".jsonl": JsonLinesFile,
+        ".ndjson": JsonLinesFile,
+    }
+    source: Source = files.get(kind, TextFile)(path)
+    if not any(not isinstance(first, str) or first.strip() for first in source.documents()):
+        raise ValueError(f"{path}: expected text, got an empty file")
+    return source
+
+
+def document(record: Any, place: str) -> Document:
+    """The text or the conversation in a record: a string, or a mapping with `text` or `messages`.
+
+    Raises:
+        ValueError: a record of another form, named by `place`.
+    """
+    if isinstance(record, str):
+        return record
+    if not isinstance(record, dict):
+        raise ValueError(f"{place}: expected a text or a record, got {type(record).__name__}")
+    column = _column(list(record), place)
+    value = record[column]
+    if column in TEXT_COLUMNS and isinstance(value, str):
+        return value
+    if column in MESSAGES_COLUMNS and isinstance(value, list) and all(map(_is_message, value)):
+        return value
+    raise ValueError(
+        f"{place}: expected {column!r} to hold a text or a list of messages with role and content"
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and "role" in value and "content" in value
+
+
+def _column(names: Sequence[str], place: str) -> str:
+    for name in (*TEXT_COLUMNS, *MESSAGES_COLUMNS):
+        if name in names:
+            return name
+    raise ValueError(
+        f"{place}: expected a field {', '.join(map(repr, (*TEXT_COLUMNS, *MESSAGES_COLUMNS)))}, "
+        f"got {', '.join(map(repr, names)) or 'none'}"
+    )
+
+
+def _from_next_word(piece: bytes) -> bytes:
+    """Without what is left of a word, and of a character of several bytes, at the beginning."""
+    words = piece.split(maxsplit=1)
+    if not piece[:1].isspace() and len(words) == 2:
+        return words[1]
+    return piece.lstrip(bytes(range(0x80, 0xC0)))
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow: pip install 'mikernels[data]'") from error
+    return pyarrow.parquet
+
+
+def _hub(spec: str) -> Source:
+    name, _, rest = spec.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f"{spec}: no such file; to read it from the Hugging Face hub: pip install 'mikernels[data]'"
+        ) from error
+    rows = datasets.load_dataset(name, config or None, split=split or "train")
+    if not hasattr(rows, "column_names") or isinstance(rows, dict):
+        raise ValueError(f"{spec}: expected one split, got {', '.join(rows)}")
+    return Records(spec, rows, separator="\n\n")
