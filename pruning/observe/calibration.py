@@ -182,7 +182,7 @@ def _batch_sequences(item: Any, model: PreTrainedModel, *, one_row: bool) -> Ite
             raise ValueError(f"{EXPECTED}a dict with {', '.join(map(str, islice(item, 8))) or 'nothing'}")
         ids = _integers(item["input_ids"], one_row=True)
         if item.get("attention_mask") is not None:
-            mask = _integers(item["attention_mask"], one_row=True)
+            mask = _integers(item["attention_mask"], one_row=True, expected="an attention_mask of integers")
             if mask.shape != ids.shape or bool(((mask != 0) & (mask != 1)).any()):
                 raise ValueError(
                     f"calibration: expected an attention_mask of 0 and 1 of shape {list(ids.shape)}, got "
@@ -195,7 +195,7 @@ def _batch_sequences(item: Any, model: PreTrainedModel, *, one_row: bool) -> Ite
     yield from unpadded(ids, mask)
 
 
-def _integers(values: Any, *, one_row: bool) -> Tensor:
+def _integers(values: Any, *, one_row: bool, expected: str = "windows of token ids") -> Tensor:
     """`[n, L]` int64 on the CPU or where the tensor is."""
     try:
         ids = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
@@ -205,9 +205,7 @@ def _integers(values: Any, *, one_row: bool) -> Tensor:
         ids = ids[None]
     integer = not (ids.is_floating_point() or ids.is_complex())
     if ids.ndim != 2 or not integer or ids.numel() == 0:
-        raise ValueError(
-            f"calibration: expected windows of token ids [n, L], got {ids.dtype} {list(ids.shape)}"
-        )
+        raise ValueError(f"calibration: expected {expected} [n, L], got {ids.dtype} {list(ids.shape)}")
     return ids.long()
 
 
