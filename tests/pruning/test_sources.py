@@ -1,0 +1,79 @@
+"""Where calibration text comes from: plain text, JSON lines, conversations, several sources, and large files."""
+
+import json
+
+import pytest
+
+from pruning.observe import sequences
+from pruning.observe.sequences import token_sequences
+from pruning.observe.sources import open_source, open_sources
+
+from tiny import tiny_tokenizer
+
+OPTIONS = {"special_tokens": False, "bos": True}
+
+
+def read(source, tokenizer, length=16, n_tokens=64):
+    return [
+        tokenizer.decode(ids)
+        for ids in token_sequences(source, tokenizer, length=length, n_tokens=n_tokens, **OPTIONS)
+    ]
+
+
+def test_json_lines_are_the_texts_joined_by_blank_lines(tmp_path, tokenizer):
+    texts = [f"document number {i}" for i in range(8)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    found = [read(open_source(tmp_path / name), tokenizer) for name in ("a.jsonl", "a.txt")]
+    assert found[0] == found[1]
+    assert all(window in "\n\n".join(texts) for window in found[0])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"sixteen letters " * 8)
+    assert read(open_source(tmp_path / "a.txt"), tokenizer)[0] == "sixteen letters "
+
+
+def test_conversations_go_through_the_chat_template_one_by_one(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+    chats = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}] for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    found = read(open_source(tmp_path / "a.jsonl"), tokenizer, length=64, n_tokens=1024)
+    assert sorted(found) == [f"user: q{i};assistant: a;" for i in range(4)]
+
+
+def test_several_sources_have_weights(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text")
+    opened = open_sources([f"{tmp_path / 'a.txt'}=3", str(tmp_path / "b.txt")])
+    assert [(source.name, weight) for source, weight in opened] == [
+        (str(tmp_path / "a.txt"), 3.0),
+        (str(tmp_path / "b.txt"), 1.0),
+    ]
+
+
+def test_a_large_file_is_read_in_places(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(sequences, "WHOLE", 1000)
+    text = " ".join(f"w{i:06d}" for i in range(200_000))  # 1.6 MB
+    (tmp_path / "a.txt").write_text(text)
+    found = read(open_source(tmp_path / "a.txt"), tokenizer, length=16, n_tokens=160)
+    assert len(found) == 10
+    assert all(window in text for window in found)
+    places = [text.index(window) / len(text) for window in found]
+    assert all(abs(place - i / 10) < 0.01 for i, place in enumerate(places))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error", "message"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{oops\n', ValueError, "JSON"),
+        ("a.jsonl", b'{"body": "a"}\n', ValueError, "body"),
+        ("a.txt", b"\xff\xfe\x00", ValueError, "UTF-8"),
+        ("a.txt", b"", ValueError, "expected"),
+    ],
+)
+def test_files_without_text_are_refused_by_name(tmp_path, tokenizer, name, data, error, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(error, match=message):
+        read(open_source(tmp_path / name), tokenizer)
