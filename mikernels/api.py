@@ -56,7 +56,7 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             `"fp32"`; with Triton also `"fp16"` and, where the chip has it, `"fp8"`; in the reference only
             `"fp64"`. `"auto"` (default) is int8 where possible, otherwise fp16 with Triton and fp32 with torch.
         memory_budget: bytes of workspace beyond inputs and result. By default 1 GiB, or on a GPU half of the free
-            memory. The result does not depend on it.
+            memory. The result does not depend on it, but for the rounding of fp32 with torch.
         seed: for the order of equal values under the rank transform (default 0).
         autotune: let Triton time a few tile sizes on the first call of a kind and keep the best, cached on disk. By
             default tile sizes are fixed by chip, and results have the same bits from run to run.

@@ -1,6 +1,6 @@
 """The definition of every estimator, in plain float64. All other implementations are tested against these.
 
-A file holds the equations of one estimator. The inputs are transformed variables (`Variables.scores`); h is the
+A file holds the equations of one estimator. The inputs are normal scores of ranks or standardized values; h is the
 bandwidth and `k(u) = exp(-u^2 / (2 h^2))`, whose normalization cancels in every formula.
 
 These modules import nothing of the package but `mikernels.options`, and only the engine imports them: the reference
@@ -8,6 +8,7 @@ shares no code, and so no mistake, with what it judges. They favor short code ov
 memory: use them for small inputs.
 """
 
+import torch
 from torch import Tensor
 
 from mikernels.options import Problem
@@ -20,8 +21,18 @@ from mikernels.reference.renyi2 import renyi2
 def mutual_information(x: Tensor, y: Tensor, problem: Problem) -> Tensor:
     """Estimate the mutual information of every row of `x [N, M]` with every row of `y [K, M]`.
 
+    Args:
+        x, y: ranks 0..M-1 as integers, or standardized values.
+
     Returns:
         `[N, K]` nats, float64.
     """
     estimate = {"grid": grid, "kde": kde, "renyi2": renyi2, "adaptive": adaptive}[problem.estimator]
-    return estimate(x.double(), y.double(), problem)
+    return estimate(values(x), values(y), problem)
+
+
+def values(data: Tensor) -> Tensor:
+    """What the equations take, float64: normal scores `Phi^-1((r + 1/2) / M)` of ranks r, other numbers as they are."""
+    if data.is_floating_point():
+        return data.double()
+    return torch.special.ndtri((data.double() + 0.5) / data.shape[1])

@@ -212,7 +212,7 @@ def _integers(values: Any, *, one_row: bool, expected: str = "windows of token i
 def _warn_of_padding(ids: Tensor, model: PreTrainedModel) -> None:
     config = text_config(model)
     padding = getattr(config, "pad_token_id", None)
-    if padding is None or padding in (config.bos_token_id, config.eos_token_id):
+    if padding is None or padding in (getattr(config, f"{kind}_token_id", None) for kind in ("bos", "eos")):
         return
     if bool((ids[:, -1] == padding).any() or (ids[:, 0] == padding).any()):
         warnings.warn(

@@ -5,6 +5,7 @@ A document is a text, or a conversation: a list of messages for the tokenizer's 
 """
 
 import codecs
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,46 +54,43 @@ class Records:
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A UTF-8 file, read in pieces from any place."""
-
+class _File:
     path: Path
-
-    separator = ""
 
     @property
     def name(self) -> str:
         return str(self.path)
 
+
+class TextFile(_File):
+    """A UTF-8 file, read in pieces from any place."""
+
+    separator = ""
+
     def documents(self, start: float = 0.0) -> Iterator[Document]:
-        decoder = codecs.getincrementaldecoder("utf-8")()
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
         with self.path.open("rb") as file:
             file.seek(int(start * self.path.stat().st_size))
             piece = file.read(PIECE_BYTES)
             piece = _from_next_word(piece) if start else piece.removeprefix(codecs.BOM_UTF8)
-            while piece:
+            while True:
                 try:
-                    yield decoder.decode(piece)
+                    yield decoder.decode(piece, final=not piece)
                 except UnicodeDecodeError as error:
                     byte = error.object[error.start]
                     place = file.tell() - len(error.object) + error.start
                     raise ValueError(
                         f"{self.path}: expected UTF-8 text, got byte {byte:#x} at {place}"
                     ) from error
+                if not piece:
+                    return
                 piece = file.read(PIECE_BYTES)
 
 
-@dataclass(frozen=True)
-class JsonLinesFile:
+class JsonLinesFile(_File):
     """A UTF-8 file with one JSON record per line, read from any line."""
 
-    path: Path
-
     separator = "\n\n"
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
 
     def documents(self, start: float = 0.0) -> Iterator[Document]:
         with self.path.open("rb") as file:
@@ -109,17 +107,10 @@ class JsonLinesFile:
                     yield document(record, place)
 
 
-@dataclass(frozen=True)
-class ParquetFile:
+class ParquetFile(_File):
     """A Parquet file, one row group in memory at a time."""
 
-    path: Path
-
     separator = "\n\n"
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
 
     def documents(self, start: float = 0.0) -> Iterator[Document]:
         file = _parquet().ParquetFile(self.path)

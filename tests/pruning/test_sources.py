@@ -34,6 +34,14 @@ def test_a_byte_order_mark_is_no_text(tmp_path, tokenizer):
     assert read(open_source(tmp_path / "a.txt"), tokenizer)[0] == "sixteen letters "
 
 
+def test_line_ends_of_windows_are_those_of_other_systems(tmp_path, tokenizer):
+    text = "a line of text\n" * 9000  # more than one piece
+    (tmp_path / "unix.txt").write_bytes(text.encode())
+    (tmp_path / "windows.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    found = [read(open_source(tmp_path / name), tokenizer) for name in ("unix.txt", "windows.txt")]
+    assert found[0] == found[1]
+
+
 def test_conversations_go_through_the_chat_template_one_by_one(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
@@ -70,6 +78,7 @@ def test_a_large_file_is_read_in_places(tmp_path, tokenizer, monkeypatch):
         ("a.jsonl", b'{"text": "a"}\n{oops\n', ValueError, "JSON"),
         ("a.jsonl", b'{"body": "a"}\n', ValueError, "body"),
         ("a.txt", b"\xff\xfe\x00", ValueError, "UTF-8"),
+        ("a.txt", b"a character that is cut off: \xc3", ValueError, "UTF-8"),
         ("a.txt", b"", ValueError, "expected"),
     ],
 )
