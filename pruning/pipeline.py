@@ -14,7 +14,7 @@ from pruning.choose.explain import PrunedLayer
 from pruning.choose.selection import select
 from pruning.choose.sensitivity import with_divergence
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.families import FFN, find_ffns
+from pruning.model.ffn import FFN, find_ffns
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import update_config
 from pruning.observe.batches import Batch
@@ -43,7 +43,7 @@ def prune(
     """Drop the redundant neurons of every FFN of `model`, in place.
 
     Args:
-        model: a Hugging Face model of a known layout (`pruning.model.families`), de-quantized, in memory.
+        model: a Hugging Face model of a known layout (`pruning.model.ffn`), de-quantized, in memory.
         tokenizer: of the model; may be None if `calibration` is a tensor.
         calibration: what to run the model on. Text, of which about `calibration_tokens` are read, in windows of
             `sequence_length`: a str; a Path of text, JSON lines or Parquet; sources (`pruning.observe.sources`); a
@@ -84,18 +84,18 @@ def prune(
     evidence = None if statistics is None else load_evidence(statistics, find_ffns(model), **estimate)
     need_windows = (
         evidence is None
-        or settings.repair == "sequential"
+        or settings.repair in ("auto", "sequential")
         or settings.candidates > 1
         or _lacks_divergence(settings, evidence)
     )
-    ffns, windows = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
+    ffns, windows, settings = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
     batches = windows.split(settings.batch_size) if windows is not None else ()
     comparison = comparison_batches(windows, settings.batch_size) if windows is not None else ()
     notes: dict[str, Any] = {} if windows is None else {"calibration_text": windows.source}
     seconds: dict[str, float] = {}
     if evidence is None and save_statistics is None and _layers_are_independent(settings):
         n_tokens = windows.n_tokens if windows is not None else 0
-        warn_of_few_tokens(n_tokens, ffns[0].width, settings)
+        warn_of_few_tokens(n_tokens, ffns, settings)
         layers = _prune_layer_by_layer(model, ffns, batches, settings, seconds, progress=progress)
         update_config(model, ffns)
         return Report(asdict(settings), n_tokens, layers, seconds, notes=notes)
@@ -109,7 +109,7 @@ def prune(
         if save_statistics is not None:
             save_evidence(evidence, save_statistics, **estimate)
     n_tokens = evidence[0].statistics.n_tokens
-    warn_of_few_tokens(n_tokens, ffns[0].width, settings)
+    warn_of_few_tokens(n_tokens, ffns, settings)
     with timed(seconds, "select"):
         layers, divergence = select(model, ffns, evidence, comparison, settings, progress=progress)
     with timed(seconds, "repair"):

@@ -9,7 +9,7 @@ from mikernels.validation import MIN_SAMPLES
 from pruning.threshold import null_level
 
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
-Repair = Literal["none", "bias", "lstsq", "sequential"]
+Repair = Literal["auto", "none", "bias", "lstsq", "sequential"]
 Budget = Literal["uniform", "mi", "kl"]
 
 
@@ -25,7 +25,8 @@ class Settings:
         repair: `"sequential"` fits each layer's output projection to the dense hidden states after the layer, which
             also compensates for the error of earlier layers; `"lstsq"` folds a least-squares prediction of the
             dropped neurons into the output projection; `"bias"` adds their mean contribution (only for classes that
-            store a bias); `"none"` does nothing.
+            store a bias); `"none"` does nothing. `"auto"` is `"sequential"` for models whose layers can be followed one
+            by one, and `"lstsq"` for all others; the manifest says which.
         refine: after each layer's sequential repair, train all its projections briefly toward the same target, block
             by block, without labels and without gradients through the model. Gains more, and takes longer, with
             more calibration tokens.
@@ -57,7 +58,7 @@ class Settings:
 
     ratio: Annotated[float, "share of the neurons to drop"] = 0.2
     criterion: Annotated[Criterion, "which neurons to drop first"] = "conditional-mi"
-    repair: Annotated[Repair, "how to compensate for the dropped neurons"] = "sequential"
+    repair: Annotated[Repair, "how to compensate for the dropped neurons"] = "auto"
     refine: Annotated[
         bool,
         "after the sequential repair of each layer, train all its projections briefly toward the same target: slower "
@@ -119,7 +120,7 @@ class Settings:
                 raise ValueError(f"{name}: expected criterion='random-pairs' with it, got {self.criterion!r}")
         if isinstance(self.threshold, str):
             null_level(self.threshold)
-        if self.refine and self.repair != "sequential":
+        if self.refine and self.repair not in ("auto", "sequential"):
             raise ValueError(f"refine: expected repair='sequential' with it, got {self.repair!r}")
 
 

@@ -25,7 +25,7 @@ from pruning import Settings
 from pruning.choose import sensitivity
 from pruning.choose.budget import allocate, uniform_width
 from pruning.choose.evidence import Evidence
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.snapshot import restored
 from pruning.model.surgery import complement
 from pruning.repair.separate import prune_separately

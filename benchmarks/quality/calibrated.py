@@ -18,7 +18,7 @@ from pruning.choose.budget import uniform_width
 from pruning.choose.evidence import Evidence, gather_evidence
 from pruning.choose.evidence_file import load_evidence, save_evidence
 from pruning.choose.sensitivity import with_divergence
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.surgery import update_config
 from pruning.observe.calibration import comparison_batches
 from pruning.observe.capture import Statistics

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.quality.rivals import RIVALS
 from benchmarks.quality.tasks import evenly_spaced
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.settings import Settings
 
 GROUPS = ("no repair", "own repair", "least squares", "sequential", "refined")

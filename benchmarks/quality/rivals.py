@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.families import FFN, WIDTH, find_ffns, text_config
-from pruning.model.surgery import Projection, prune_ffn, update_config
+from pruning.model.ffn import FFN, WIDTH, find_ffns, text_config
+from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
 
 BATCH = 4  # windows per forward pass, where the rival does not prescribe it
 
@@ -108,7 +108,7 @@ def osscar(*, dampening: float = 0.01) -> Run:
             )
             keep = weight.norm(dim=0).nonzero().flatten()  # as in `pack` of fmchisel
             bias = None if ffn.output.bias is None else ffn.output.bias.detach()
-            prune_ffn(ffn, keep, Projection(weight[:, keep], bias))
+            prune_ffns([Plan(ffn, keep, Solution(weight[:, keep], bias))])
 
         _in_sequence(model, windows, compress)
 
@@ -213,7 +213,7 @@ def _in_sequence(model: PreTrainedModel, windows: Tensor, compress: Callable[[FF
 
     def watch(ffn: FFN) -> None:
         activations: list[Tensor] = []
-        recorder = ffn.output.register_forward_pre_hook(lambda _module, args: activations.append(args[0]))
+        recorder = ffn.output.owners[0].register_forward_pre_hook(lambda _module, args: activations.append(args[0]))
 
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> Any:
             recorder.remove()

@@ -23,7 +23,7 @@ from mikernels import mutual_information, samples_for
 from mikernels.statistics.reliability import reliability_of_halves
 from mikernels.transforms import transform_samples
 from pruning import load_model
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.observe.capture import capture
 from pruning.observe.text import read_text, token_windows
 

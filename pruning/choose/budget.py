@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pruning.model.ffn import FFN
+
 
 def uniform_width(width: int, ratio: float, multiple_of: int) -> int:
     """Neurons to keep in a layer of `width`: the multiple nearest to `width * (1 - ratio)`.
@@ -19,6 +21,15 @@ def uniform_width(width: int, ratio: float, multiple_of: int) -> int:
             f"rounded to a multiple of {multiple_of}; use another ratio or a smaller multiple_of"
         )
     return n_keep
+
+
+def kept_width(ffn: FFN, ratio: float, multiple_of: int) -> int:
+    """Neurons to keep in an FFN under the uniform budget; the config entry that sets its width is rounded.
+
+    Raises:
+        ValueError: see `uniform_width`.
+    """
+    return int(ffn.scale * uniform_width(int(ffn.width / ffn.scale), ratio, multiple_of))
 
 
 def allocate(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.snapshot import restored
 from pruning.observe.batches import Batch
 from pruning.observe.capture import Statistics

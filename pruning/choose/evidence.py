@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import mikernels
 from pruning.choose.elimination import conditional_mi
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.observe.batches import Batch
 from pruning.observe.capture import Statistics, capture
 from pruning.progress import timed, track

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mikernels.options import Estimator
 from pruning.choose.evidence import Evidence
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.observe.capture import Statistics
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pruning.choose.evidence import Evidence
 from pruning.choose.scores import saliency_of
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.capture import Statistics
 from pruning.repair.separate import predict

@@ -4,7 +4,7 @@ from them (ties are broken by index)."""
 import torch
 from torch import Tensor
 
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.observe.capture import Statistics
 from pruning.settings import Criterion
 
@@ -61,8 +61,8 @@ def saliency_of(ffn: FFN, statistics: Statistics, criterion: Criterion) -> Tenso
 def magnitude(ffn: FFN) -> Tensor:
     """L2 norm of all weights of each neuron, `[N]`."""
     squares = ffn.output.weight.detach().float().square().sum(0)
-    for linear in ffn.inputs:
-        squares = squares + linear.weight.detach().float().square().sum(1)
+    for projection in ffn.inputs:
+        squares = squares + projection.by_neuron().detach().float().square().sum(1)
     return squares.sqrt()
 
 

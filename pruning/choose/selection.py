@@ -6,14 +6,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.choose import sensitivity
-from pruning.choose.budget import allocate, uniform_width
+from pruning.choose.budget import allocate, kept_width
 from pruning.choose.candidates import divergences
 from pruning.choose.clusters import cluster_neurons
 from pruning.choose.evidence import Evidence
 from pruning.choose.explain import PrunedLayer, explain
 from pruning.choose.random_pairs import random_pairs
 from pruning.choose.scores import ascending, random_order, redundancy_order, saliency_of
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.batches import Batch
 from pruning.progress import track
@@ -68,7 +68,7 @@ def _widths(
 ) -> tuple[list[int], list[float]]:
     """The number of neurons to keep in each layer, and the sensitivity that determined it."""
     if settings.budget == "uniform":
-        widths = [uniform_width(ffn.width, settings.ratio, settings.multiple_of) for ffn in ffns]
+        widths = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
         return widths, [1.0] * len(ffns)
     if settings.budget == "mi":
         weights = sensitivity.by_mi(evidence, estimator=settings.estimator, nodes=settings.nodes)

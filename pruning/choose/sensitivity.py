@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from mikernels.options import Estimator
 from pruning.choose.evidence import Evidence
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.snapshot import restored
 from pruning.model.surgery import complement
 from pruning.observe.batches import Batch

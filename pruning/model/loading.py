@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,11 +15,12 @@ from transformers.utils import find_adapter_config_file
 
 from mikernels.isolation import isolated
 from pruning.model.architecture import model_class
-from pruning.model.families import WIDTH, WIDTHS, find_ffns
+from pruning.model.uneven import is_uneven, load_uneven
+from pruning.model.ffn import check_found
 from pruning.model.headers import stored_dtype
+from pruning.model.knobs import find_knobs
 from pruning.model.loaded import check_loaded
 from pruning.model.precision import working_dtype
-from pruning.model.surgery import resize_ffn
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -59,11 +59,14 @@ def load_model(
     if find_adapter_config_file(source) is not None:
         raise _adapter_error(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    if path.is_dir() and getattr(config.get_text_config(), WIDTHS, None):
+    class_ = model_class(source, config)
+    if isinstance(class_, type) and issubclass(class_, PreTrainedModel):
+        check_found(class_.__name__, find_knobs(class_, config))  # before the weights are read
+    if path.is_dir() and is_uneven(config):
         model = load_uneven(path, dtype)
     else:
         stored = stored_dtype(path) if path.is_dir() else None
-        model, info = model_class(source, config).from_pretrained(
+        model, info = class_.from_pretrained(
             source,
             dtype=dtype or stored or "auto",
             use_safetensors=True,
@@ -74,46 +77,6 @@ def load_model(
         check_loaded(source, model, info)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer
-
-
-@isolated()
-def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a model whose layers have the different widths listed in its config, as an instance of the stock class.
-
-    Args:
-        dtype: by default the saved one.
-
-    Raises:
-        ValueError: weights are missing, or the model has no place for them.
-    """
-    folder, config = Path(folder), AutoConfig.from_pretrained(folder)
-    text = config.get_text_config()
-    widest = getattr(text, WIDTH)
-    widths = getattr(text, WIDTHS)
-    setattr(text, WIDTH, 1)  # FFNs of one neuron cost nothing to initialize
-    delattr(text, WIDTHS)
-    model: PreTrainedModel = model_class(str(folder), config)._from_config(
-        config, dtype=dtype or stored_dtype(folder) or config.dtype
-    )
-    ffns = find_ffns(model)
-    if len(ffns) != len(widths):
-        raise ValueError(f"{folder}: expected {len(ffns)} widths in {WIDTHS}, got {len(widths)}")
-    for ffn, width in zip(ffns, widths, strict=True):
-        resize_ffn(ffn, width)
-    setattr(text, WIDTH, widest)
-    setattr(text, WIDTHS, widths)
-    missing = set(model.state_dict())
-    for file in sorted(folder.glob("*.safetensors")):
-        missing -= set(weights := load_file(file))
-        unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-        if unexpected:
-            raise ValueError(
-                f"{folder}: expected the weights of {type(model).__name__}, got one named {unexpected[0]}"
-            )
-    model.tie_weights()
-    if missing - set(model.all_tied_weights_keys):
-        raise ValueError(f"{folder}: expected all weights of the model, got none named {min(missing)}")
-    return model
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.model.families import WIDTHS, text_config
 from pruning.model.loaded import check_loaded
-from pruning.model.loading import load_uneven
+from pruning.model.uneven import is_uneven, load_uneven
 
 UNEVEN = "uneven"
 """The loader for layers of different widths; any other loader is the name of a class of transformers."""
@@ -39,7 +38,7 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
     loader = type(model).__name__
     if not hasattr(transformers, loader):  # its code came with the model and is trusted already
         loader = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
-    if getattr(text_config(model), WIDTHS, None):
+    if is_uneven(model.config):
         loader = UNEVEN
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch, "ids.safetensors"), Path(scratch, "output.safetensors")

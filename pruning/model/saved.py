@@ -1,7 +1,7 @@
 """Checking that a checkpoint can be loaded again as what is in memory: before it is written, and after."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -9,36 +9,44 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from pruning.model.architecture import empty_model
-from pruning.model.families import FFN, WIDTH, bias_switch
+from pruning.model.ffn import BIAS_SWITCHES, FFN
 from pruning.model.headers import DTYPES, read_headers
+from pruning.model.knobs import Knob, set_entry
 from pruning.model.loaded import name_some
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_config(model: PreTrainedModel, ffns: Sequence[FFN], width: int, *, adds_bias: bool = False) -> None:
-    """Build the class with FFNs of `width` neurons from its config, without memory for weights, and compare it to the
-    model.
+def check_config(
+    model: PreTrainedModel, ffns: Sequence[FFN], widths: Sequence[int], *, adds_bias: bool = False
+) -> None:
+    """Build the class with pruned FFNs from its config, without memory for weights, and compare it to the model.
 
     Args:
-        width: of the pruned FFNs; the largest one if they differ.
+        widths: of the pruned FFNs; FFNs of one knob are compared at its largest width.
         adds_bias: whether pruning will give the FFNs biases that they do not have yet.
 
     Raises:
-        ValueError: the config entry also drives weights outside of the FFNs, or does not drive those of an FFN, or the
+        ValueError: a config entry also drives weights outside of the FFNs, or does not drive those of an FFN, or the
             model has other weights or ties than its config describes. No checkpoint could then be loaded.
     """
     class_name = type(model).__name__
     config: PretrainedConfig = copy.deepcopy(model.config)
-    setattr(config.get_text_config(), WIDTH, width)
-    switch = bias_switch(ffns[0])
-    if adds_bias and switch is not None:
-        setattr(config.get_text_config(), switch, True)
+    entries: dict[Knob, int] = {}
+    for ffn, width in zip(ffns, widths, strict=True):
+        entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
+    for knob, entry in entries.items():
+        set_entry(config, knob.path, entry)
+    if adds_bias:
+        for switch in BIAS_SWITCHES:
+            if hasattr(config.get_text_config(), switch):
+                setattr(config.get_text_config(), switch, True)
+    change = ", ".join(f"{knob}={entry}" for knob, entry in entries.items())
     try:
         stock = empty_model(type(model), config)
     except Exception as error:
-        raise ValueError(f"{WIDTH}: {class_name} cannot be built with {WIDTH}={width}: {error}") from error
-    of_ffns = _pruned_shapes(model, ffns, width, adds_bias=adds_bias)
+        raise ValueError(f"{class_name} cannot be built with {change}: {error}") from error
+    of_ffns = _pruned_shapes(model, ffns, entries, adds_bias=adds_bias)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()} | of_ffns
     got = {name: tuple(value.shape) for name, value in stock.state_dict().items()}
     if different := expected.keys() ^ got.keys():
@@ -52,12 +60,12 @@ def check_config(model: PreTrainedModel, ffns: Sequence[FFN], width: int, *, add
             continue
         if name in of_ffns:
             raise ValueError(
-                f"{name}: expected the config entry {WIDTH} to give its width, but with {WIDTH}={width} {class_name} "
-                f"gives it the shape {got[name]}; this model cannot be pruned"
+                f"{name}: expected its width to follow the config, but with {change} {class_name} gives it the shape "
+                f"{got[name]} instead of {shape}; this model cannot be pruned"
             )
         raise ValueError(
-            f"{name}: expected only FFNs to change with the config entry {WIDTH}, which also drives this weight of "
-            f"{class_name}: {shape} in the model, {got[name]} with {WIDTH}={width}; this model cannot be pruned"
+            f"{name}: expected only FFNs to change with the config, which also drives this weight of {class_name}: "
+            f"{shape} in the model, {got[name]} with {change}; this model cannot be pruned"
         )
     if shared := [names for names in _shared(model) if not any(names <= other for other in _shared(stock))]:
         raise ValueError(
@@ -102,17 +110,26 @@ def check_saved(folder: Path, model: PreTrainedModel) -> None:
             )
 
 
-def _pruned_shapes(model: PreTrainedModel, ffns: Sequence[FFN], width: int, *, adds_bias: bool) -> Shapes:
-    """The shapes of all weights of the FFNs with `width` neurons, by name."""
-    names = {module: name for name, module in model.named_modules()}
+def _pruned_shapes(
+    model: PreTrainedModel, ffns: Sequence[FFN], entries: Mapping[Knob, int], *, adds_bias: bool
+) -> Shapes:
+    """The shapes of all weights of the FFNs with the config entries, by name."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     shapes: Shapes = {}
     for ffn in ffns:
-        for linear in ffn.projections:
-            is_output = linear is ffn.output
-            rows = linear.out_features if is_output else width
-            shapes[f"{names[linear]}.weight"] = (rows, width if is_output else linear.in_features)
-            if linear.bias is not None or adds_bias:
-                shapes[f"{names[linear]}.bias"] = (rows,)
+        width = int(ffn.scale * entries[ffn.knob])
+        for projection in ffn.projections:
+            stacked = int(projection.expert is not None)
+            shape = list(projection.parameter.shape)
+            shape[stacked + projection.axis] = width * projection.copies
+            rows = projection.out_features if projection.contracts else width * projection.copies
+            for name in names[id(projection.parameter)]:
+                shapes[name] = tuple(shape)
+                if projection.bias is not None or adds_bias:
+                    bias = name.removesuffix(projection.weight_name) + projection.bias_name
+                    shapes[bias] = (*shape[:stacked], rows)
     return shapes
 
 

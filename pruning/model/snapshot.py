@@ -6,25 +6,40 @@ It costs memory only once the FFNs have other weights.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from torch import nn
 
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 
-Snapshot = list[tuple[nn.Linear, dict[str, nn.Parameter]]]
+
+class Snapshot(NamedTuple):
+    """Of each module, its own parameters, and its integer attributes that follow the widths."""
+
+    parameters: list[tuple[nn.Module, dict[str, nn.Parameter | None]]]
+    attributes: list[tuple[nn.Module, str, int]]
 
 
 def take_snapshot(ffns: Sequence[FFN]) -> Snapshot:
     """The current parameters of the FFNs."""
-    return [(linear, dict(linear.named_parameters())) for ffn in ffns for linear in ffn.projections]
+    owners = dict.fromkeys(owner for ffn in ffns for part in ffn.projections for owner in part.owners)
+    attributes = dict.fromkeys(
+        [(module, name) for ffn in ffns for module, name, _ in ffn.attributes]
+        + [(owner, name) for owner in owners if isinstance(owner, nn.Linear) for name in ("in_features", "out_features")]
+    )
+    return Snapshot(
+        [(owner, dict(owner._parameters)) for owner in owners],
+        [(module, name, getattr(module, name)) for module, name in attributes],
+    )
 
 
 def put_back(snapshot: Snapshot) -> None:
     """Give the FFNs the parameters of the snapshot."""
-    for linear, parameters in snapshot:
-        linear.out_features, linear.in_features = parameters["weight"].shape
-        for name in ("weight", "bias"):
-            linear.register_parameter(name, parameters.get(name))
+    for owner, parameters in snapshot.parameters:
+        for name, parameter in parameters.items():
+            owner.register_parameter(name, parameter)
+    for module, name, value in snapshot.attributes:
+        setattr(module, name, value)
 
 
 @contextmanager

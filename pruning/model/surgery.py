@@ -1,22 +1,32 @@
 """Removing neurons from a model, so that its config describes the result."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.model.families import FFN, WIDTH, WIDTHS, bias_switch, text_config
+from pruning.model.ffn import BIAS_SWITCHES, FFN, WIDTHS, Projection, knobs_of, text_config
+from pruning.model.knobs import read_entry, set_entry
 
 
-class Projection(NamedTuple):
+class Solution(NamedTuple):
     """A new output projection: `weight [d, kept]`, `bias [d]` or None."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> "Projection":
-        return Projection(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+    def to(self, dtype: torch.dtype) -> "Solution":
+        return Solution(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+
+class Plan(NamedTuple):
+    """What to do with one FFN: keep the neurons `keep` `[kept]`, with `solution` as the output projection."""
+
+    ffn: FFN
+    keep: Tensor
+    solution: Solution
 
 
 def complement(indices: Tensor, length: int) -> Tensor:
@@ -26,52 +36,97 @@ def complement(indices: Tensor, length: int) -> Tensor:
     return absent.nonzero().flatten()
 
 
-def prune_ffn(ffn: FFN, keep: Tensor, projection: Projection) -> None:
-    """Keep the neurons `keep` of one FFN, in place, with `projection` as its output projection."""
-    for linear in ffn.inputs:
-        bias = None if linear.bias is None else linear.bias.detach()[keep]
-        _replace(linear, linear.weight.detach()[keep], bias)
-    _replace(ffn.output, projection.weight, projection.bias)
+def prune_ffns(plans: Iterable[Plan]) -> None:
+    """Carry out the plans, in place. All experts of a stack have to be among them, with equally many kept neurons."""
+    stacks: dict[int, list[Plan]] = {}
+    for plan in plans:
+        stacks.setdefault(id(plan.ffn.output.parameter), []).append(plan)
+    for stack in stacks.values():
+        _prune_stack(stack)
 
 
 def resize_ffn(ffn: FFN, width: int) -> None:
-    """Give an FFN `width` neurons with uninitialized weights, in place."""
-    for linear in ffn.inputs:
-        bias = None if linear.bias is None else linear.bias.new_empty(width)
-        _replace(linear, linear.weight.new_empty(width, linear.in_features), bias)
-    output = ffn.output
-    bias = None if output.bias is None else output.bias.detach()
-    _replace(output, output.weight.new_empty(output.out_features, width), bias)
+    """Give an FFN `width` neurons, some of its own, in place."""
+    keep = torch.arange(ffn.width, device=ffn.output.weight.device)[:width]
+    prune_ffns([Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))])
 
 
-def update_config(model: PreTrainedModel, ffns: list[FFN]) -> None:
+def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
     """Write the new widths, and the switch for added biases, into the config.
 
     A class whose switch controls all biases of the FFN gets zero biases where there were none.
     """
-    config = text_config(model)
-    widths = [ffn.width for ffn in ffns]
-    setattr(config, WIDTH, max(widths))
-    if len(set(widths)) > 1:
-        setattr(config, WIDTHS, widths)
-    elif hasattr(config, WIDTHS):
-        delattr(config, WIDTHS)
-    switch = bias_switch(ffns[0])
-    added = ffns[0].output.bias is not None and ffns[0].inputs[0].bias is None
-    if added and switch is not None:
-        setattr(config, switch, True)
-    for ffn in ffns:
-        if hasattr(ffn.block, WIDTH):
-            setattr(ffn.block, WIDTH, ffn.width)
-        if added:
-            for linear in ffn.inputs:
-                _replace(linear, linear.weight.detach(), linear.weight.new_zeros(ffn.width))
+    knobs = knobs_of(ffns)
+    for knob in knobs:
+        driven = [ffn for ffn in ffns if ffn.knob == knob]
+        entries = [int(ffn.width / ffn.scale) for ffn in driven]
+        set_entry(model.config, knob.path, max(entries))
+        holder = read_entry(model.config, knob.path[:-1])
+        if len(set(entries)) > 1:
+            setattr(holder, WIDTHS, [ffn.width for ffn in driven])
+        elif hasattr(holder, WIDTHS):
+            delattr(holder, WIDTHS)
+    if any(ffn.output.bias is not None and not ffn.had_bias for ffn in ffns):
+        config = text_config(model)
+        for switch in BIAS_SWITCHES:
+            if hasattr(config, switch):
+                setattr(config, switch, True)
+        for ffn in ffns:
+            for projection in ffn.inputs:
+                if projection.bias_parameter is None:
+                    _set(projection, projection.bias_name, projection.weight.new_zeros(projection.out_features))
 
 
-def _replace(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Give `linear` new parameters; the old ones are not changed."""
-    old = linear.weight
-    linear.out_features, linear.in_features = weight.shape
-    linear.weight = nn.Parameter(weight.to(old).contiguous(), requires_grad=old.requires_grad)
-    new_bias = None if bias is None else nn.Parameter(bias.to(old), requires_grad=old.requires_grad)
-    linear.register_parameter("bias", new_bias)
+def _prune_stack(plans: Sequence[Plan]) -> None:
+    """Carry out the plans for all FFNs that share their parameters: one, or the experts of a stack in their order."""
+    first = plans[0].ffn
+    before = first.width
+    stacked = first.is_routed
+    if stacked:
+        plans = sorted(plans, key=lambda plan: plan.ffn.output.expert or 0)
+        experts, kept = len(first.output.parameter), {len(plan.keep) for plan in plans}
+        if len(plans) != experts or len(kept) > 1:
+            raise ValueError(
+                f"{first.name}: expected all {experts} experts to keep equally many neurons, got {len(plans)} experts "
+                f"that keep {sorted(kept)}"
+            )
+    new: list[tuple[Projection, str, Tensor]] = []
+    for i, projection in enumerate(first.inputs):
+        entries = [plan.ffn.inputs[i].entries(plan.keep) for plan in plans]
+        weight, bias = projection.parameter, projection.bias_parameter
+        if stacked:
+            weights = [weight[e].index_select(projection.axis, index) for e, index in enumerate(entries)]
+            new.append((projection, projection.weight_name, torch.stack(weights)))
+            if bias is not None:
+                biases = torch.stack([bias[e][index] for e, index in enumerate(entries)])
+                new.append((projection, projection.bias_name, biases))
+        else:
+            new.append((projection, projection.weight_name, weight.index_select(projection.axis, entries[0])))
+            if bias is not None:
+                new.append((projection, projection.bias_name, bias[entries[0]]))
+    output = first.output
+    weights = [plan.solution.weight if output.axis == 1 else plan.solution.weight.t() for plan in plans]
+    new.append((output, output.weight_name, torch.stack(weights) if stacked else weights[0]))
+    if plans[0].solution.bias is not None:
+        biases = [plan.solution.bias for plan in plans if plan.solution.bias is not None]
+        new.append((output, output.bias_name, torch.stack(biases) if stacked else biases[0]))
+    for projection, name, values in new:
+        _set(projection, name, values)
+    for module, attribute, change in first.attributes:
+        setattr(module, attribute, int(getattr(module, attribute) + change * (first.width - before)))
+    for owner in first.output.owners + sum((projection.owners for projection in first.inputs), ()):
+        _describe(owner)
+
+
+def _set(projection: Projection, name: str, values: Tensor) -> None:
+    """Replace a parameter in all modules that share it; the old one is not changed."""
+    old = projection.parameter
+    new = nn.Parameter(values.detach().to(old).contiguous(), requires_grad=old.requires_grad)
+    for owner in projection.owners:
+        owner.register_parameter(name, new)
+
+
+def _describe(owner: nn.Module) -> None:
+    """Let a tied `nn.Linear` that is outside of the block say its new size."""
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = owner.weight.shape

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.model.families import text_config
+from pruning.model.ffn import text_config
 from pruning.observe.batches import Batch, Windows, unpadded
 from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
 from pruning.observe.sources import BUILTIN, MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, open_source

@@ -1,17 +1,17 @@
 """Statistics of the activations of each FFN over the calibration tokens: a sample of tokens, and moments."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.forward import without_cache
-from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
+from pruning.observe.batches import Batch, model_inputs
+from pruning.observe.neurons import observed_neurons
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Recorder:
         self.name = name
         self.sample_size = sample_size
         self.n_tokens = 0
+        self._weight = 0.0
         # Equal seeds draw equal keys, so that the sample holds the same tokens for every FFN.
         self._generator = torch.Generator().manual_seed(seed)
         self._keys = torch.empty(0)
@@ -56,8 +57,12 @@ class Recorder:
     def of(cls, ffn: FFN, sample_size: int, *, seed: int) -> "Recorder":
         return cls(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device)
 
-    def add(self, z: Tensor) -> None:
+    def add(self, z: Tensor, gates: Tensor | None = None) -> None:
         """Add the activations `z [T, N]` of T tokens.
+
+        Args:
+            gates: `[T]`, by which a mixture multiplies the outputs of this expert. The moments weigh each token by the
+                square of its gate, which is how much its error counts in the output of the mixture.
 
         Raises:
             ValueError: NaN or infinite activations.
@@ -68,18 +73,15 @@ class Recorder:
                 f"{self.name}: expected finite activations, got {nan} NaN and {infinite} infinite of "
                 f"{z.numel()} values"
             )
-        self._add_sample(z)
-        self._add_moments(z)
+        if len(z):
+            self._add_sample(z)
+            self._add_moments(z, gates)
 
     def finish(self) -> Statistics:
-        """The statistics of all tokens added.
-
-        Raises:
-            ValueError: no tokens were added.
-        """
-        if self._sample is None:
-            raise ValueError(f"{self.name}: expected calibration tokens, got none")
-        return Statistics(self.name, self._sample, self.n_tokens, self._mean, self._scatter / self.n_tokens)
+        """The statistics of all tokens added."""
+        sample = self._mean.new_empty(0, len(self._mean)) if self._sample is None else self._sample
+        covariance = self._scatter / (self._weight or 1)
+        return Statistics(self.name, sample, self.n_tokens, self._mean, covariance)
 
     def _add_sample(self, z: Tensor) -> None:
         # Each token draws a random key. Keeping the smallest keys gives a uniform sample without replacement.
@@ -88,18 +90,28 @@ class Recorder:
         kept = keys.argsort()[: self.sample_size]
         self._keys, self._sample = keys[kept], pool[kept.to(pool.device)]
 
-    def _add_moments(self, z: Tensor) -> None:
+    def _add_moments(self, z: Tensor, gates: Tensor | None) -> None:
         # Chan, Golub, LeVeque 1983; the batch is centered first, so that large means cost no precision.
         values = z.detach().float()
-        mean = values.mean(0, dtype=torch.float64)
-        centered = values - mean.float()
+        if gates is None:
+            weight = float(len(z))
+            mean = values.mean(0, dtype=torch.float64)
+            centered = values - mean.float()
+        else:
+            squares = gates.detach().double().square()
+            weight = float(squares.sum())
+            if weight == 0:
+                return
+            mean = (squares @ values.double()) / weight
+            centered = (values - mean.float()) * squares.sqrt().float()[:, None]
         self._scatter.addmm_(centered.t(), centered)
         shift = mean - self._mean
-        total = self.n_tokens + len(z)
-        between = shift * (self.n_tokens * len(z) / total) ** 0.5
+        total = self._weight + weight
+        between = shift * (self._weight * weight / total) ** 0.5
         self._scatter.addr_(between.float(), between.float())
-        self._mean += shift * (len(z) / total)
-        self.n_tokens = total
+        self._mean += shift * (weight / total)
+        self._weight = total
+        self.n_tokens += len(z)
 
 
 def capture(
@@ -112,35 +124,18 @@ def capture(
         seed: of the sample.
 
     Raises:
-        ValueError: NaN or infinite activations (the message names the layer), or no tokens.
+        ValueError: NaN or infinite activations (the message names the layer), or an FFN that no token reaches and that
+            is not an expert.
     """
-    recorders = [Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns]
+    recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
     body = model.base_model  # without the language-model head, whose output is not needed
-    real: list[Tensor | None] = [None]  # of the current batch
-    with _recording(ffns, recorders, real), torch.inference_mode(), evaluation_mode(model):
+    with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
             inputs = model_inputs(batch, model.device)
-            real[0] = real_positions(inputs)
-            body(**inputs, **without_cache(body))
-    return [recorder.finish() for recorder in recorders]
-
-
-@contextmanager
-def _recording(ffns: list[FFN], recorders: list[Recorder], real: Sequence[Tensor | None]) -> Iterator[None]:
-    """Pass the input of each FFN's output projection, at the positions `real[0]`, to its recorder; the hooks are
-    removed also after an error."""
-
-    def hook_for(recorder: Recorder):  # type: ignore[no-untyped-def]
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            recorder.add(select_tokens(args[0], real[0]))
-
-        return hook
-
-    handles = []
-    try:
-        for ffn, recorder in zip(ffns, recorders, strict=True):
-            handles.append(ffn.output.register_forward_pre_hook(hook_for(recorder)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+            with observed_neurons(model, ffns, inputs, lambda ffn, z, gates: recorders[ffn].add(z, gates)):
+                body(**inputs, **without_cache(body))
+    statistics = [recorder.finish() for recorder in recorders.values()]
+    for ffn, layer in zip(ffns, statistics, strict=True):
+        if layer.n_tokens == 0 and not ffn.is_routed:
+            raise ValueError(f"{ffn.name}: expected calibration that reaches this FFN, got no tokens")
+    return statistics

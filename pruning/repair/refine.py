@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.first_call import first_call
 
 PASSES = 4
@@ -115,21 +115,39 @@ def neurons(ffn: FFN, inputs: Tensor, parameters: dict[str, Tensor] | None = Non
         parameters: used in place of the reader's own, by name.
     """
     arguments = (inputs.to(ffn.output.weight.dtype),)
-    run = partial(torch.func.functional_call, ffn.reader, parameters or {}, arguments)
-    contains_output = ffn.output in ffn.reader.modules()
-    z: Tensor = first_call(ffn.output, run).args[0] if contains_output else run()
+    reader = _reader(ffn)
+    run = partial(torch.func.functional_call, reader, parameters or {}, arguments)
+    output = ffn.output.owners[0]
+    z: Tensor = first_call(output, run).args[0] if output in reader.modules() else run()
     return z
 
 
 def _parameters(ffn: FFN) -> list[nn.Parameter]:
     """All trained parameters: those of the input projections, in the order of `_input_names`, then those of the output
     projection."""
-    return [*_input_names(ffn).values(), *ffn.output.parameters()]
+    return [*_input_names(ffn).values(), *ffn.output.owners[0].parameters()]
 
 
 def _input_names(ffn: FFN) -> dict[str, nn.Parameter]:
-    own = {id(p) for linear in ffn.inputs for p in linear.parameters()}
-    return {name: p for name, p in ffn.reader.named_parameters() if id(p) in own}
+    own = {id(p) for projection in ffn.inputs for p in projection.owners[0].parameters()}
+    return {name: p for name, p in _reader(ffn).named_parameters() if id(p) in own}
+
+
+def _reader(ffn: FFN) -> nn.Module:
+    """The smallest module that computes the neurons from the input of the FFN; it may contain the output projection.
+
+    Raises:
+        ValueError: an FFN that is no module of its own.
+    """
+    inputs = {projection.owners[0] for projection in ffn.inputs}
+    children = [child for child in ffn.block.children() if inputs <= set(child.modules()) and child not in inputs]
+    reader = children[0] if children else ffn.block
+    if ffn.is_routed or (reader is ffn.layer and ffn.output.owners[0] in reader.modules()):
+        raise ValueError(
+            f"{ffn.name}: expected an FFN that is a module of its own for refine=True, got a part of "
+            f"{type(reader).__name__}; use refine=False for this model"
+        )
+    return reader
 
 
 def _mixed_precision(ffn: FFN) -> torch.autocast:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from pruning.model.families import FFN
-from pruning.model.surgery import Projection, complement, prune_ffn
+from pruning.model.ffn import FFN
+from pruning.model.surgery import Plan, Solution, complement, prune_ffns
 from pruning.observe.capture import Statistics
 from pruning.repair.ridge import ridge
 from pruning.settings import Repair
@@ -35,10 +35,9 @@ def prune_separately(
     for ffn, keep, activations in zip(ffns, kept, statistics, strict=True):
         weight, bias = ffn.output.weight, ffn.output.bias
         intercept = repair == "bias" or bias is not None
-        projection = repair_projection(weight, bias, keep, activations, repair, intercept=intercept)
-        plans.append((ffn, keep, projection.to(weight.dtype)))
-    for ffn, keep, projection in plans:
-        prune_ffn(ffn, keep, projection)
+        solution = repair_projection(weight, bias, keep, activations, repair, intercept=intercept)
+        plans.append(Plan(ffn, keep, solution.to(weight.dtype)))
+    prune_ffns(plans)
 
 
 def repair_projection(
@@ -49,7 +48,7 @@ def repair_projection(
     repair: Repair,
     *,
     intercept: bool,
-) -> Projection:
+) -> Solution:
     """The output projection of the kept neurons, in float64.
 
     Args:
@@ -68,19 +67,19 @@ def repair_projection(
     drop = complement(keep, weight.shape[1])
     kept_weight, dropped_weight = weight[:, keep], weight[:, drop]
     if repair == "none" or len(drop) == 0:
-        return Projection(kept_weight, new_bias)
+        return Solution(kept_weight, new_bias)
     if repair == "bias":
         if not intercept:
             raise ValueError(
                 "repair: expected a projection that can store a bias for repair='bias', got none"
             )
-        return Projection(kept_weight, _add(new_bias, dropped_weight @ statistics.mean[drop]))
+        return Solution(kept_weight, _add(new_bias, dropped_weight @ statistics.mean[drop]))
     if not intercept:
         prediction = predict(statistics.second_moment, keep, drop)
-        return Projection(kept_weight + dropped_weight @ prediction, new_bias)
+        return Solution(kept_weight + dropped_weight @ prediction, new_bias)
     prediction = predict(statistics.covariance.double(), keep, drop)
     constant = statistics.mean[drop] - prediction @ statistics.mean[keep]
-    return Projection(kept_weight + dropped_weight @ prediction, _add(new_bias, dropped_weight @ constant))
+    return Solution(kept_weight + dropped_weight @ prediction, _add(new_bias, dropped_weight @ constant))
 
 
 def predict(moments: Tensor, keep: Tensor, drop: Tensor) -> Tensor:

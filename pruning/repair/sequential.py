@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.snapshot import restored_on_error
-from pruning.model.surgery import Projection, prune_ffn
+from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.batches import Batch
 from pruning.repair.refine import refine_ffn
 from pruning.repair.ridge import ridge
@@ -111,13 +111,13 @@ def prune_and_fit(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, s
     Raises:
         ValueError: activations that are not finite.
     """
-    prune_ffn(ffn, keep, fit(ffn, keep, examples))
+    prune_ffns([Plan(ffn, keep, fit(ffn, keep, examples))])
     if refine:
         read = torch.cat([layer_pass.read for layer_pass in examples.passes])
         refine_ffn(ffn, read, torch.cat(examples.target), torch.cat(examples.weight), seed=seed)
 
 
-def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:
+def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
     """The output projection of the neurons `keep` that comes closest to the targets, in closed form.
 
     With these neurons z and the target t, it minimizes the weighted sum of `|t - W z - b|^2` over tokens, with a ridge
@@ -148,4 +148,4 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Projection:
     missing = cross - gram @ dense.t()
     change = ridge(gram, missing, PULL_TO_DENSE, n_free=int(intercept)).t().float()
     fitted = dense + change  # [d, size]
-    return Projection(fitted[:, : len(keep)], fitted[:, -1] if intercept else None)
+    return Solution(fitted[:, : len(keep)], fitted[:, -1] if intercept else None)

@@ -15,10 +15,29 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN, Projection
 from pruning.model.first_call import Call, first_call
 from pruning.model.forward import without_cache
+from pruning.model.watch import Watch
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
+
+
+ADVICE = "use repair='lstsq' for this model"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer does with the output of its FFN.
+
+    Attributes:
+        scale: it outputs `skipped + scale * added`, 1 except in families like Granite; None if it does not.
+        normalizes_sum: it normalizes the sum of the FFN's input and output (BERT).
+        block_is_ffn: whether the FFN's block can be run on its own.
+    """
+
+    scale: float | None
+    normalizes_sum: bool
+    block_is_ffn: bool
 
 
 @dataclass(frozen=True)
@@ -49,10 +68,14 @@ class Stream:
     """
 
     def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
+        layers = [ffn.layer for ffn in ffns]
+        for ffn, layer in zip(ffns, layers, strict=True):
+            if layers.count(layer) > 1:
+                raise ValueError(f"{ffn.name}: expected one FFN for each layer, got several; {ADVICE}")
         self._ffns = ffns
         self._calls: list[list[Call]] = []  # by batch: the arguments of each layer but the hidden states
         self._real: list[Tensor | None] = []  # by batch: the positions that are not padding
-        self._scales: list[float | None] = []
+        self._forms: list[Form] = []
         options = without_cache(model.base_model)
         self.hidden: list[Tensor] = []
         by_shape: dict[torch.Size, list[Call]] = {}
@@ -72,18 +95,18 @@ class Stream:
             self._calls.append(calls)
             if real is None:
                 by_shape[shape] = calls
-            self._scales = self._scales or [self._scale(i, hidden) for i, hidden in enumerate(layer_inputs)]
+            self._forms = self._forms or [self._form(i, hidden) for i, hidden in enumerate(layer_inputs)]
 
     def copy(self) -> "Stream":
         """Another stream at the same position."""
         twin = object.__new__(Stream)
-        twin._ffns, twin._calls, twin._real, twin._scales = self._ffns, self._calls, self._real, self._scales
+        twin._ffns, twin._calls, twin._real, twin._forms = self._ffns, self._calls, self._real, self._forms
         twin.hidden = list(self.hidden)
         return twin
 
     def passes(self, index: int, *, advance: bool = False) -> Iterator[LayerPass]:
         """Run layer `index` batch by batch; with `advance`, move each batch on to the next layer."""
-        ffn = self._ffns[index]
+        ffn, form = self._ffns[index], self._forms[index]
         for i, hidden in enumerate(self.hidden):
             with _observed(ffn) as seen, torch.no_grad():
                 after = self._run(index, i, hidden)
@@ -91,12 +114,12 @@ class Stream:
                 self.hidden[i] = after
             real = self._real[i]
             read, z, added = (select_tokens(seen[part], real) for part in ("read", "z", "added"))
-            scale, skipped = self._scales[index], None
-            if scale is not None:
-                skipped = select_tokens(after, real).float() - scale * added
-            elif ffn.normed_after:
+            skipped = None
+            if form.scale is not None:
+                skipped = select_tokens(after, real).float() - form.scale * added
+            elif form.normalizes_sum:
                 skipped = read.float()
-            yield LayerPass(read, z, added, skipped, 1.0 if scale is None else scale)
+            yield LayerPass(read, z, added, skipped, 1.0 if form.scale is None else form.scale)
 
     def advance(self, index: int) -> None:
         """Move on through layer `index`."""
@@ -105,10 +128,10 @@ class Stream:
 
     def resume(self, index: int, passes: Sequence[LayerPass]) -> None:
         """Move on through layer `index`, whose FFN has changed since `passes`; reuses their attention if possible."""
-        ffn, scale = self._ffns[index], self._scales[index]
+        ffn, scale = self._ffns[index], self._forms[index].scale
         for i, (before, hidden) in enumerate(zip(passes, self.hidden, strict=True)):
             with torch.no_grad():
-                if before.skipped is None or scale is None or ffn.reader is not ffn.block:
+                if before.skipped is None or scale is None or not self._forms[index].block_is_ffn:
                     self.hidden[i] = self._run(index, i, hidden)
                     continue
                 after = (before.skipped + scale * ffn.block(before.read)).to(hidden.dtype)
@@ -119,31 +142,47 @@ class Stream:
                     self.hidden[i] = hidden.clone()
                     self.hidden[i][real] = after
 
-    def _scale(self, index: int, hidden: Tensor) -> float | None:
-        """The factor by which layer `index` multiplies the output of its FFN before adding it to the hidden states;
-        None if the layer does something else.
+    def _form(self, index: int, hidden: Tensor) -> Form:
+        """What layer `index` does with the output of its FFN.
 
-        Found by experiment: add a multiple of the FFN's output to itself and look at the change of the layer's output,
-        which must be proportional. For each token the addition is made as large as the layer's output; a smaller
-        one would be lost in rounding.
+        The scale is found by experiment: add a multiple of the FFN's output to itself and look at the change of the
+        layer's output, which must be proportional. For each token the addition is made as large as the layer's output;
+        a smaller one would be lost in rounding.
         """
         ffn = self._ffns[index]
-        with torch.no_grad(), _observed(ffn) as seen:
-            after = self._run(index, 0, hidden)
-            added = seen["added"].float()
-            size = added.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-            more = added * (after.float().norm(dim=-1, keepdim=True) / size)
-            handle = ffn.output.register_forward_hook(lambda _module, _args, output: output + more.to(output))
-            try:
-                change = self._run(index, 0, hidden).float() - after
-            finally:
+        calls: dict[nn.Module, tuple[Any, ...]] = {}  # in the order in which modules finish
+        handles = [
+            module.register_forward_hook(lambda module, args, _output: calls.update({module: args}))
+            for module in ffn.layer.modules()
+            if not any(module.children())
+        ]
+        try:
+            with torch.no_grad(), _observed(ffn) as seen:
+                after = self._run(index, 0, hidden)
+        finally:
+            for handle in handles:
                 handle.remove()
-        if not more.any():
-            return 1.0
-        scale = float((change * more).sum() / more.square().sum())
-        if not float((change - scale * more).norm()) < 0.1 * float(change.norm()):
-            return None
-        return 1.0 if abs(scale - 1) < 0.01 else scale
+        read, added = (seen[part].float().reshape(after.shape[:-1] + (-1,)) for part in ("read", "added"))
+        last = next((args[0] for args in reversed(calls.values()) if args and isinstance(args[0], Tensor)), None)
+        normalizes_sum = (
+            last is not None and last.shape == added.shape == read.shape and torch.allclose(last.float(), read + added, 1e-2, 1e-3)
+        )
+        size = added.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        more = added * (after.float().norm(dim=-1, keepdim=True) / size)
+        with torch.no_grad(), Watch([ffn.output], lambda _projection, _z, product: product + more.view_as(product).to(product)):
+            change = self._run(index, 0, hidden).float() - after
+        scale = float((change * more).sum() / more.square().sum()) if more.any() else 1.0
+        if more.any() and not float((change - scale * more).norm()) < 0.1 * float(change.norm()):
+            return Form(None, normalizes_sum, block_is_ffn=False)
+        return Form(1.0 if abs(scale - 1) < 0.01 else scale, normalizes_sum=False, block_is_ffn=self._is_ffn(ffn, seen))
+
+    def _is_ffn(self, ffn: FFN, seen: dict[str, Tensor]) -> bool:
+        """Whether the block maps the input of the FFN to its output and does nothing else."""
+        if ffn.block is ffn.layer:
+            return False
+        with torch.no_grad():
+            output = ffn.block(seen["read"])
+        return isinstance(output, Tensor) and torch.equal(output, seen["added"].view_as(output))
 
     def _run(self, index: int, batch: int, hidden: Tensor) -> Tensor:
         call = self._calls[batch][index]
@@ -161,12 +200,16 @@ def _layer_calls(ffns: Sequence[FFN], run: Callable[[], object]) -> tuple[list[T
     last: list[Tensor] = []
 
     def before(_module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if len(calls) == len(ffns):
+            raise ValueError(
+                f"{ffns[0].name}: expected {len(ffns)} layers that run once, got layers that run more often; {ADVICE}"
+            )
         hidden, call = _take_hidden(Call(args, keywords))
         # NaN differ from themselves, hence the comparison by identity first.
         if last and hidden is not last[-1] and not torch.equal(hidden, last[-1]):
             raise ValueError(
                 f"{ffns[len(calls)].name}: expected its layer to read the output of the layer of "
-                f"{ffns[len(calls) - 1].name}, got other hidden states; use repair='lstsq' for this model"
+                f"{ffns[len(calls) - 1].name}, got other hidden states; {ADVICE}"
             )
         inputs.append(hidden)
         calls.append(call)
@@ -181,6 +224,10 @@ def _layer_calls(ffns: Sequence[FFN], run: Callable[[], object]) -> tuple[list[T
     finally:
         for handle in handles:
             handle.remove()
+    if len(calls) < len(ffns):
+        raise ValueError(
+            f"{ffns[len(calls)].name}: expected a layer for each of {len(ffns)} FFNs, got {len(calls)} that run; {ADVICE}"
+        )
     return inputs, calls
 
 
@@ -199,21 +246,20 @@ def _output_hidden(output: Any) -> Tensor:
 
 @contextmanager
 def _observed(ffn: FFN) -> Iterator[dict[str, Tensor]]:
-    """Record the input of the FFN ("read"), its neurons ("z") and its output ("added") when it runs."""
+    """Record the input of the FFN ("read"), its neurons ("z") and its output ("added") when it runs.
+
+    Raises:
+        ValueError: it does not run.
+    """
     seen: dict[str, Tensor] = {}
 
-    def on_read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen["read"] = args[0]
+    def on_product(projection: Projection, values: Tensor, product: Tensor) -> None:
+        if projection is ffn.output:
+            seen["z"], seen["added"] = values, product
+        else:
+            seen["read"] = values
 
-    def on_output(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["z"], seen["added"] = args[0], output
-
-    handles = [
-        ffn.inputs[0].register_forward_pre_hook(on_read),
-        ffn.output.register_forward_hook(on_output),
-    ]
-    try:
+    with Watch([ffn.inputs[0], ffn.output], on_product):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    if len(seen) < 3:
+        raise ValueError(f"{ffn.name}: expected its layer to run this FFN, got a layer that does not; {ADVICE}")

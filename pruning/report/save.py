@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.output_folder import MANIFEST, check_output, complete_folder, sync
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
@@ -29,7 +29,7 @@ def save_pruned(
     """
     out = Path(out).resolve()
     ffns = find_ffns(model)
-    check_config(model, ffns, max(ffn.width for ffn in ffns))
+    check_config(model, ffns, [ffn.width for ffn in ffns])
     check_output(out, needed_bytes=weight_bytes(model), force=force)
     with complete_folder(out) as folder:
         with timed(report.seconds, "save"):

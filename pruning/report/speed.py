@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mikernels.isolation import isolated
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.families import FFN
+from pruning.model.ffn import FFN
 from pruning.model.forward import comparable_part, without_cache
 from pruning.model.snapshot import Snapshot, put_back, take_snapshot
 

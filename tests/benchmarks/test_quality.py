@@ -17,7 +17,7 @@ from benchmarks.quality.scores import Score, sheets
 from benchmarks.quality.tasks import PROTOCOLS, WikiText, embed, evenly_spaced
 from benchmarks.record import load
 from pruning import prune
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.observe.text import builtin_text
 
 from tiny import VOCABULARY, outputs, tiny_model, tiny_tokenizer

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.observe.divergence import DenseOutputs
 
 from tiny import outputs, tiny_model

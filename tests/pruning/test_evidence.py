@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from pruning import Settings, prune
 from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
 from pruning.choose.evidence_file import load_evidence
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.observe.capture import Statistics
 
 from tiny import outputs, tiny_model

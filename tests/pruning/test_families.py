@@ -3,7 +3,7 @@ import re
 import pytest
 import transformers
 
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 
 from tiny import FAMILIES, tiny_model
 

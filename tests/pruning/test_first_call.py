@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.first_call import first_call
 
 

@@ -8,7 +8,7 @@ import torch
 from pruning import load_model, prune
 from pruning.choose.elimination import conditional_mi
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.snapshot import take_snapshot
 from pruning.report.quality import hidden_states, perplexity
 from pruning.report.save import save_pruned

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pruning import load_model, prune
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.report.save import save_pruned
 
 from tiny import outputs, tiny_model

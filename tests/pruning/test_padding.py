@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from pruning import prune
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.observe.batches import Windows
 from pruning.observe.calibration import calibration_windows, longest_sequence
 from pruning.observe.capture import capture

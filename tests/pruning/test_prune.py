@@ -8,7 +8,7 @@ import torch
 import mikernels
 from pruning import Settings, prune
 from pruning.choose.budget import uniform_width
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.settings import Budget, Criterion
 from pruning.threshold import null_threshold
 

@@ -5,8 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from pruning.model.families import find_ffns
-from pruning.model.surgery import Projection, prune_ffn
+from pruning.model.ffn import find_ffns
+from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.repair.refine import neurons, refine_ffn
 
 from tiny import FAMILIES, tiny_model
@@ -24,13 +24,13 @@ def problem(family, *, dtype=torch.float32, tokens=2000):
         target = run(ffn, inputs)
         kept = torch.cat([z[:, KEEP], torch.ones(tokens, 1)], 1)
         solution = torch.linalg.lstsq(kept, target).solution.t()
-    prune_ffn(ffn, KEEP, Projection(solution[:, :-1], solution[:, -1]))
+    prune_ffns([Plan(ffn, KEEP, Solution(solution[:, :-1], solution[:, -1]))])
     return ffn, inputs, target, torch.rand(tokens) + 0.5
 
 
 @torch.no_grad()
 def run(ffn, inputs):
-    return ffn.output(neurons(ffn, inputs)).float()
+    return torch.nn.functional.linear(neurons(ffn, inputs), ffn.output.weight, ffn.output.bias).float()
 
 
 def error(ffn, inputs, target, weights):
@@ -38,7 +38,7 @@ def error(ffn, inputs, target, weights):
 
 
 def state(ffn):
-    return [p.detach().clone() for linear in (*ffn.inputs, ffn.output) for p in linear.parameters()]
+    return [p.detach().clone() for part in ffn.projections for p in part.owners[0].parameters()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -46,8 +46,8 @@ def test_neurons_are_those_that_the_model_computes(family):
     model = tiny_model(family)
     ffn = find_ffns(model)[0]
     seen = {}
-    ffn.inputs[0].register_forward_pre_hook(lambda _module, args: seen.setdefault("read", args[0]))
-    ffn.output.register_forward_pre_hook(lambda _module, args: seen.setdefault("neurons", args[0]))
+    ffn.inputs[0].owners[0].register_forward_pre_hook(lambda _module, args: seen.setdefault("read", args[0]))
+    ffn.output.owners[0].register_forward_pre_hook(lambda _module, args: seen.setdefault("neurons", args[0]))
     with torch.no_grad():
         model(input_ids=torch.arange(12)[None])
         torch.testing.assert_close(neurons(ffn, seen["read"]), seen["neurons"], rtol=0, atol=0)
@@ -78,7 +78,7 @@ def test_every_projection_is_trained(family):
 
 def test_no_bias_is_added():
     ffn, *data = problem("Llama")
-    ffn.output.register_parameter("bias", None)
+    ffn.output.owners[0].register_parameter("bias", None)
     before = error(ffn, *data)
     refine_ffn(ffn, *data, passes=25, seed=0)
     assert ffn.output.bias is None
@@ -104,8 +104,8 @@ def test_the_data_and_the_random_state_are_unchanged():
     refine_ffn(ffn, *data, passes=2, seed=0)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(a, b) for a, b in zip(data, given, strict=True))
-    assert all(p.grad is None for linear in (*ffn.inputs, ffn.output) for p in linear.parameters())
-    assert not ffn.output._forward_pre_hooks
+    assert all(p.grad is None for part in ffn.projections for p in part.owners[0].parameters())
+    assert not ffn.output.owners[0]._forward_pre_hooks
 
 
 def test_tensors_recorded_in_inference_mode_are_accepted():

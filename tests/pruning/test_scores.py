@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.choose import scores
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 
 from tiny import statistics_of, symmetric, tiny_model
 

@@ -4,7 +4,7 @@ import torch
 from pruning import Settings
 from pruning.choose.evidence import gather_evidence
 from pruning.choose.sensitivity import by_kl, by_mi, with_divergence
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 
 from tiny import assert_unchanged, state_of, tiny_model
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.choose.explain import explained_variance
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.surgery import complement
 from pruning.repair.separate import prune_separately, repair_projection
 

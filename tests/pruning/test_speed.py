@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning import prune
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.snapshot import take_snapshot
 from pruning.report import speed
 from pruning.report.speed import PAIRS, paired_speed

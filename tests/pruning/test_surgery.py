@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pruning import prune
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.size import count_parameters, weight_bytes
-from pruning.model.surgery import Projection, prune_ffn, update_config
+from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
 
 from tiny import outputs, tiny_model
 
@@ -15,7 +15,7 @@ def cut(model, keeps):
     ffns = find_ffns(model)
     for ffn, keep in zip(ffns, keeps, strict=True):
         weight, bias = ffn.output.weight.detach()[:, keep], ffn.output.bias
-        prune_ffn(ffn, keep, Projection(weight.double(), None if bias is None else bias.detach().double()))
+        prune_ffns([Plan(ffn, keep, Solution(weight.double(), None if bias is None else bias.detach().double()))])
     update_config(model, ffns)
 
 

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from pruning import prune
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.model.forward import without_cache
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.divergence import DenseOutputs

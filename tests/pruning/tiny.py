@@ -7,7 +7,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 from pruning.observe.capture import Statistics
 
 VOCABULARY = 260
@@ -84,7 +84,7 @@ def masked(model: transformers.PreTrainedModel, kept: list[torch.Tensor]) -> tra
     for ffn, keep in zip(find_ffns(model), kept, strict=True):
         mask = torch.zeros(ffn.width)
         mask[keep] = 1
-        ffn.output.register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,))
+        ffn.output.owners[0].register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,))
     return model
 
 

@@ -6,7 +6,7 @@ import torch
 from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.rivals import RIVALS
-from pruning.model.families import find_ffns
+from pruning.model.ffn import find_ffns
 
 from tiny import VOCABULARY, outputs, tiny_model
 

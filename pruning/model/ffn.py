@@ -1,0 +1,314 @@
+"""The feed-forward networks (FFNs) of a model in memory, bound to its parameters (`pruning.model.knobs`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pruning.model.knobs import Knob, Knobs, Place, Slot, find_knobs, read_entry
+
+WIDTHS = "ffn_widths"
+"""Our own config entry, beside that of the only knob: the number of neurons of each FFN where they differ, for
+`pruning.load_model`; the knob is then the largest."""
+BIAS_SWITCHES = ("mlp_bias",)
+"""Config entries that make a class store biases in FFNs that have none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A projection of an FFN, or that of one expert in a stack of them.
+
+    Attributes:
+        owners: the modules that hold its weight; several if it is tied.
+        weight_name, bias_name: of their parameters.
+        axis: of the weight, over the neurons (behind the axis of the experts).
+        contracts: whether the neurons are its inputs, instead of its outputs.
+        copies, interleaved: see `pruning.model.knobs.Slot`.
+        expert: index in the stack; None for a single projection.
+    """
+
+    owners: tuple[nn.Module, ...]
+    weight_name: str
+    bias_name: str
+    axis: int
+    contracts: bool
+    copies: int = 1
+    interleaved: bool = False
+    expert: int | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The weight as its module stores it."""
+        parameter: nn.Parameter = getattr(self.owners[0], self.weight_name)
+        return parameter
+
+    @property
+    def weight(self) -> Tensor:
+        """A view `[out, in]`."""
+        weight = self.parameter if self.expert is None else self.parameter[self.expert]
+        return weight if (self.axis == 1) is self.contracts else weight.t()
+
+    @property
+    def bias_parameter(self) -> nn.Parameter | None:
+        """The bias as its module stores it."""
+        return getattr(self.owners[0], self.bias_name, None)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`[out]`."""
+        bias = self.bias_parameter
+        return bias if bias is None or self.expert is None else bias[self.expert]
+
+    @property
+    def width(self) -> int:
+        """N, the number of neurons."""
+        return self.weight.shape[1 if self.contracts else 0] // self.copies
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    def entries(self, neurons: Tensor) -> Tensor:
+        """Indices along the axis of the entries that belong to `neurons`, in the order of the pruned projection."""
+        if self.copies == 1:
+            return neurons
+        if self.interleaved:
+            return (neurons[:, None] * self.copies + torch.arange(self.copies, device=neurons.device)).flatten()
+        return torch.cat([neurons + copy * self.width for copy in range(self.copies)])
+
+    def by_neuron(self) -> Tensor:
+        """The weight as `[N, values]`."""
+        rows = self.weight.t() if self.contracts else self.weight
+        if self.copies == 1:
+            return rows
+        order = self.entries(torch.arange(self.width, device=rows.device))
+        return rows[order].view(self.copies, self.width, -1).transpose(0, 1).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class FFN:
+    """One FFN of a model; the experts of a mixture are FFNs of their own.
+
+    Attributes:
+        name: of the smallest module that contains it, with the index of the expert.
+        block: that module.
+        layer: the outermost repeated module around it: its output is the input of the next layer.
+        inputs: projections `[N, d]`, or `[2 N, d]` for a fused gate and up projection.
+        output: projection `[d, N]`.
+        knob: the config entry that sets its width.
+        scale: neurons per unit of that entry.
+        attributes: integer attributes of modules that follow the width: module, name, change per neuron.
+        can_store_bias: whether a model with a bias in `output` can be loaded again as its stock class.
+        had_bias: whether the class stores one with this config.
+    """
+
+    name: str
+    block: nn.Module
+    layer: nn.Module
+    inputs: tuple[Projection, ...]
+    output: Projection
+    knob: Knob
+    scale: Fraction
+    attributes: tuple[tuple[nn.Module, str, Fraction], ...]
+    can_store_bias: bool
+    had_bias: bool
+
+    @property
+    def width(self) -> int:
+        """N, the number of neurons."""
+        return self.output.width
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The input projections, then the output projection."""
+        return (*self.inputs, self.output)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether it is one of a stack of experts, which must keep equally many neurons."""
+        return self.output.expert is not None
+
+
+def find_ffns(model: PreTrainedModel) -> list[FFN]:
+    """The FFNs of `model`, in the order of its layers.
+
+    Raises:
+        ValueError: a wrapped or compiled model, no config entry that sets the width of FFNs, a width that differs from
+            the config, or weights that are quantized or not in memory.
+    """
+    _refuse_wrappers(model)
+    ffns = bind_ffns(model, type(model))
+    _check_widths(model, ffns)
+    return ffns
+
+
+def bind_ffns(model: PreTrainedModel, class_: type[PreTrainedModel]) -> list[FFN]:
+    """The FFNs of an instance of `class_`, whatever their widths and wherever their weights are.
+
+    Raises:
+        ValueError: no config entry sets the width of FFNs, or the model has other weights than its config describes.
+    """
+    knobs = find_knobs(class_, model.config)
+    check_found(class_.__name__, knobs)
+    owners = _owners(model)
+    modules = dict(model.named_modules())
+    places = [(knob, place) for knob in knobs.found for place in knob.places]
+    order = {name: index for index, name in enumerate(modules)}
+    places.sort(key=lambda pair: order[pair[1].output.name.rpartition(".")[0]])
+    return [ffn for knob, place in places for ffn in _bind(model, modules, owners, knob, place)]
+
+
+def knobs_of(ffns: Sequence[FFN]) -> list[Knob]:
+    """The knobs of some FFNs, each once."""
+    return list(dict.fromkeys(ffn.knob for ffn in ffns))
+
+
+def check_found(class_name: str, knobs: Knobs) -> None:
+    """Raise unless a knob was found.
+
+    Raises:
+        ValueError: with what was found instead.
+    """
+    if knobs.found:
+        return
+    reasons = "; ".join(f"{entry} does not qualify: {reason}" for entry, reason in knobs.rejected.items())
+    raise ValueError(
+        f"{class_name}: expected a config entry that sets the width of its feed-forward networks and of nothing else, "
+        f"got none{'; ' + reasons if reasons else ''}; this architecture cannot be pruned"
+    )
+
+
+def text_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The part of the config that describes the language model."""
+    return model.config.get_text_config()
+
+
+def widths_in_config(config: PretrainedConfig, ffns: Sequence[FFN]) -> list[int]:
+    """The width of each FFN that the config describes."""
+    knobs = knobs_of(ffns)
+    if len(knobs) == 1:
+        holder = read_entry(config, knobs[0].path[:-1])
+        if widths := getattr(holder, WIDTHS, None):
+            return list(widths)
+    return [int(ffn.scale * ffn.knob.value) for ffn in ffns]
+
+
+def _bind(
+    model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
+    owners: Mapping[int, list[nn.Module]],
+    knob: Knob,
+    place: Place,
+) -> list[FFN]:
+    """The FFN at a place, or each expert of the stack there."""
+    switch = any(getattr(text_config(model), name, None) is not None for name in BIAS_SWITCHES)
+    stacked = place.experts is not None
+    weights = [slot for slot in place.inputs if _parameter(modules, slot.name).ndim > 1]
+    ffns = []
+    for expert in range(place.experts or 1) if stacked else [None]:
+        output = _projection(modules, owners, place.output, True, expert)
+        ffns.append(
+            FFN(
+                name=place.name if expert is None else f"{place.name}.{expert}",
+                block=modules[place.name],
+                layer=modules[_layer_name(modules, place.name)],
+                inputs=tuple(_projection(modules, owners, slot, False, expert) for slot in weights),
+                output=output,
+                knob=knob,
+                scale=place.scale,
+                attributes=tuple(
+                    (modules[name], attribute, change) for name, attribute, change in place.attributes
+                ),
+                can_store_bias=place.output_bias or (switch and not stacked),
+                had_bias=place.output_bias,
+            )
+        )
+    return ffns
+
+
+def _projection(
+    modules: Mapping[str, nn.Module],
+    owners: Mapping[int, list[nn.Module]],
+    slot: Slot,
+    contracts: bool,
+    expert: int | None,
+) -> Projection:
+    name = slot.name.rpartition(".")[2]
+    parameter = _parameter(modules, slot.name)
+    return Projection(
+        owners=tuple(owners[id(parameter)]),
+        weight_name=name,
+        bias_name="bias" if expert is None else f"{name}_bias",
+        axis=slot.axis,
+        contracts=contracts,
+        copies=slot.copies,
+        interleaved=slot.interleaved,
+        expert=expert,
+    )
+
+
+def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:
+    module, _, attribute = name.rpartition(".")
+    parameter = getattr(modules.get(module), attribute, None)
+    if not isinstance(parameter, nn.Parameter):
+        raise ValueError(f"{name}: expected the weights that the config of the model describes, got none of this name")
+    return parameter
+
+
+def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """For each parameter, the modules that hold it; tied parameters have several."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(module)
+    return owners
+
+
+def _layer_name(modules: Mapping[str, nn.Module], name: str) -> str:
+    """The outermost item of a list of modules on the way to `name`; `name` if there is none."""
+    steps = name.split(".")
+    for depth in range(1, len(steps)):
+        if isinstance(modules[".".join(steps[:depth])], nn.ModuleList):
+            return ".".join(steps[: depth + 1])
+    return name
+
+
+def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
+    for ffn, width in zip(ffns, widths_in_config(model.config, ffns), strict=True):
+        for projection in ffn.projections:
+            if projection.width != width:
+                raise ValueError(
+                    f"{ffn.name}: expected {width} neurons as {ffn.knob} in the config says, got {projection.width}"
+                )
+            weight = projection.parameter
+            if not weight.is_floating_point() or weight.is_meta:
+                raise ValueError(
+                    f"{ffn.name}: expected floating-point weights in memory, got {weight.dtype} on {weight.device}; "
+                    f"load the model de-quantized and without offloading"
+                )
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    """Raise for models whose wrapper would keep using the old weights, or would not run the hooks that observe them."""
+    kind = type(model).__name__
+    if hasattr(model, "merge_and_unload"):
+        raise ValueError(f"model: expected a transformers model, got {kind}; pass model.merge_and_unload()")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"model: expected a transformers model, got {kind}; pass model.module")
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            where = f"its module {name}" if name else kind
+            raise ValueError(
+                f"model: expected one that is not compiled, got {where} from torch.compile; pass the model before it "
+                f"was compiled"
+            )
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model: expected a transformers.PreTrainedModel, got {kind}")

@@ -1,0 +1,56 @@
+"""Loading models whose layers have different widths, which stock transformers cannot."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from mikernels.isolation import isolated
+from pruning.model.architecture import model_class
+from pruning.model.ffn import WIDTHS, bind_ffns, widths_in_config
+from pruning.model.headers import stored_dtype
+from pruning.model.loaded import check_loaded
+from pruning.model.surgery import resize_ffn
+
+
+def is_uneven(config: PretrainedConfig) -> bool:
+    """Whether the config, or a sub-config, lists widths of FFNs."""
+    return any(
+        bool(value) if name == WIDTHS else isinstance(value, PretrainedConfig) and is_uneven(value)
+        for name, value in vars(config).items()
+    )
+
+
+@isolated()
+def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a model whose layers have the different widths listed in its config, as an instance of the stock class.
+
+    Args:
+        dtype: by default the saved one.
+
+    Raises:
+        ValueError: weights are missing, or the model has no place for them.
+    """
+    folder = Path(folder)
+    class_: Any = model_class(str(folder), AutoConfig.from_pretrained(folder))
+
+    def build(self: Any, config: PretrainedConfig, *args: Any, **keywords: Any) -> None:
+        class_.__init__(self, config, *args, **keywords)
+        ffns = bind_ffns(self, class_)
+        for ffn, width in zip(ffns, widths_in_config(config, ffns), strict=True):
+            resize_ffn(ffn, width)
+
+    # `from_pretrained` of the stock class would build all layers with one width.
+    uneven = type(class_.__name__, (class_,), {"__init__": build, "__module__": class_.__module__})
+    model, info = uneven.from_pretrained(
+        folder,
+        dtype=dtype or stored_dtype(folder) or "auto",
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # `check_loaded` names them
+    )
+    check_loaded(str(folder), model, info)
+    model.__class__ = class_
+    loaded: PreTrainedModel = model
+    return loaded

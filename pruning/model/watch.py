@@ -1,0 +1,83 @@
+"""Observing the products with a model's projections as it runs, whatever kind of module holds them.
+
+Modules call functions of torch with their parameters: `linear`, `addmm`, `matmul` with one expert of a stack, `bmm`
+with all of them. So we watch the parameters. That also finds weights that several modules share.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from pruning.model.ffn import FFN, Projection
+
+OPERANDS = {
+    "linear": (0, 1),
+    "matmul": (0, 1),
+    "__matmul__": (0, 1),
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "addmm": (1, 2),
+    "baddbmm": (1, 2),
+}
+"""Positions of the values and the weight among the arguments of the functions that multiply."""
+
+OnProduct = Callable[[Projection, Tensor, Tensor], Tensor | None]
+"""Gets a projection, its operand `[..., in]` and the product `[..., out]`; may return another product."""
+
+
+class Watch(TorchFunctionMode):
+    """While active, calls `on_product` for every product with one of the projections."""
+
+    def __init__(self, projections: Sequence[Projection], on_product: OnProduct) -> None:
+        super().__init__()
+        self._on_product = on_product
+        self._by_storage: dict[int, list[Projection]] = {}
+        for projection in projections:
+            key = projection.parameter.untyped_storage().data_ptr()
+            self._by_storage.setdefault(key, []).append(projection)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operands = OPERANDS.get(getattr(func, "__name__", ""))
+        if operands is None or len(args) <= operands[1] or not isinstance(args[operands[1]], Tensor):
+            return result
+        values, weight = (args[i] for i in operands)
+        for projection in self._by_storage.get(weight.untyped_storage().data_ptr(), ()):
+            result = self._observe(projection, values, weight, result)
+        return result
+
+    def _observe(self, projection: Projection, values: Tensor, weight: Tensor, result: Tensor) -> Tensor:
+        parameter, expert = projection.parameter, projection.expert
+        if expert is not None and weight.ndim == parameter.ndim:  # all experts in one product
+            changed = self._on_product(projection, values[expert], result[expert])
+            if changed is not None:
+                result[expert] = changed
+            return result
+        start = parameter.storage_offset() + (0 if expert is None else expert * parameter.stride(0))
+        if weight.storage_offset() != start or weight.numel() * (
+            1 if expert is None else len(parameter)
+        ) != parameter.numel():
+            return result  # another part of the same storage
+        changed = self._on_product(projection, values, result)
+        return result if changed is None else changed
+
+
+@contextmanager
+def one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    """Run the experts of a mixture one by one, so that each product can be observed."""
+    if not hasattr(model, "get_experts_implementation"):
+        yield
+        return
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

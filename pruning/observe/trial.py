@@ -1,0 +1,83 @@
+"""Trying on a few tokens that dropping neurons is what it should be: the kept neurons do not change."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.model.evaluation_mode import evaluation_mode
+from pruning.model.ffn import FFN
+from pruning.model.forward import without_cache
+from pruning.model.snapshot import restored
+from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.observe.batches import Batch, model_inputs
+from pruning.observe.neurons import observed_neurons
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Relative difference of the kept neurons from rounding, as the products have other sizes; wrong ones differ by 1."""
+HALF_PRECISION = 0.05
+"""The same for 16-bit weights."""
+
+
+def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> None:
+    """Drop every other neuron from one FFN of each kind, and compare the kept neurons with those before.
+
+    They differ if the FFN normalizes over its neurons, mixes them, or stores them in an order that we do not know. The
+    model is unchanged afterwards.
+
+    Raises:
+        ValueError: they differ, or the batch does not reach an FFN.
+    """
+    dense = _first_neurons(model, ffns, batch)
+    for kind in _kinds(ffns):
+        reached = next((stack for stack in kind if any(ffn in dense for ffn in stack)), None)
+        if reached is None:
+            raise ValueError(f"{kind[0][0].name}: expected calibration that reaches this FFN, got none")
+        with restored(reached):
+            prune_ffns(_every_other(ffn) for ffn in reached)
+            pruned = _first_neurons(model, reached, batch)
+        for ffn in reached:
+            if ffn in dense:
+                _compare(ffn, dense[ffn], pruned.get(ffn))
+
+
+def _kinds(ffns: Sequence[FFN]) -> list[list[list[FFN]]]:
+    """The FFNs by name without numbers; those that share their parameters, the experts of a stack, together."""
+    kinds: dict[str, dict[int, list[FFN]]] = {}
+    for ffn in ffns:
+        stacks = kinds.setdefault(re.sub(r"\d+", "#", ffn.name), {})
+        stacks.setdefault(id(ffn.output.parameter), []).append(ffn)
+    return [list(stacks.values()) for stacks in kinds.values()]
+
+
+def _first_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> dict[FFN, Tensor]:
+    """The neurons `[T, N]` of each FFN that runs, from its first call."""
+    seen: dict[FFN, Tensor] = {}
+    inputs = model_inputs(batch, model.device)
+    body = model.base_model
+    with (
+        torch.inference_mode(),
+        evaluation_mode(model),
+        observed_neurons(model, ffns, inputs, lambda ffn, z, _gates: seen.setdefault(ffn, z)),
+    ):
+        body(**inputs, **without_cache(body))
+    return seen
+
+
+def _every_other(ffn: FFN) -> Plan:
+    keep = torch.arange(0, ffn.width, 2, device=ffn.output.weight.device)
+    return Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))
+
+
+def _compare(ffn: FFN, dense: Tensor, pruned: Tensor | None) -> None:
+    expected = dense[:, ::2].double()
+    difference = torch.inf
+    if pruned is not None and pruned.shape == expected.shape:
+        difference = float((pruned.double() - expected).norm() / expected.norm().clamp_min(1e-300))
+    if difference > TOLERANCE.get(dense.dtype, HALF_PRECISION):
+        raise ValueError(
+            f"{ffn.name}: expected neurons that do not depend on each other, got others when every second one was "
+            f"dropped (relative difference {difference:.2g}); this architecture cannot be pruned"
+        )
