@@ -161,7 +161,7 @@ def bind_ffns(model: PreTrainedModel, class_: type[PreTrainedModel]) -> list[FFN
     modules = dict(model.named_modules())
     places = [(knob, place) for knob in knobs.found for place in knob.places]
     order = {name: index for index, name in enumerate(modules)}
-    places.sort(key=lambda pair: order[pair[1].output.name.rpartition(".")[0]])
+    places.sort(key=lambda pair: order.get(pair[1].output.name.rpartition(".")[0], 0))
     return [ffn for knob, place in places for ffn in _bind(model, modules, owners, knob, place)]
 
 
@@ -212,7 +212,7 @@ def _bind(
     stacked = place.experts is not None
     weights = [slot for slot in place.inputs if _parameter(modules, slot.name).ndim > 1]
     ffns = []
-    for expert in range(place.experts or 1) if stacked else [None]:
+    for expert in [None] if place.experts is None else range(place.experts):
         output = _projection(modules, owners, place.output, True, expert)
         ffns.append(
             FFN(

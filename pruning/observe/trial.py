@@ -30,7 +30,10 @@ def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
     Raises:
         ValueError: they differ, or the batch does not reach an FFN.
     """
-    dense = _first_neurons(model, ffns, batch)
+    try:
+        dense = _first_neurons(model, ffns, batch)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(f"{type(model).__name__}: expected a model that runs on its calibration, got: {error}") from error
     for kind in _kinds(ffns):
         reached = next((stack for stack in kind if any(ffn in dense for ffn in stack)), None)
         if reached is None:

@@ -68,7 +68,7 @@ def test_the_sample_is_uniform_over_all_tokens():
 def test_the_captured_activations_are_the_inputs_of_the_output_projection(llama, windows):
     ffns = find_ffns(llama)
     seen = []
-    handle = ffns[1].output.register_forward_pre_hook(
+    handle = ffns[1].output.owners[0].register_forward_pre_hook(
         lambda _m, args: seen.append(args[0].flatten(0, 1).clone())
     )
     statistics = capture(llama, ffns, windows.split(5), sample_size=10_000)

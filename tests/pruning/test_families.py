@@ -22,21 +22,16 @@ def test_classes_with_a_bias_or_a_switch_for_it_can_store_one():
     assert stores == {"Llama": True, "Mistral": False, "Qwen2": False, "Qwen3": False, "Bert": True}
 
 
-def test_the_error_for_an_unknown_architecture_names_its_linear_layers():
-    config = transformers.OPTConfig(
-        vocab_size=32,
-        hidden_size=8,
-        ffn_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        word_embed_proj_dim=8,
-    )
-    with pytest.raises(ValueError, match=r"OPTForCausalLM: expected blocks with gate_proj .* got .*fc1, fc2"):
-        find_ffns(transformers.OPTForCausalLM(config))
+def test_an_architecture_whose_config_does_not_set_the_width_is_an_error():
+    config = transformers.BloomConfig(vocab_size=32, hidden_size=8, n_layer=1, n_head=1)
+    with pytest.raises(
+        ValueError, match="BloomForCausalLM: expected a config entry that sets the width .*, got none"
+    ):
+        find_ffns(transformers.BloomForCausalLM(config))
 
 
 def test_a_width_that_differs_from_the_config_is_an_error():
     model = tiny_model("Llama")
     model.config.intermediate_size = 41
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected intermediate_size=41 .* got 40"):
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected 41 neurons as intermediate_size .* got 40"):
         find_ffns(model)

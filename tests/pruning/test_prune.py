@@ -97,7 +97,7 @@ def test_the_report_explains_each_dropped_neuron(llama, windows):
     dense = copy.deepcopy(llama)
     report = prune(llama, None, calibration=windows, ratio=0.25, multiple_of=2)
     captured = []
-    handle = find_ffns(dense)[0].output.register_forward_pre_hook(
+    handle = find_ffns(dense)[0].output.owners[0].register_forward_pre_hook(
         lambda _m, a: captured.append(a[0].flatten(0, 1))
     )
     outputs(dense, windows)
@@ -160,7 +160,7 @@ def test_a_null_threshold_drops_the_same_neurons_as_its_value_in_nats(windows):
         ({"ratio": 0.01, "multiple_of": 8}, "got 40 for ratio=0.01 rounded to a multiple of 8"),
         ({"ratio": 0.99, "multiple_of": 32}, "got 0 for ratio=0.99 rounded to a multiple of 32"),
         ({"criterion": "best"}, "criterion: expected one of conditional-mi"),
-        ({"repair": "hope"}, "repair: expected one of none, bias, lstsq, sequential, got 'hope'"),
+        ({"repair": "hope"}, "repair: expected one of auto, none, bias, lstsq, sequential, got 'hope'"),
         ({"threshold": 0.1}, "threshold: expected criterion='random-pairs' with it, got 'conditional-mi'"),
         (
             {"clusters": 2},

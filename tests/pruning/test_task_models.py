@@ -136,56 +136,6 @@ def test_a_decoder_without_head_keeps_no_cache(llama, windows):
     assert body(input_ids=windows[:2], **without_cache(body)).past_key_values is None
 
 
-def shared_experts():
-    config = transformers.Qwen2MoeConfig(
-        vocab_size=260,
-        hidden_size=16,
-        intermediate_size=40,
-        moe_intermediate_size=8,
-        shared_expert_intermediate_size=40,
-        num_experts=2,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    return transformers.Qwen2MoeForCausalLM(config).eval()
-
-
-@pytest.mark.parametrize("repair", ["lstsq", "sequential"])
-def test_an_ffn_that_the_config_entry_does_not_drive_is_an_error_before_the_run(windows, repair):
-    model = shared_experts()
-    before = state_of(model)
-    with pytest.raises(
-        ValueError, match=r"shared_expert\.\w+\.weight: expected the config entry intermediate_size"
-    ):
-        prune(model, None, calibration=windows, repair=repair, **SMALL)
-    assert_unchanged(model, before)
-
-
-def test_weights_that_the_config_entry_also_drives_are_an_error_before_the_run(windows):
-    """Jamba: the experts of other layers have the same width as the FFNs."""
-    config = transformers.JambaConfig(
-        vocab_size=260,
-        hidden_size=16,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_experts=2,
-        expert_layer_period=2,
-        expert_layer_offset=1,
-        attn_layer_period=1,
-        attn_layer_offset=0,
-        use_mamba_kernels=False,
-        pad_token_id=0,
-    )
-    model = transformers.JambaForCausalLM(config).eval()
-    with pytest.raises(
-        ValueError, match=r"experts.*: expected only FFNs to change with .* intermediate_size"
-    ):
-        prune(model, None, calibration=windows, repair="lstsq", **SMALL)
-
-
 def test_weights_that_the_config_does_not_describe_are_an_error(llama, windows):
     llama.model.layers[0].self_attn.q_proj.lora_A = nn.Parameter(torch.ones(2, 16))
     with pytest.raises(ValueError, match=r"q_proj\.lora_A; call merge_and_unload\(\) first"):
