@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace) -> None:
     computing = computing_dtype(stored, model.device.type) if args.dtype == "auto" else stored
     if computing != stored:
         set_dtypes(model, {}, computing)
-    ffns, calibration_windows, settings = prepare(model, tokenizer, calibration, settings)
+    ffns, calibration_windows, settings, _left = prepare(model, tokenizer, calibration, settings)
     print(
         f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: {len(ffns)} FFNs "
         f"of {ffns[0].width} neurons; keeping {1 - settings.ratio:.0%} of them"

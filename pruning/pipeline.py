@@ -20,7 +20,7 @@ from pruning.model.surgery import update_config
 from pruning.observe.batches import Batch
 from pruning.observe.calibration import Calibration, comparison_batches
 from pruning.observe.capture import Recorder
-from pruning.prepare import prepare, warn_of_few_tokens
+from pruning.prepare import prepare, warn_of_few_tokens, warn_of_unmeasured
 from pruning.progress import timed, track
 from pruning.repair.separate import prune_separately
 from pruning.repair.sequential import examples_in_sequence, prune_and_fit, repair_in_sequence
@@ -88,10 +88,13 @@ def prune(
         or settings.candidates > 1
         or _lacks_divergence(settings, evidence)
     )
-    ffns, windows, settings = prepare(model, tokenizer, calibration, settings, need_windows=need_windows)
+    ffns, windows, settings, left = prepare(
+        model, tokenizer, calibration, settings, need_windows=need_windows
+    )
     batches = windows.split(settings.batch_size) if windows is not None else ()
     comparison = comparison_batches(windows, settings.batch_size) if windows is not None else ()
     notes: dict[str, Any] = {} if windows is None else {"calibration_text": windows.source}
+    notes |= {"left": left}
     seconds: dict[str, float] = {}
     if evidence is None and save_statistics is None and _layers_are_independent(settings):
         n_tokens = windows.n_tokens if windows is not None else 0
@@ -108,8 +111,9 @@ def prune(
             evidence = with_divergence(model, ffns, evidence, comparison)
         if save_statistics is not None:
             save_evidence(evidence, save_statistics, **estimate)
-    n_tokens = evidence[0].statistics.n_tokens
+    n_tokens = max(layer.statistics.n_tokens for layer in evidence)
     warn_of_few_tokens(n_tokens, ffns, settings)
+    warn_of_unmeasured([layer.statistics for layer in evidence])
     with timed(seconds, "select"):
         layers, divergence = select(model, ffns, evidence, comparison, settings, progress=progress)
     with timed(seconds, "repair"):

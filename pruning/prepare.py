@@ -10,10 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.choose.budget import check_cap, kept_width
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, knobs_of
+from pruning.model.knobs import Knob, find_knobs
+from pruning.model.loaded import name_some
 from pruning.model.saved import check_config
-from pruning.observe.batches import Batch, Windows
+from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows
-from pruning.observe.trial import check_neurons
+from pruning.observe.capture import MIN_TOKENS, Statistics
+from pruning.observe.trial import check_neurons, reached_knobs
 from pruning.repair.stream import Stream
 from pruning.settings import Settings
 
@@ -30,11 +33,13 @@ class Prepared(NamedTuple):
         ffns: to prune.
         windows: of calibration tokens, or None if none are needed.
         settings: with the repair that `"auto"` stands for.
+        left: for config entries whose FFNs are not pruned, how many these are and why.
     """
 
     ffns: list[FFN]
-    windows: Windows | None
+    windows: Windows | Inputs | None
     settings: Settings
+    left: dict[str, str]
 
 
 def prepare(
@@ -50,9 +55,10 @@ def prepare(
     Raises:
         ValueError: see `pruning.prune`.
     """
-    ffns = find_ffns(model)
+    ffns, left = _chosen(model, settings)
     widths = sorted({ffn.width for ffn in ffns})
-    kept = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
+    for ffn in ffns:
+        kept_width(ffn, settings.ratio, settings.multiple_of)  # raises if rounding keeps all or none
     if settings.clusters > widths[0]:
         raise ValueError(
             f"clusters: expected at most the {widths[0]} neurons of a layer, got {settings.clusters}"
@@ -64,14 +70,21 @@ def prepare(
             f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
             f"got 'bias'"
         )
+    windows, probe = None, []
+    if need_windows:
+        windows = calibration_windows(model, tokenizer, calibration, settings)
+        probe = [_probe(windows)]
+        reached = reached_knobs(model, ffns, probe[0])
+        for knob in knobs_of(ffns):
+            if knob not in reached:
+                left[str(knob)] = f"{_count(ffns, knob)}, which the calibration does not reach"
+        ffns = [ffn for ffn in ffns if ffn.knob in reached]
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
+    kept = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
     check_config(model, ffns, kept, adds_bias=adds_bias)
-    if not need_windows:
-        return Prepared(ffns, None, _resolved(model, ffns, (), settings))
-    windows = calibration_windows(model, tokenizer, calibration, settings)
-    probe = [windows.sequences[0][None, :PROBE_TOKENS]]
-    check_neurons(model, ffns, probe[0])
-    return Prepared(ffns, windows, _resolved(model, ffns, probe, settings))
+    if probe:
+        check_neurons(model, ffns, probe[0])
+    return Prepared(ffns, windows, _resolved(model, ffns, probe, settings), left)
 
 
 def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -> None:
@@ -83,6 +96,44 @@ def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -
             f"layer, got {n_tokens} tokens; least squares will fit noise",
             stacklevel=4,  # one for the decorator of `prune`
         )
+
+
+def warn_of_unmeasured(statistics: Sequence[Statistics]) -> None:
+    """Warn, with the caller of `prune` as the location, of experts that too few tokens reached."""
+    few = [layer.name for layer in statistics if not layer.is_enough]
+    if few:
+        warnings.warn(
+            f"calibration: fewer than {MIN_TOKENS} tokens reached {name_some(few)}; their neurons were ranked by the "
+            f"norms of their weights and not repaired; use more calibration tokens",
+            stacklevel=4,
+        )
+
+
+def _chosen(model: PreTrainedModel, settings: Settings) -> tuple[list[FFN], dict[str, str]]:
+    """The FFNs that the settings ask for, and why others are left."""
+    ffns = find_ffns(model)
+    left = dict(find_knobs(type(model), model.config).rejected)
+    if settings.only is None:
+        return ffns, left
+    names = [str(knob) for knob in knobs_of(ffns)]
+    chosen = [ffn for ffn in ffns if f"{ffn.knob}.".startswith(f"{settings.only}.")]
+    if not chosen:
+        raise ValueError(f"only: expected the beginning of one of {', '.join(names)}, got {settings.only!r}")
+    taken = knobs_of(chosen)
+    left |= {str(knob): f"{_count(ffns, knob)}, by only={settings.only!r}" for knob in knobs_of(ffns) if knob not in taken}
+    return chosen, left
+
+
+def _count(ffns: Sequence[FFN], knob: Knob) -> str:
+    return f"{sum(ffn.knob == knob for ffn in ffns)} FFNs"
+
+
+def _probe(windows: Windows | Inputs) -> Batch:
+    """A few tokens, or one batch of other inputs, to try the model on."""
+    if isinstance(windows, Inputs):
+        return windows.batches[0]
+    few = Windows([windows.sequences[0][:PROBE_TOKENS]], decoder_start=windows.decoder_start)
+    return few.split(1)[0]
 
 
 def _resolved(

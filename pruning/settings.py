@@ -48,6 +48,8 @@ class Settings:
             how many windows per forward pass.
         bos: begin every window of text for a causal model with the tokens that the tokenizer puts in front of a text,
             which is a BOS token or nothing. Models that are used with a BOS token need it in every window.
+        only: prune only the FFNs whose config entry begins with this path, such as `text_config` or
+            `decoder_ffn_dim`. By default all that the calibration reaches; the manifest names those that are left.
         sample_size: M, tokens used for the MI estimate.
         estimator, nodes: see `mikernels.mutual_information`.
         seed: for the sample of tokens and for random criteria.
@@ -89,6 +91,9 @@ class Settings:
         bool,
         "begin every window of text with the BOS token, if the tokenizer adds one; --no-bos leaves it out",
     ] = True
+    only: Annotated[
+        str | None, "prune only FFNs whose config entry begins with this, such as text_config or decoder_ffn_dim"
+    ] = None
     sample_size: Annotated[int, "tokens used for the MI estimate"] = 4096
     estimator: Annotated[Estimator, "estimator of mutual information (MI)"] = "grid"
     nodes: Annotated[int, "nodes per neuron of the grid estimator"] = 16
@@ -137,6 +142,8 @@ def _plain(name: str, value: Any) -> Any:
         return integer(value, name)
     if hint is float:
         return real(value, name, "a number between 0 and 1 (exclusive)")
+    if name == "only" and not (value is None or (isinstance(value, str) and value)):
+        raise ValueError(f"only: expected the beginning of a config entry, got {value!r}")
     if name == "threshold" and not (value is None or isinstance(value, str)):
         return real(value, name, "nats or 'null:q'")
     return value

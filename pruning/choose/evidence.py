@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 import mikernels
 from pruning.choose.elimination import conditional_mi
+from pruning.choose.scores import ascending, magnitude
 from pruning.model.ffn import FFN
 from pruning.observe.batches import Batch
 from pruning.observe.capture import Statistics, capture
@@ -72,9 +73,16 @@ def gather_evidence(
 def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings) -> Evidence:
     """Measure the mutual information of all pairs of neurons, and the damage to the output of dropping them.
 
+    An expert that too few tokens reach is ranked by the norms of its weights; its MI and damage are 0.
+
     Raises:
         ValueError: see `mikernels.mutual_information`; the message names the FFN.
     """
+    if not statistics.is_enough:
+        size = ffn.width
+        zeros = torch.zeros(size, size, device=ffn.output.weight.device)
+        damage = torch.zeros(size + 1, dtype=torch.float64, device=zeros.device)
+        return Evidence(statistics, zeros, ascending(magnitude(ffn)), damage)
     try:
         mi = mikernels.mutual_information(
             statistics.sample, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from mikernels.options import Estimator
 from pruning.choose.evidence import Evidence
 from pruning.model.ffn import FFN
-from pruning.observe.capture import Statistics
+from pruning.observe.capture import Statistics, prepare_experts
 
 
 def save_evidence(
@@ -101,7 +102,8 @@ def load_evidence(
                 None if divergence is None else float(divergence),
             )
         )
-    return evidence
+    prepared = prepare_experts([layer.statistics for layer in evidence])
+    return [replace(layer, statistics=statistics) for layer, statistics in zip(evidence, prepared, strict=True)]
 
 
 def _measured(estimator: Estimator, nodes: int) -> str:

@@ -1,12 +1,14 @@
 """Why the neurons of a layer were dropped."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pruning.choose.evidence import Evidence
-from pruning.choose.scores import saliency_of
+from pruning.choose.scores import magnitude, saliency_of
 from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.capture import Statistics
@@ -30,6 +32,8 @@ class PrunedLayer:
         median_mi: over all pairs of the dense layer, nats.
         null_mi: what a pair of independent neurons exceeds with probability 0.001 at this sample size, nats.
         sensitivity: of the model to this layer, which determined its width; 1 under the uniform budget.
+        n_tokens: that reached it. Below `pruning.observe.capture.MIN_TOKENS` nothing was measured: the saliency is the
+            norm of the weights, the partner -1, MI and R^2 0, and the null NaN.
     """
 
     name: str
@@ -42,6 +46,7 @@ class PrunedLayer:
     median_mi: float
     null_mi: float
     sensitivity: float
+    n_tokens: int
 
     def as_json(self) -> dict[str, Any]:
         """The entry of the manifest."""
@@ -57,6 +62,7 @@ class PrunedLayer:
             "median_mi_nats": round(self.median_mi, 6),
             "null_mi_nats": round(self.null_mi, 6),
             "sensitivity": float(f"{self.sensitivity:.6g}"),
+            "tokens": self.n_tokens,
             "kept": self.kept.tolist(),
             "dropped": columns,
         }
@@ -68,6 +74,13 @@ def explain(
     """Describe the selection of the neurons `kept` in one layer."""
     mi, statistics = evidence.mi, evidence.statistics
     dropped = complement(kept, ffn.width)
+    if not statistics.is_enough:
+        zeros = torch.zeros(len(dropped), device=mi.device)
+        saliency = magnitude(ffn)[dropped]
+        unknown = torch.full_like(dropped, -1)
+        return PrunedLayer(
+            ffn.name, kept, dropped, unknown, zeros, zeros, saliency, 0.0, math.nan, sensitivity, statistics.n_tokens
+        )
     best = mi[dropped][:, kept].max(1)
     null = null_threshold(
         "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes
@@ -83,6 +96,7 @@ def explain(
         median_mi=evidence.median_mi,
         null_mi=null,
         sensitivity=sensitivity,
+        n_tokens=statistics.n_tokens,
     )
 
 

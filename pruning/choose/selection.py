@@ -1,6 +1,6 @@
 """Select the neurons to keep in each layer, by the settings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -85,11 +85,11 @@ def _widths(
 
 
 def _kept(
-    ffn: FFN, evidence: Evidence, n_keep: int, settings: Settings, seeds: Iterable[int]
+    ffn: FFN, evidence: Evidence, n_keep: int, settings: Settings, seeds: Sequence[int]
 ) -> list[Tensor]:
     """The neurons of one layer that each candidate keeps."""
     n_drop = ffn.width - n_keep
-    if settings.criterion == "random-pairs":
+    if settings.criterion == "random-pairs" and evidence.statistics.is_enough:
         sample = evidence.statistics.sample
         threshold = _threshold(evidence, settings)
         cluster = None if settings.clusters == 1 else cluster_neurons(sample, settings.clusters)
@@ -98,13 +98,13 @@ def _kept(
             for seed in seeds
         ]
     else:
-        orders = [_order(ffn, evidence, settings)]
+        orders = [_order(ffn, evidence, settings)] * len(seeds)
     return [complement(order[:n_drop].to(evidence.mi.device), ffn.width) for order in orders]
 
 
 def _order(ffn: FFN, evidence: Evidence, settings: Settings) -> Tensor:
     """The order of dropping, by a criterion whose order serves every width."""
-    if settings.criterion == "conditional-mi":
+    if settings.criterion == "conditional-mi" or not evidence.statistics.is_enough:
         return evidence.order
     if settings.criterion == "random":
         return random_order(ffn.width, seed=settings.seed)

@@ -1,5 +1,6 @@
 """The feed-forward networks (FFNs) of a model in memory, bound to its parameters (`pruning.model.knobs`)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -124,6 +125,11 @@ class FFN:
     def width(self) -> int:
         """N, the number of neurons."""
         return self.output.width
+
+    @property
+    def kind(self) -> str:
+        """Its name without numbers: the FFNs of one kind differ only by layer and expert."""
+        return re.sub(r"\d+", "#", self.name)
 
     @property
     def projections(self) -> tuple[Projection, ...]:

@@ -18,10 +18,15 @@ def without_cache(model: PreTrainedModel) -> dict[str, Any]:
     return {"use_cache": False} if accepts else {}
 
 
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether the model outputs logits of the next tokens of the text that it reads."""
+    return model.can_generate() and not model.config.is_encoder_decoder
+
+
 def comparable_part(model: PreTrainedModel) -> PreTrainedModel:
     """The part whose first output is `[B, L, ...]`: all of a language model, which outputs logits of the next tokens,
     otherwise the model without its head, such as a classifier's."""
-    part: PreTrainedModel = model if model.can_generate() else model.base_model
+    part: PreTrainedModel = model if is_causal(model) else model.base_model
     return part
 
 

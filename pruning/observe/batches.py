@@ -1,13 +1,14 @@
 """Batches of token sequences for a model, and which of their positions are tokens rather than padding."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 Batch = Tensor | Mapping[str, Tensor]
-"""Tokens `[B, L]`, or `input_ids` and `attention_mask` of that shape; the mask is 0 at padding."""
+"""Tokens `[B, L]`, or arguments of the model by name, such as `input_ids` and an `attention_mask` that is 0 at
+padding."""
 
 
 @dataclass(frozen=True)
@@ -18,18 +19,21 @@ class Windows:
         sequences: each `[L]` int64, without padding.
         source: where they come from, for the manifest.
         padding: the token at padded positions; it influences nothing.
+        decoder_start: for models with an encoder and a decoder, the first token of the decoder, which then reads the
+            same sequences.
     """
 
     sequences: Sequence[Tensor]
     source: str = "token ids"
     padding: int = 0
+    decoder_start: int | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     def __getitem__(self, indices: slice | Sequence[int]) -> "Windows":
         chosen = range(len(self))[indices] if isinstance(indices, slice) else indices
-        return Windows([self.sequences[i] for i in chosen], self.source, self.padding)
+        return replace(self, sequences=[self.sequences[i] for i in chosen])
 
     @property
     def n_tokens(self) -> int:
@@ -43,10 +47,11 @@ class Windows:
 
     def split(self, batch_size: int) -> list[Batch]:
         """Batches of up to `batch_size` sequences in their order; a mask only where there is padding."""
-        return [
+        batches = [
             _batch(self.sequences[start : start + batch_size], self.padding)
             for start in range(0, len(self), batch_size)
         ]
+        return batches if self.decoder_start is None else [with_decoder(b, self.decoder_start) for b in batches]
 
     def evenly(self, count: int) -> "Windows":
         """`count` of the sequences, spread evenly over all of them; all if there are fewer."""
@@ -54,20 +59,59 @@ class Windows:
         return self[[i * len(self) // count for i in range(count)]]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Batches of arguments of a model, such as `pixel_values` or `decoder_input_ids`, as they were given.
+
+    Attributes:
+        batches: by name, each `[B, ...]`.
+        source: where they come from, for the manifest.
+    """
+
+    batches: Sequence[Mapping[str, Tensor]]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of text, or examples of anything else."""
+        return sum(int(batch["input_ids"].numel() if "input_ids" in batch else _examples(batch)) for batch in self.batches)
+
+    def split(self, _batch_size: int) -> list[Batch]:
+        """The batches."""
+        return list(self.batches)
+
+    def evenly(self, count: int) -> "Inputs":
+        """`count` of the batches, spread evenly over all of them; all if there are fewer."""
+        count = min(count, len(self))
+        return replace(self, batches=[self.batches[i * len(self) // count] for i in range(count)])
+
+
+def with_decoder(batch: Batch, start: int) -> dict[str, Tensor]:
+    """The batch with its own tokens as those of the decoder, behind the token `start`."""
+    inputs = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
+    ids = inputs["input_ids"]
+    inputs["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+    if "attention_mask" in inputs:
+        inputs["decoder_attention_mask"] = inputs["attention_mask"]
+    return inputs
+
+
 def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
     """The arguments of a model for a batch, on `device`; without a mask if there is no padding."""
     if isinstance(batch, Tensor):
         return {"input_ids": batch.to(device)}
-    inputs = {"input_ids": batch["input_ids"].to(device)}
-    mask = batch.get("attention_mask")
-    if mask is not None and not bool(mask.bool().all()):
-        inputs["attention_mask"] = mask.to(device)
-    return inputs
+    masks = ("attention_mask", "decoder_attention_mask")
+    return {
+        name: value.to(device) for name, value in batch.items() if name not in masks or not bool(value.bool().all())
+    }
 
 
-def real_positions(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """Which positions of the inputs hold tokens, `[B, L]` bool; None if all do."""
-    mask = inputs.get("attention_mask")
+def real_positions(inputs: Mapping[str, Tensor], *, decoder: bool = False) -> Tensor | None:
+    """Which positions of the inputs, or of the decoder's, hold tokens, `[B, L]` bool; None if all do."""
+    mask = inputs.get("decoder_attention_mask" if decoder else "attention_mask")
     return None if mask is None else mask.bool()
 
 
@@ -96,6 +140,10 @@ def unpadded(ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
                 f"calibration: expected an attention_mask with padding at the ends of sequences, got padding {got}"
             )
         yield ids[row, int(real[0]) : int(real[-1]) + 1]
+
+
+def _examples(batch: Mapping[str, Tensor]) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _batch(sequences: Sequence[Tensor], padding: int) -> Batch:

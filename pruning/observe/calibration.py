@@ -1,5 +1,6 @@
 """What `pruning.prune` accepts as calibration, and the windows of tokens that it gives."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import text_config
-from pruning.observe.batches import Batch, Windows, unpadded
+from pruning.model.forward import is_causal
+from pruning.observe.batches import Batch, Inputs, Windows, unpadded
 from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
 from pruning.observe.sources import BUILTIN, MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, open_source
 from pruning.observe.text import builtin_text
@@ -22,6 +24,7 @@ from pruning.settings import Settings
 Calibration = Any
 """Everything that `pruning.prune` lists."""
 Weighted = Sequence[tuple[Source, float]]
+TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 COMPARISON_TOKENS = 2048
 """Enough tokens to tell layers and selections apart."""
 EXPECTED = (
@@ -35,25 +38,30 @@ def calibration_windows(
     tokenizer: PreTrainedTokenizerBase | None,
     calibration: Calibration,
     settings: Settings,
-) -> Windows:
-    """Windows of token ids, from everything that `pruning.prune` accepts.
+) -> Windows | Inputs:
+    """Windows of token ids, or batches of other inputs, from everything that `pruning.prune` accepts.
 
     Raises:
         ValueError: something else, too little text, ids that the model does not have, or windows longer than it
             accepts.
     """
-    if isinstance(calibration, Windows):
+    if isinstance(calibration, (Windows, Inputs)):
         return calibration
     weighted = _sources(calibration, settings)
     if weighted is not None:
+        _expect_text(model)
         if tokenizer is None:
             raise ValueError("tokenizer: expected one for calibration text, got None")
         return text_windows(model, tokenizer, weighted, settings, n_tokens=settings.calibration_tokens)
     padding = getattr(text_config(model), "pad_token_id", None) or 0
+    if (batches := _model_batches(calibration, model)) is not None:
+        return Inputs(batches, f"{len(batches)} batches with {', '.join(batches[0])}")
     sequences = list(_token_ids(calibration, model))
     if not sequences:
         raise ValueError(f"{EXPECTED}nothing")
-    windows = Windows(sequences, f"{len(sequences)} sequences of token ids", padding)
+    _expect_text(model)
+    source = f"{len(sequences)} sequences of token ids"
+    windows = Windows(sequences, source, padding, _decoder_start(model))
     _check(model, windows)
     return windows
 
@@ -79,17 +87,17 @@ def text_windows(
             tokenizer,
             length=settings.sequence_length,
             n_tokens=int(n_tokens * weight / total),
-            special_tokens=not model.can_generate(),
+            special_tokens=not is_causal(model),
             bos=settings.bos,
         )
     shares = [1.0 for _ in weighted] == [weight for _, weight in weighted]
     name = ", ".join(source.name if shares else f"{source.name}={weight:g}" for source, weight in weighted)
-    windows = Windows(sequences, name, tokenizer.pad_token_id or 0)
+    windows = Windows(sequences, name, tokenizer.pad_token_id or 0, _decoder_start(model))
     _check(model, windows)
     return windows
 
 
-def comparison_batches(windows: Windows | Tensor, batch_size: int) -> Sequence[Batch]:
+def comparison_batches(windows: Windows | Inputs | Tensor, batch_size: int) -> Sequence[Batch]:
     """About 2,048 tokens of the windows, spread evenly over them, in batches."""
     if isinstance(windows, Tensor):
         windows = Windows(list(windows))
@@ -156,6 +164,42 @@ def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
                 break
         return [(Records("data set", rows, separator="\n\n"), 1.0)]
     return None
+
+
+def _model_batches(calibration: Any, model: PreTrainedModel) -> list[dict[str, Tensor]] | None:
+    """The batches of a calibration with other inputs than text, such as `pixel_values`; None for token ids."""
+    if isinstance(calibration, Mapping):
+        calibration = [calibration]
+    if not isinstance(calibration, Iterable) or isinstance(calibration, (Tensor, np.ndarray, str, bytes)):
+        return None
+    names = inspect.signature(model.forward).parameters.keys() - {"labels", "return_dict"}
+    items = list(calibration)
+    if not items or not all(isinstance(item, Mapping) and item.keys() & (names - TEXT_INPUTS) for item in items):
+        return None
+    batches = []
+    for item in items:
+        batch = {name: value for name, value in item.items() if name in names and isinstance(value, Tensor)}
+        batches.append({n: v.to(model.dtype) if v.is_floating_point() else v for n, v in batch.items()})
+    return batches
+
+
+def _expect_text(model: PreTrainedModel) -> None:
+    if model.main_input_name != "input_ids":
+        raise ValueError(
+            f"calibration: expected batches of inputs by name, such as {model.main_input_name}, for "
+            f"{type(model).__name__}, which does not read text; got text or token ids"
+        )
+
+
+def _decoder_start(model: PreTrainedModel) -> int | None:
+    """The token with which the decoder of an encoder-decoder begins; None for other models."""
+    if not model.config.is_encoder_decoder:
+        return None
+    config = text_config(model)
+    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+        if (token := getattr(model.config, name, None) or getattr(config, name, None)) is not None:
+            return int(token)
+    return 0
 
 
 def _is_record(item: Any) -> bool:

@@ -1,7 +1,7 @@
 """Statistics of the activations of each FFN over the calibration tokens: a sample of tokens, and moments."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,16 +14,21 @@ from pruning.observe.batches import Batch, model_inputs
 from pruning.observe.neurons import observed_neurons
 
 
+MIN_TOKENS = 64
+"""With fewer tokens, the neurons of an expert are ranked by their weights and not repaired."""
+
+
 @dataclass(frozen=True)
 class Statistics:
     """The activations of the neurons of one FFN over the calibration tokens.
 
     Attributes:
         name: of the FFN.
-        sample: `[M, N]`, a uniform random sample of tokens, the same tokens for every FFN.
-        n_tokens: number of calibration tokens.
+        sample: `[M, N]`, a uniform random sample of tokens, the same tokens for every FFN that all tokens pass.
+        n_tokens: number of calibration tokens; of an expert, those routed to it.
         mean: `[N]` float64.
-        covariance: `[N, N]` float32, normalized by `n_tokens`.
+        covariance: `[N, N]` float32, normalized by `n_tokens`; tokens of an expert weigh as much as its gate squared.
+        is_enough: whether these are enough tokens to rank and repair neurons by; an expert may get fewer.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Statistics:
     n_tokens: int
     mean: Tensor
     covariance: Tensor
+    is_enough: bool = True
 
     @property
     def second_moment(self) -> Tensor:
@@ -135,7 +141,23 @@ def capture(
             with observed_neurons(model, ffns, inputs, lambda ffn, z, gates: recorders[ffn].add(z, gates)):
                 body(**inputs, **without_cache(body))
     statistics = [recorder.finish() for recorder in recorders.values()]
-    for ffn, layer in zip(ffns, statistics, strict=True):
-        if layer.n_tokens == 0 and not ffn.is_routed:
+    reached = {ffn.kind for ffn, layer in zip(ffns, statistics, strict=True) if layer.n_tokens}
+    for ffn in ffns:
+        if ffn.kind not in reached:
             raise ValueError(f"{ffn.name}: expected calibration that reaches this FFN, got no tokens")
-    return statistics
+    return prepare_experts(statistics)
+
+
+def prepare_experts(statistics: Sequence[Statistics]) -> list[Statistics]:
+    """Find the experts, which fewer tokens reach than other FFNs, and decide which of them have enough.
+
+    Their samples are cut to a power of two, so that few null distributions serve them all.
+    """
+    most = max(layer.n_tokens for layer in statistics)
+    result = []
+    for layer in statistics:
+        if layer.n_tokens < most:
+            size = 1 << len(layer.sample).bit_length() >> 1
+            layer = replace(layer, sample=layer.sample[:size], is_enough=layer.n_tokens >= MIN_TOKENS)
+        result.append(layer)
+    return result

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.forward import comparable_part, without_cache
+from pruning.model.forward import comparable_part, is_causal, without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions
 
 
@@ -33,9 +33,9 @@ class DenseOutputs:
         """
         parts, lengths = [], []
         for dense, batch in zip(self._outputs, self._batches, strict=True):
-            pruned, real = self._output(batch), real_positions(batch)
+            pruned, real = self._output(batch), real_positions(batch, decoder="decoder_input_ids" in batch)
             parts.append(
-                _divergence(dense.to(pruned.device), pruned, real, causal=self._model.can_generate())
+                _divergence(dense.to(pruned.device), pruned, real, causal=is_causal(self._model))
             )
             lengths.append(torch.full((len(pruned),), pruned.shape[1]) if real is None else real.sum(1))
         divergence, weights = torch.cat(parts), torch.cat(lengths).double()
@@ -53,6 +53,8 @@ class DenseOutputs:
 
 def _divergence(dense: Tensor, pruned: Tensor, real: Tensor | None, *, causal: bool) -> Tensor:
     """The mean divergence of each window, `[B]`, over the positions `real [B, L]`, or over all."""
+    if not causal and dense.ndim != 3:  # not of tokens, such as the similarities of texts and images
+        return (dense.float() - pruned.float()).square().flatten(1).mean(1)
     if not causal and real is None:
         return (dense.float() - pruned.float()).square().mean((1, 2))
     parts = []  # one window at a time, since float32 logits of all windows are large

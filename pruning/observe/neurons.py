@@ -12,6 +12,7 @@ from pruning.model.ffn import FFN, Projection
 from pruning.model.watch import Watch, one_by_one
 from pruning.observe.batches import real_positions, select_tokens
 
+TEXT = {"input_ids", "attention_mask"}
 OnNeurons = Callable[[FFN, Tensor, Tensor | None], None]
 """Gets an FFN, its neurons `[T, N]`, and the gates `[T]` of an expert, or None."""
 
@@ -39,13 +40,22 @@ def observed_neurons(
 ) -> Iterator[None]:
     """Within the block, run `model` on `inputs`; each FFN that runs hands its neurons to `on_neurons`."""
     by_output = {ffn.output: ffn for ffn in ffns}
-    real = real_positions(inputs)
+    of_encoder, of_decoder = (real_positions(inputs, decoder=decoder) for decoder in (False, True))
+    has_decoder = "decoder_input_ids" in inputs
     routing: dict[nn.Module, Routing | None] = {}
 
     def on_product(projection: Projection, z: Tensor, _product: Tensor) -> None:
         ffn = by_output[projection]
         owner = projection.owners[0]
+        real = of_decoder if has_decoder and "decoder" in ffn.name.split(".") else of_encoder
         if not ffn.is_routed:
+            if real is not None and real.numel() != z.shape[:-1].numel():
+                if inputs.keys() <= TEXT:
+                    raise ValueError(
+                        f"{ffn.name}: expected {real.numel()} tokens as in attention_mask, got {z.shape[:-1].numel()}; "
+                        f"calibrate on sequences of one length, without padding"
+                    )
+                real = None  # of another input, such as an image
             on_neurons(ffn, select_tokens(z, real), None)
         elif (routed := routing.get(owner)) is not None:
             token, gates = routed.of(projection.expert or 0)

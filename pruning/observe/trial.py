@@ -1,6 +1,5 @@
 """Trying on a few tokens that dropping neurons is what it should be: the kept neurons do not change."""
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
+from pruning.model.knobs import Knob
 from pruning.model.forward import without_cache
 from pruning.model.snapshot import restored
 from pruning.model.surgery import Plan, Solution, prune_ffns
@@ -21,27 +21,51 @@ HALF_PRECISION = 0.05
 """The same for 16-bit weights."""
 
 
+def reached_knobs(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> set[Knob]:
+    """The knobs of the FFNs that run on the batch.
+
+    Raises:
+        ValueError: the model does not run, or the batch reaches only some of the FFNs of a knob. Experts that no token
+            reaches do not count.
+    """
+    try:
+        dense = _first_neurons(model, ffns, batch)
+    except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{type(model).__name__}: expected a model that runs on its calibration, got: {error}"
+        ) from error
+    kinds = {ffn.kind for ffn in dense}
+    reached = {ffn.knob for ffn in dense}
+    for ffn in ffns:
+        if ffn.knob in reached and ffn.kind not in kinds:
+            raise ValueError(
+                f"{ffn.name}: expected calibration that reaches all FFNs of the config entry {ffn.knob}, got none that "
+                f"reaches this one"
+            )
+    if not reached:
+        raise ValueError(f"calibration: expected inputs that reach an FFN of {type(model).__name__}, got none")
+    return reached
+
+
 def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> None:
     """Drop every other neuron from one FFN of each kind, and compare the kept neurons with those before.
 
     They differ if the FFN normalizes over its neurons, mixes them, or stores them in an order that we do not know. The
     model is unchanged afterwards.
 
+    Args:
+        batch: reaches each kind of FFN.
+
     Raises:
-        ValueError: they differ, or the batch does not reach an FFN.
+        ValueError: they differ.
     """
-    try:
-        dense = _first_neurons(model, ffns, batch)
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(f"{type(model).__name__}: expected a model that runs on its calibration, got: {error}") from error
+    dense = _first_neurons(model, ffns, batch)
     for kind in _kinds(ffns):
-        reached = next((stack for stack in kind if any(ffn in dense for ffn in stack)), None)
-        if reached is None:
-            raise ValueError(f"{kind[0][0].name}: expected calibration that reaches this FFN, got none")
-        with restored(reached):
-            prune_ffns(_every_other(ffn) for ffn in reached)
-            pruned = _first_neurons(model, reached, batch)
-        for ffn in reached:
+        stack = next(stack for stack in kind if any(ffn in dense for ffn in stack))
+        with restored(stack):
+            prune_ffns(_every_other(ffn) for ffn in stack)
+            pruned = _first_neurons(model, stack, batch)
+        for ffn in stack:
             if ffn in dense:
                 _compare(ffn, dense[ffn], pruned.get(ffn))
 
@@ -50,7 +74,7 @@ def _kinds(ffns: Sequence[FFN]) -> list[list[list[FFN]]]:
     """The FFNs by name without numbers; those that share their parameters, the experts of a stack, together."""
     kinds: dict[str, dict[int, list[FFN]]] = {}
     for ffn in ffns:
-        stacks = kinds.setdefault(re.sub(r"\d+", "#", ffn.name), {})
+        stacks = kinds.setdefault(ffn.kind, {})
         stacks.setdefault(id(ffn.output.parameter), []).append(ffn)
     return [list(stacks.values()) for stacks in kinds.values()]
 

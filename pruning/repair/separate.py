@@ -35,7 +35,8 @@ def prune_separately(
     for ffn, keep, activations in zip(ffns, kept, statistics, strict=True):
         weight, bias = ffn.output.weight, ffn.output.bias
         intercept = repair == "bias" or bias is not None
-        solution = repair_projection(weight, bias, keep, activations, repair, intercept=intercept)
+        way: Repair = repair if activations.is_enough else "none"
+        solution = repair_projection(weight, bias, keep, activations, way, intercept=intercept)
         plans.append(Plan(ffn, keep, solution.to(weight.dtype)))
     prune_ffns(plans)
 
