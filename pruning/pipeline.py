@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
@@ -19,7 +20,7 @@ from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import update_config
 from pruning.observe.batches import Batch
 from pruning.observe.calibration import Calibration, comparison_batches
-from pruning.observe.capture import Recorder
+from pruning.observe.capture import Recorder, prepare_experts
 from pruning.prepare import prepare, warn_of_few_tokens, warn_of_unmeasured
 from pruning.progress import timed, track
 from pruning.repair.separate import prune_separately
@@ -101,6 +102,7 @@ def prune(
         warn_of_few_tokens(n_tokens, ffns, settings)
         layers = _prune_layer_by_layer(model, ffns, batches, settings, seconds, progress=progress)
         update_config(model, ffns)
+        warn_of_unmeasured(layers)
         return Report(asdict(settings), n_tokens, layers, seconds, notes=notes)
     if evidence is None:
         evidence = gather_evidence(model, ffns, batches, settings, seconds=seconds, progress=progress)
@@ -113,7 +115,6 @@ def prune(
             save_evidence(evidence, save_statistics, **estimate)
     n_tokens = max(layer.statistics.n_tokens for layer in evidence)
     warn_of_few_tokens(n_tokens, ffns, settings)
-    warn_of_unmeasured([layer.statistics for layer in evidence])
     with timed(seconds, "select"):
         layers, divergence = select(model, ffns, evidence, comparison, settings, progress=progress)
     with timed(seconds, "repair"):
@@ -124,6 +125,7 @@ def prune(
         else:
             prune_separately(ffns, kept, [layer.statistics for layer in evidence], settings.repair)
     update_config(model, ffns)
+    warn_of_unmeasured(layers)
     return Report(asdict(settings), n_tokens, layers, seconds, divergence, notes)
 
 
@@ -153,16 +155,30 @@ def _prune_layer_by_layer(
     """
     layers: list[PrunedLayer] = []
     with restored_on_error(ffns), evaluation_mode(model):
-        sequence = examples_in_sequence(model, ffns, batches, observe=lambda z: recorder.add(z))
-        for ffn in track(ffns, "prune", show=progress):
-            recorder = Recorder.of(ffn, settings.sample_size, seed=settings.seed)
+        recorders: dict[FFN, Recorder] = {}
+        sequence = examples_in_sequence(
+            model, ffns, batches, observe=lambda part: recorders[part.ffn].add(part.z, part.gates)
+        )
+        for stage in track(_by_layer(ffns), "prune", show=progress):
+            recorders = {ffn: Recorder.of(ffn, settings.sample_size, seed=settings.seed) for ffn in stage}
             with timed(seconds, "capture"):
                 examples = next(sequence)
             with timed(seconds, "measure"):
-                evidence = measure_ffn(ffn, recorder.finish(), settings)
+                statistics = prepare_experts(stage, [recorder.finish() for recorder in recorders.values()])
+                evidence = [measure_ffn(ffn, s, settings) for ffn, s in zip(stage, statistics, strict=True)]
             with timed(seconds, "select"):
-                layers += select(model, [ffn], [evidence], (), settings)[0]
+                chosen = select(model, stage, evidence, (), settings)[0]
+            layers += chosen
             del evidence  # free the memory before the next layer needs as much
             with timed(seconds, "repair"):
-                prune_and_fit(ffn, layers[-1].kept, examples, refine=settings.refine, seed=settings.seed)
+                keep = {ffn: layer.kept for ffn, layer in zip(stage, chosen, strict=True)}
+                prune_and_fit(keep, examples, refine=settings.refine, seed=settings.seed)
     return layers
+
+
+def _by_layer(ffns: Sequence[FFN]) -> list[list[FFN]]:
+    """The FFNs of each layer, in their order."""
+    layers: dict[nn.Module, list[FFN]] = {}
+    for ffn in ffns:
+        layers.setdefault(ffn.layer, []).append(ffn)
+    return list(layers.values())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.choose.budget import check_cap, kept_width
+from pruning.choose.explain import PrunedLayer
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, knobs_of
 from pruning.model.knobs import Knob, find_knobs
@@ -15,7 +16,7 @@ from pruning.model.loaded import name_some
 from pruning.model.saved import check_config
 from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows
-from pruning.observe.capture import MIN_TOKENS, Statistics
+from pruning.observe.capture import MIN_TOKENS
 from pruning.observe.trial import check_neurons, reached_knobs
 from pruning.repair.stream import Stream
 from pruning.settings import Settings
@@ -98,9 +99,9 @@ def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -
         )
 
 
-def warn_of_unmeasured(statistics: Sequence[Statistics]) -> None:
+def warn_of_unmeasured(layers: Sequence[PrunedLayer]) -> None:
     """Warn, with the caller of `prune` as the location, of experts that too few tokens reached."""
-    few = [layer.name for layer in statistics if not layer.is_enough]
+    few = [layer.name for layer in layers if not layer.is_measured]
     if few:
         warnings.warn(
             f"calibration: fewer than {MIN_TOKENS} tokens reached {name_some(few)}; their neurons were ranked by the "

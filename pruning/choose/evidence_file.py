@@ -102,7 +102,7 @@ def load_evidence(
                 None if divergence is None else float(divergence),
             )
         )
-    prepared = prepare_experts([layer.statistics for layer in evidence])
+    prepared = prepare_experts(ffns, [layer.statistics for layer in evidence])
     return [replace(layer, statistics=statistics) for layer, statistics in zip(evidence, prepared, strict=True)]
 
 

@@ -48,6 +48,11 @@ class PrunedLayer:
     sensitivity: float
     n_tokens: int
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether enough tokens reached it."""
+        return not math.isnan(self.null_mi)
+
     def as_json(self) -> dict[str, Any]:
         """The entry of the manifest."""
         columns = {

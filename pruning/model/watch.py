@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
 
 from pruning.model.ffn import FFN, Projection
 
@@ -70,7 +68,7 @@ class Watch(TorchFunctionMode):
 
 
 @contextmanager
-def one_by_one(model: PreTrainedModel) -> Iterator[None]:
+def one_by_one(model: nn.Module) -> Iterator[None]:
     """Run the experts of a mixture one by one, so that each product can be observed."""
     if not hasattr(model, "get_experts_implementation"):
         yield

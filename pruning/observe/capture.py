@@ -11,7 +11,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import without_cache
 from pruning.observe.batches import Batch, model_inputs
-from pruning.observe.neurons import observed_neurons
+from pruning.observe.neurons import Masks, observed_neurons
 
 
 MIN_TOKENS = 64
@@ -138,25 +138,27 @@ def capture(
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
             inputs = model_inputs(batch, model.device)
-            with observed_neurons(model, ffns, inputs, lambda ffn, z, gates: recorders[ffn].add(z, gates)):
+            with observed_neurons(
+                model, ffns, Masks.of(inputs), lambda part: recorders[part.ffn].add(part.z, part.gates)
+            ):
                 body(**inputs, **without_cache(body))
     statistics = [recorder.finish() for recorder in recorders.values()]
     reached = {ffn.kind for ffn, layer in zip(ffns, statistics, strict=True) if layer.n_tokens}
     for ffn in ffns:
         if ffn.kind not in reached:
             raise ValueError(f"{ffn.name}: expected calibration that reaches this FFN, got no tokens")
-    return prepare_experts(statistics)
+    return prepare_experts(ffns, statistics)
 
 
-def prepare_experts(statistics: Sequence[Statistics]) -> list[Statistics]:
-    """Find the experts, which fewer tokens reach than other FFNs, and decide which of them have enough.
+def prepare_experts(ffns: Sequence[FFN], statistics: Sequence[Statistics]) -> list[Statistics]:
+    """Find the experts, which fewer tokens may reach than other FFNs, and decide which of them have enough.
 
     Their samples are cut to a power of two, so that few null distributions serve them all.
     """
     most = max(layer.n_tokens for layer in statistics)
     result = []
-    for layer in statistics:
-        if layer.n_tokens < most:
+    for ffn, layer in zip(ffns, statistics, strict=True):
+        if ffn.is_routed or layer.n_tokens < most:
             size = 1 << len(layer.sample).bit_length() >> 1
             layer = replace(layer, sample=layer.sample[:size], is_enough=layer.n_tokens >= MIN_TOKENS)
         result.append(layer)

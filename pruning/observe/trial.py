@@ -13,7 +13,7 @@ from pruning.model.forward import without_cache
 from pruning.model.snapshot import restored
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.batches import Batch, model_inputs
-from pruning.observe.neurons import observed_neurons
+from pruning.observe.neurons import Masks, Neurons, observed_neurons
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Relative difference of the kept neurons from rounding, as the products have other sizes; wrong ones differ by 1."""
@@ -84,10 +84,14 @@ def _first_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) ->
     seen: dict[FFN, Tensor] = {}
     inputs = model_inputs(batch, model.device)
     body = model.base_model
+
+    def keep_first(part: Neurons) -> None:
+        seen.setdefault(part.ffn, part.z)
+
     with (
         torch.inference_mode(),
         evaluation_mode(model),
-        observed_neurons(model, ffns, inputs, lambda ffn, z, _gates: seen.setdefault(ffn, z)),
+        observed_neurons(model, ffns, Masks.of(inputs), keep_first),
     ):
         body(**inputs, **without_cache(body))
     return seen

@@ -1,6 +1,6 @@
 """Repair in the order of the layers: fit each pruned FFN to the hidden states of the dense model after its layer."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from pruning.model.ffn import FFN
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.batches import Batch
+from pruning.observe.capture import MIN_TOKENS
+from pruning.observe.neurons import Neurons
+from pruning.repair.form import rms
 from pruning.repair.refine import refine_ffn
 from pruning.repair.ridge import ridge
 from pruning.repair.stream import LayerPass, Stream
@@ -23,15 +26,15 @@ the same quality."""
 
 
 class Examples(NamedTuple):
-    """What one FFN should learn, batch by batch of T tokens, without padding.
+    """What one FFN should learn, batch by batch of t tokens.
 
     Attributes:
-        passes: the FFN's inputs and neurons in the pruned stream.
-        target: `[T, d]` float32, the outputs that would make the pruned stream equal to the dense one.
-        weight: `[T]` float32, of each token.
+        parts: the FFN in the pruned stream.
+        target: `[t, d]` float32, the outputs that would make the pruned stream equal to the dense one.
+        weight: `[t]` float32, of each token.
     """
 
-    passes: list[LayerPass]
+    parts: list[Neurons]
     target: list[Tensor]
     weight: list[Tensor]
 
@@ -40,41 +43,51 @@ def examples_in_sequence(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     batches: Sequence[Batch],
-    observe: Callable[[Tensor], None] | None = None,
-) -> Iterator[Examples]:
-    """What each FFN should learn, layer by layer; the caller prunes each FFN before asking for the next.
+    observe: Callable[[Neurons], None] | None = None,
+) -> Iterator[dict[FFN, Examples]]:
+    """What each FFN should learn, layer by layer; the caller prunes the FFNs of a layer before asking for the next.
 
-    The dense and the pruned stream run side by side. To make them equal after a layer with dense hidden states h, its
-    FFN has to output what the pruned stream lacks. Each token weighs `1 / |h|^2`: unweighted, a few tokens of massive
-    norm would decide the fit. If a layer normalizes the output of its FFN, the target and h are the output of the
-    FFN in the dense stream, and the error of earlier layers is not compensated for.
+    The dense and the pruned stream run side by side. Let h be the dense hidden states after a layer and e what the
+    pruned stream lacks of them. The FFNs k of the layer should output `share_k * e` more than the dense FFNs would for
+    the same input; `share_k = gain_k / sum gain^2` is the smallest change that adds up to e. Each token weighs
+    `gain_k^2 / |h|^2`: unweighted, a few tokens of massive norm would decide the fit.
 
     Args:
         batches: windows of tokens `[B, L]`.
-        observe: gets the neurons `[T, N]` of the FFN in the dense stream, batch by batch.
+        observe: gets each FFN in the dense stream, batch by batch.
 
-    Memory, on the model's device: the hidden states of all tokens, twice; and for one layer the neurons, the inputs
-    of the FFN, what bypasses it, and the targets.
+    Memory, on the model's device: the hidden states of all tokens, twice; and for one layer the neurons, inputs,
+    outputs and targets of its FFNs.
     """
     dense = Stream(model, ffns, batches)
     pruned = dense.copy()
-    for index in range(len(ffns)):
-        examples = Examples([], [], [])
+    for index, stage in enumerate(dense.stages):
+        examples = {ffn: Examples([], [], []) for ffn in stage.ffns}
+        passes = []
         for ahead, behind in zip(dense.passes(index, advance=True), pruned.passes(index), strict=True):
             if observe is not None:
-                observe(ahead.z)
-            aim = target = ahead.added.float()
-            if ahead.skipped is not None and behind.skipped is not None:  # both or none
-                aim = ahead.skipped + ahead.scale * target
-                target = (aim - behind.skipped) / ahead.scale
-            examples.passes.append(behind)
-            examples.target.append(target)
-            examples.weight.append(aim.square().mean(1).clamp_min(1e-12).reciprocal())
+                for part in ahead.parts:
+                    observe(part)
+            lacking = ahead.outcome - behind.outcome
+            certainty = ahead.outcome.square().mean(1).clamp_min(1e-12).reciprocal()
+            shares = _shares(behind, lacking, damping=dense.forms[index].damping)
+            for part, gain, share in zip(behind.parts, behind.gains, shares, strict=True):
+                rows = slice(None) if part.token is None else part.token
+                output = part.added.float()
+                bias = part.ffn.output.bias
+                if part.ffn.is_routed and bias is not None:  # which is added to the product later
+                    output = output + bias.detach().float()
+                target, weight = output + share * lacking[rows], certainty[rows] * gain.square().mean(1)
+                for column, value in zip(examples[part.ffn], (part, target, weight), strict=True):
+                    column.append(value)
+            passes.append(behind)
         yield examples
-        if index + 1 < len(ffns):
-            pruned.resume(index, examples.passes)
-        for column in examples:
-            column.clear()  # free the memory even if the caller keeps a reference
+        if index + 1 < len(dense.stages):
+            pruned.resume(index, passes)
+        passes.clear()  # free the memory even if the caller keeps a reference
+        for columns in examples.values():
+            for column in columns:
+                column.clear()
 
 
 def repair_in_sequence(
@@ -96,25 +109,31 @@ def repair_in_sequence(
     Raises:
         ValueError: activations that are not finite. The model is then unchanged.
     """
+    remaining = iter(kept)
     with restored_on_error(ffns), evaluation_mode(model):
-        for ffn, keep, examples in zip(ffns, kept, examples_in_sequence(model, ffns, batches), strict=True):
-            prune_and_fit(ffn, keep, examples, refine=refine, seed=seed)
+        for examples in examples_in_sequence(model, ffns, batches):
+            keep = {ffn: next(remaining) for ffn in examples}
+            prune_and_fit(keep, examples, refine=refine, seed=seed)
 
 
-def prune_and_fit(ffn: FFN, keep: Tensor, examples: Examples, *, refine: bool, seed: int) -> None:
-    """Keep the neurons `keep`, with the output projection that comes closest to the targets.
+def prune_and_fit(
+    keep: Mapping[FFN, Tensor], examples: Mapping[FFN, Examples], *, refine: bool, seed: int
+) -> None:
+    """Prune the FFNs of one layer, with the output projections that come closest to the targets.
 
     Args:
+        keep: for each FFN the neurons to keep, ascending.
         refine: whether to train all projections on the same error afterwards (`pruning.repair.refine`).
         seed: for the order of tokens when refining.
 
     Raises:
         ValueError: activations that are not finite.
     """
-    prune_ffns([Plan(ffn, keep, fit(ffn, keep, examples))])
-    if refine:
-        read = torch.cat([layer_pass.read for layer_pass in examples.passes])
-        refine_ffn(ffn, read, torch.cat(examples.target), torch.cat(examples.weight), seed=seed)
+    prune_ffns([Plan(ffn, neurons, fit(ffn, neurons, examples[ffn])) for ffn, neurons in keep.items()])
+    for ffn in keep if refine else ():
+        parts, target, weight = examples[ffn]
+        read = torch.cat([part.read for part in parts])
+        refine_ffn(ffn, read, torch.cat(target), torch.cat(weight), seed=seed)
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
@@ -122,21 +141,23 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
 
     With these neurons z and the target t, it minimizes the weighted sum of `|t - W z - b|^2` over tokens, with a ridge
     penalty on the distance from the dense weights. b is fitted only if the dense projection has a bias; we measured
-    no gain from adding one elsewhere.
+    no gain from adding one elsewhere. An expert that too few tokens reach keeps its dense weights.
 
     Raises:
         ValueError: activations that are not finite.
     """
     dense = ffn.output.weight.detach()[:, keep].float()  # [d, kept]
-    intercept = ffn.output.bias is not None
-    if intercept:
-        dense = torch.cat([dense, ffn.output.bias.detach().float()[:, None]], dim=1)
+    bias = ffn.output.bias
+    if ffn.is_routed and sum(len(part.z) for part in examples.parts) < MIN_TOKENS:
+        return Solution(dense, bias)
+    if bias is not None:
+        dense = torch.cat([dense, bias.detach().float()[:, None]], dim=1)
     size = dense.shape[1]
     gram = dense.new_zeros(size, size)
     cross = dense.new_zeros(size, len(dense))
-    for layer_pass, target, weight in zip(*examples, strict=True):
-        z = layer_pass.z[:, keep].float()
-        if intercept:
+    for part, target, weight in zip(*examples, strict=True):
+        z = part.z[:, keep].float()
+        if bias is not None:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         weighted = z * weight[:, None]
         gram.addmm_(weighted.t(), z)
@@ -146,6 +167,23 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
             f"{ffn.name}: expected finite activations in the pruned model, got NaN or infinite ones"
         )
     missing = cross - gram @ dense.t()
-    change = ridge(gram, missing, PULL_TO_DENSE, n_free=int(intercept)).t().float()
+    change = ridge(gram, missing, PULL_TO_DENSE, n_free=int(bias is not None)).t().float()
     fitted = dense + change  # [d, size]
-    return Solution(fitted[:, : len(keep)], fitted[:, -1] if intercept else None)
+    return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1])
+
+
+def _shares(behind: LayerPass, lacking: Tensor, *, damping: Tensor | None) -> list[Tensor]:
+    """For each FFN that ran, the share of what is lacking that it should add to its output, per unit."""
+    total = torch.zeros_like(lacking[:, :1]) if damping is None else torch.zeros_like(lacking)
+    for part, gain in zip(behind.parts, behind.gains, strict=True):
+        if part.token is None:
+            total += gain.square()
+        else:
+            total.index_add_(0, part.token, gain.square())
+    if damping is not None:
+        total = total + damping / rms(behind.parts[0].added).square()
+    total = total.clamp_min(1e-30)
+    return [
+        gain / (total if part.token is None else total[part.token])
+        for part, gain in zip(behind.parts, behind.gains, strict=True)
+    ]

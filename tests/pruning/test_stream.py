@@ -25,31 +25,38 @@ def test_a_stream_ends_at_the_last_hidden_states_of_the_model(model, windows):
     torch.testing.assert_close(torch.cat(stream.hidden), expected[0])
 
 
-def test_a_pass_separates_the_output_of_the_ffn_from_what_bypasses_it(model, windows):
+def test_a_pass_holds_the_ffn_and_what_the_layer_makes_of_it(model, windows):
     ffn = find_ffns(model)[0]
     stream = Stream(model, find_ffns(model), [windows])
     layer_pass = next(iter(stream.passes(0, advance=True)))
+    (part,) = layer_pass.parts
     bias = 0 if ffn.output.bias is None else ffn.output.bias
-    torch.testing.assert_close(layer_pass.added, layer_pass.z @ ffn.output.weight.t() + bias)
-    if type(model).__name__ != "BertModel":
-        torch.testing.assert_close(layer_pass.skipped + layer_pass.added, stream.hidden[0].flatten(0, -2))
+    assert part.ffn is stream.stages[0].ffns[0]
+    torch.testing.assert_close(part.added, part.z @ ffn.output.weight.t() + bias)
+    if type(model).__name__ == "BertModel":
+        norm = model.encoder.layer[0].output.LayerNorm
+        torch.testing.assert_close(norm(layer_pass.outcome), stream.hidden[0].flatten(0, -2))
+    else:
+        assert torch.equal(layer_pass.outcome, stream.hidden[0].flatten(0, -2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", [*FAMILIES, *NORMING, SCALING])
-def test_the_factor_of_the_ffn_output_is_measured(family, dtype, windows):
+def test_what_a_layer_does_with_its_ffn_is_found(family, dtype, windows):
     model = tiny_model(family).to(dtype)
     if family in CAUSAL:
         with torch.no_grad():  # makes the FFN outputs small relative to the hidden states
             model.model.embed_tokens.weight.mul_(1000)
     stream = Stream(model, find_ffns(model), [windows])
-    for index in range(3):
-        layer_pass = next(iter(stream.passes(index, advance=True)))
+    for index, form in enumerate(stream.forms):
+        assert form.normalizes_sum == (family == "Bert")
         if family in NORMING:
-            assert layer_pass.skipped is None
+            weight = model.model.layers[index].post_feedforward_layernorm.weight.float()
+            expected = weight + 1 if family == "Gemma2" else weight
+            torch.testing.assert_close(form.norm, expected.detach(), rtol=0.02, atol=0.02)
         else:
-            assert layer_pass.scale == pytest.approx(0.3 if family == SCALING else 1.0, rel=0.01)
-            assert layer_pass.skipped is not None
+            assert form.norm is None
+            assert form.scale == pytest.approx(0.3 if family == SCALING else 1.0, rel=0.01)
 
 
 def test_an_ffn_with_zero_output_adds_nothing(windows):
@@ -58,8 +65,9 @@ def test_an_ffn_with_zero_output_adds_nothing(windows):
         find_ffns(model)[1].output.weight.zero_()
     stream = Stream(model, find_ffns(model), [windows])
     stream.advance(0)
-    layer_pass = next(iter(stream.passes(1, advance=True)))
-    assert torch.equal(layer_pass.skipped, stream.hidden[0].flatten(0, -2))
+    (part,) = next(iter(stream.passes(1, advance=True))).parts
+    assert not part.added.any()
+    assert stream.forms[1].scale == 1
 
 
 def test_an_encoder_that_normalizes_before_its_ffn_is_followed(windows):
@@ -76,8 +84,7 @@ def test_an_encoder_that_normalizes_before_its_ffn_is_followed(windows):
     )
     model = transformers.EsmModel(config).eval()
     stream = Stream(model, find_ffns(model), [windows])
-    layer_pass = next(iter(stream.passes(0, advance=True)))
-    torch.testing.assert_close(layer_pass.skipped + layer_pass.added, stream.hidden[0].flatten(0, -2))
+    assert [(form.scale, form.normalizes_sum, form.norm) for form in stream.forms] == [(1.0, False, None)] * 3
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *NORMING, SCALING])
@@ -93,11 +100,10 @@ def test_resuming_gives_the_output_of_the_pruned_layer(family, windows):
     torch.testing.assert_close(torch.cat(resumed.hidden), torch.cat(through.hidden))
 
 
-def test_an_unknown_layer_between_known_ones_is_an_error(windows):
+def test_layers_without_an_ffn_in_between_are_run(windows):
     model = tiny_model("Llama")
     ffns = find_ffns(model)
-    with pytest.raises(
-        ValueError,
-        match=r"layers\.2\.mlp: expected its layer to read the output of the layer of .*layers\.0\.mlp",
-    ):
-        Stream(model, [ffns[0], ffns[2]], [windows])
+    stream = Stream(model, [ffns[0], ffns[2]], [windows])
+    stream.advance(0)
+    expected = model.model(input_ids=windows, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(stream.hidden[0], expected)
