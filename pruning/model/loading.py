@@ -16,6 +16,7 @@ from transformers.utils import find_adapter_config_file
 
 from mikernels.isolation import isolated
 from pruning.model.architecture import model_class
+from pruning.model.device import find_device
 from pruning.model.families import WIDTH, WIDTHS, find_ffns
 from pruning.model.headers import stored_dtype
 from pruning.model.loaded import check_loaded
@@ -45,7 +46,7 @@ def load_model(
         ValueError: the checkpoint is pickled, lacks weights or has too many, or has adapters beside the weights; its
             class cannot be told; or the architecture needs remote code.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     path = Path(source)
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -13,6 +13,9 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 
+NEW_TOKENS = 32
+"""Of a continuation."""
+
 
 class Perplexity(NamedTuple):
     """The perplexity of a causal language model on windows of text.
@@ -74,7 +77,11 @@ def hidden_states(model: PreTrainedModel, batches: Iterable[Batch]) -> Tensor:
 
 @isolated()
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, max_new_tokens: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = NEW_TOKENS,
 ) -> str:
     """The model's greedy continuation of `prompt`."""
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)

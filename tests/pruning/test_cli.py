@@ -90,7 +90,7 @@ def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path)
     status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
     assert status == 0
     manifest = manifest_of(tmp_path / "out")
-    assert manifest["calibration_text"] == manifest["evaluation"]["text"] == str(text)
+    assert manifest["calibration"]["source"] == manifest["evaluation"]["text"] == str(text)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_bad_input_gives_one_line_and_writes_nothing(mi_prune, folders, tmp_path
 def test_the_folder_of_the_model_is_not_overwritten(mi_prune, folders):
     status, _, error = mi_prune(folders / "Llama", "--out", folders / "Llama", "--force")
     assert status == 1
-    assert "expected a folder that does not contain the input" in error
+    assert "--out: expected a folder without the file or folder of the model" in error
     assert (folders / "Llama" / "model.safetensors").exists()
 
 
