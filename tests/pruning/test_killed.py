@@ -24,7 +24,7 @@ def run(number):
         sys.stdout = sys.stderr = open(os.devnull, "w")
         out = f"out-{number % 2}"  # the second half replaces what the first has left
         arguments = ["model", "--out", out, "--force", "--save-statistics", "statistics.safetensors", "--quiet"]
-        options = ["--ratio=0.5", "--multiple-of=2", "--sequence-length=32", "--calibration-tokens=2048"]
+        options = ["--ratio=0.5", "--multiple-of=2", "--sequence-length=32", "--calibration-tokens=512"]
         os._exit(main([*arguments, *options, "--calibration=text.txt"]))
     return child
 
