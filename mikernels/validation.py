@@ -156,7 +156,15 @@ def _as_numpy(value: object, name: str) -> "np.ndarray":
             f"{name}: expected values everywhere, got a masked array with {n_masked} masked values; drop or fill them"
         )
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+        if array.dtype == object and hasattr(
+            value, "to_numpy"
+        ):  # pandas has integers and floats beside missing values
+            numbers = value.to_numpy(dtype=np.float64, na_value=np.nan)
+            pairs = zip(numbers.flat, array.flat, strict=True)
+            exact = all(n != n or float(n) == getattr(v, "item", lambda v=v: v)() for n, v in pairs)
+            return numbers if exact else array
+        return array
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name}: expected an array of numbers, got {type(value).__name__} that NumPy cannot read ({error})"

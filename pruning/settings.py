@@ -111,6 +111,8 @@ class Settings:
         for name in (*sizes, "clusters", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: expected an integer of 64 bits, got {self.seed}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")

@@ -53,8 +53,8 @@ class Null:
         return float(self.values[min(len(self.values) - 1, int(q * len(self.values)))])
 
     @isolated()
-    def p_value(self, mi: Samples) -> Tensor:
-        """Probability that independent variables reach `mi` (nats, an array of any shape), float64.
+    def p_value(self, mi: Samples | float) -> Tensor:
+        """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64.
 
         `(1 + draws at or above) / (1 + draws)`, which is never 0: B. Phipson, G. K. Smyth, Permutation p-values should
         never be zero, Stat. Appl. Genet. Mol. Biol. 9 (2010), DOI 10.2202/1544-6115.1585.
@@ -89,9 +89,10 @@ class Null:
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
 
-def _read_estimates(mi: Samples) -> Tensor:
+def _read_estimates(mi: Samples | float) -> Tensor:
     """`mi` as float32 of the same shape; ValueError for NaN, which would count as above every draw."""
-    estimates = as_tensor(mi, "mi").float().contiguous()
+    array = torch.tensor(mi, dtype=torch.float64) if isinstance(mi, int | float) else as_tensor(mi, "mi")
+    estimates = array.float().contiguous()
     if bool(torch.isnan(estimates).any()):
         raise ValueError("mi: expected estimates in nats, got NaN")
     return estimates

@@ -71,3 +71,9 @@ def test_values_of_another_kind_are_refused_by_name(name, value):
 def test_integers_are_not_rounded(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected an integer"):
         Settings(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_seeds_beyond_64_bits_are_refused(seed):
+    with pytest.raises(ValueError, match="seed: expected an integer of 64 bits"):
+        Settings(seed=seed)
