@@ -1,6 +1,6 @@
 """Check samples. Every message says what was expected and what was given."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -157,18 +157,27 @@ def _as_numpy(value: object, name: str) -> "np.ndarray":
         )
     try:
         array = np.asarray(value)
-        if array.dtype == object and hasattr(
-            value, "to_numpy"
-        ):  # pandas has integers and floats beside missing values
-            numbers = value.to_numpy(dtype=np.float64, na_value=np.nan)
-            pairs = zip(numbers.flat, array.flat, strict=True)
-            exact = all(n != n or float(n) == getattr(v, "item", lambda v=v: v)() for n, v in pairs)
-            return numbers if exact else array
-        return array
+        return _read_columns(value, array) if array.dtype == object else array
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name}: expected an array of numbers, got {type(value).__name__} that NumPy cannot read ({error})"
         ) from error
+
+
+def _read_columns(table: Any, array: "np.ndarray") -> "np.ndarray":
+    """A pandas table whose numeric columns hold missing values or have several dtypes, which NumPy reads as objects:
+    float64 with NaN for missing values. `array`, as NumPy read it, for anything else, also if float64 is not exact."""
+    import numpy as np
+
+    if not (hasattr(table, "to_numpy") and hasattr(table, "dtypes")):
+        return array
+    dtypes = np.atleast_1d(np.asarray(table.dtypes, dtype=object))
+    kinds = {getattr(dtype, "kind", "O") for dtype in dtypes}
+    if not kinds <= set("fiub"):
+        return array
+    numbers: np.ndarray = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    is_exact = kinds <= set("fb") or not bool((abs(numbers) >= 2.0**53).any())
+    return numbers if is_exact else array
 
 
 def _refuse_meta(name: str) -> None:

@@ -229,6 +229,8 @@ def test_tables_of_pandas_are_read_with_their_missing_values():
     for dtype in ("int8", "Int64", "Float64", "float32"):
         assert torch.equal(mutual_information(table.astype(dtype)), expected)
     assert torch.equal(mutual_information(table, table[1]), mutual_information(table, table[[1]]))
+    mixed = table.astype({0: "float32", 1: "Int64", 2: "int8"}).assign(flag=table[0] > 0)
+    assert torch.equal(mutual_information(mixed)[:3, :3], expected)
     missing = table.astype("Int64")
     missing.iloc[3, 1] = pandas.NA
     with pytest.raises(ValueError, match=r"x: expected finite values, got 1 NaN .* column 1"):
