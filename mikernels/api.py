@@ -10,7 +10,7 @@ from mikernels.numbers import integer, real
 from mikernels.options import LARGEST, Options, grid_floor, plain, resolve, to_operator
 from mikernels.pairs import Pairs
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
-from mikernels.validation import as_samples
+from mikernels.validation import as_samples, refuse_meta
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,6 +116,8 @@ def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **option
     """
     threshold = real(threshold, "threshold", "a number of nats")
     xs, ys, resolved = _prepare(x, y, options)
+    if xs.device.type == "meta":  # the number of pairs depends on the values
+        refuse_meta("x")
     return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
 
 

@@ -57,7 +57,7 @@ def as_samples(
         raise ValueError(f"{name}: expected at least one variable (column), got shape {list(tensor.shape)}")
     target = None if device is None else torch.device(device)
     if tensor.is_meta and target is not None and target.type != "meta":
-        _refuse_meta(name)
+        refuse_meta(name)
     return tensor.to(target)
 
 
@@ -79,7 +79,7 @@ def read_values(value: Tensor, name: str) -> Tensor:
             no values (meta device).
     """
     if value.is_meta:
-        _refuse_meta(name)
+        refuse_meta(name)
     if value.dtype in _WIDE_INTEGERS:
         numbers = value.to(torch.float64)
         if bool((numbers.abs() >= 2.0**53).any()):
@@ -180,5 +180,5 @@ def _read_columns(table: Any, array: "np.ndarray") -> "np.ndarray":
     return numbers if is_exact else array
 
 
-def _refuse_meta(name: str) -> None:
+def refuse_meta(name: str) -> None:
     raise ValueError(f"{name}: expected values, got a tensor on the meta device, which holds none")

@@ -111,8 +111,6 @@ class Settings:
         for name in (*sizes, "clusters", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {getattr(self, name)}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed: expected an integer of 64 bits, got {self.seed}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
@@ -135,7 +133,10 @@ def _plain(name: str, value: Any) -> Any:
     if hint is bool:
         return flag(value, name)
     if hint is int:
-        return integer(value, name)
+        number = integer(value, name)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"{name}: expected an integer of 64 bits, got {number}")
+        return number
     if hint is float:
         return real(value, name, "a number between 0 and 1 (exclusive)")
     if name == "threshold" and not (value is None or isinstance(value, str)):

@@ -73,7 +73,8 @@ def test_integers_are_not_rounded(name, value):
         Settings(**{name: value})
 
 
-@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
-def test_seeds_beyond_64_bits_are_refused(seed):
-    with pytest.raises(ValueError, match="seed: expected an integer of 64 bits"):
-        Settings(seed=seed)
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1])
+@pytest.mark.parametrize("name", ["seed", "batch_size"])
+def test_integers_beyond_64_bits_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer of 64 bits"):
+        Settings(**{name: value})
