@@ -20,7 +20,7 @@ def check_paths(
     """Check everything that a run will read, write or replace.
 
     Args:
-        inputs: files and folders that are read, by option; names that are no paths do no harm.
+        inputs: what is read, by option: files, folders, or names of other things.
         statistics, save_statistics: see `pruning.prune`.
 
     Raises:
@@ -28,6 +28,7 @@ def check_paths(
         OSError: a file is missing or a folder, or a place cannot be written to.
     """
     out = Path(out)
+    inputs = {option: path for option, path in inputs.items() if os.path.exists(path)}
     named = dict(inputs)
     if statistics is not None:
         read_origin(statistics)

@@ -26,6 +26,7 @@ class Report:
         candidates: the divergence of each candidate's model from the dense one (`pruning.observe.divergence`), by
             seed; the least one was used. Empty if there was one candidate.
         notes: further entries for the manifest, such as an evaluation.
+        files: of the saved result, relative to its folder; empty before it is saved.
     """
 
     settings: dict[str, Any]
@@ -34,6 +35,7 @@ class Report:
     seconds: dict[str, float]
     candidates: dict[int, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
 
     @property
     def widths(self) -> list[int]:
@@ -57,6 +59,7 @@ class Report:
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
             "versions": versions(),
             "candidates": self.candidates,
+            "files": self.files,
             **self.notes,
             "layers": [layer.as_json() for layer in self.layers],
         }

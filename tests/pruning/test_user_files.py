@@ -24,7 +24,7 @@ def root(tmp_path_factory, tokenizer):
     tokenizer.save_pretrained(root / "model")
     (root / "text.txt").write_text("All happy families are alike. " * 200)
     (root / "earlier").mkdir()
-    (root / "earlier" / "mi_prune.json").write_text("{}")
+    (root / "earlier" / "mi_prune.json").write_text('{"files": []}')
     (root / "earlier" / "text.txt").write_text("All happy families are alike. " * 200)
     save = ["--save-statistics", str(root / "statistics")]
     assert main([str(root / "model"), "--out", str(root / "first"), *save, *SHORT]) == 0
@@ -43,6 +43,8 @@ def contents(folder):
             ["--force", "--save-statistics", "earlier/s"],
             "--out: expected a folder without the file",
         ),
+        ("earlier", ["--force"], "expected only files of an earlier result to replace, got text.txt; move"),
+        (".", [], "without the file or folder of the model, model"),
         ("new", ["--save-statistics", "new/s"], "--out: expected a folder without the file"),
         ("earlier", ["--force", "--calibration", "earlier/text.txt"], "--calibration"),
         ("earlier", ["--force", "--evaluate", "earlier/text.txt"], "--evaluate"),
