@@ -76,7 +76,8 @@ def _read_device(value: Any, name: str) -> torch.device | None:
     try:
         device = torch.device(value)
         torch.empty(0, device=device)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+    # Torch without CUDA raises an AssertionError.
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{name}: expected a device of this machine, got {value!r} ({error})") from None
     return device
 

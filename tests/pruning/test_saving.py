@@ -129,7 +129,9 @@ def test_force_does_not_delete_files_that_were_put_into_an_earlier_result(llama,
     else:
         (out / name).write_text("mine")
     before = {file: file.lstat().st_ino for file in out.rglob("*")}
-    with pytest.raises(FileExistsError, match=f"expected only files of an earlier result .*, got {name}; move"):
+    with pytest.raises(
+        FileExistsError, match=f"expected only files of an earlier result .*, got {name}; move"
+    ):
         save_pruned(llama, None, report, out, force=True)
     assert {file: file.lstat().st_ino for file in out.rglob("*")} == before
     (out / name).unlink()

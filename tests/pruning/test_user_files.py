@@ -1,6 +1,8 @@
 """What a user names is checked before the model is loaded, and is never lost."""
 
 import io
+import json
+import os
 import sys
 
 import pytest
@@ -128,6 +130,35 @@ def test_a_terminal_of_another_encoding_gets_escapes(root, monkeypatch):
     assert main(["model", "--out", "ascii", *options, *SHORT]) == 0
     assert b"\\u65e5" in stream.buffer.getvalue()
     assert stream.errors == "strict"
+
+
+def test_a_closed_pipe_is_one_line_and_no_second_error_at_the_end(root, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        options = ["--statistics", "statistics", "--repair=lstsq"]
+        assert main(["model", "--out", "piped", *options, *SHORT]) == 1
+        stream.flush()  # as Python does when it ends
+    error = capsys.readouterr().err
+    assert "Broken pipe (already saved: the pruned model in piped)" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_warnings_are_one_line_each_and_in_the_manifest(root, capsys, monkeypatch, quiet):
+    monkeypatch.chdir(root)
+    options = [*SHORT[:-1], "--calibration-tokens=96", *(["--quiet"] if quiet else [])]
+    assert main(["model", "--out", f"warned-{quiet}", *options]) == 0
+    error = capsys.readouterr().err
+    expected = (
+        "calibration: expected at least 4 tokens for each of the 32 kept neurons of a layer, got 96 tokens"
+    )
+    (warning,) = json.loads((root / f"warned-{quiet}" / "mi_prune.json").read_text())["warnings"]
+    assert warning.startswith(expected)
+    assert error.count(f"mi-prune: warning: {expected}") == (not quiet)
+    assert error == "" or not quiet
 
 
 def test_an_unknown_error_is_one_line_and_has_a_traceback_with_debug(root, capsys, monkeypatch):
