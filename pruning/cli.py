@@ -37,6 +37,8 @@ from pruning.terminal import any_encoding, describe, discard_output, warnings_in
 
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
+ALIASES = {"sequence_length": ("--seqlen",)}
+"""Names of options that other packages use."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +90,12 @@ class _Saved:
 def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     start = time.perf_counter()
     # Find every error in the input before the first long step.
-    settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+    options = {f.name: getattr(args, f.name) for f in fields(Settings)}
+    if args.num_samples is not None:
+        if args.num_samples < 1:
+            raise ValueError(f"--num-samples: expected a positive integer, got {args.num_samples}")
+        options["calibration_tokens"] = args.num_samples * args.sequence_length
+    settings = Settings(**options)
     if args.evaluation_tokens < 1:
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
     device = find_device(args.device)
@@ -279,6 +286,13 @@ def _parser() -> argparse.ArgumentParser:
         help="print only the result and errors: no progress bars, no warnings (the manifest has them)",
     )
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error as well")
+    tokens_or_windows = parser.add_mutually_exclusive_group()
+    tokens_or_windows.add_argument(
+        "--num-samples",
+        type=int,
+        metavar="WINDOWS",
+        help="windows to calibrate on, in place of --calibration-tokens",
+    )
     for option in fields(Settings):
         flag = "--" + option.name.replace("_", "-")
         if isinstance(option.default, bool):
@@ -290,8 +304,10 @@ def _parser() -> argparse.ArgumentParser:
                 help=help_text(option.name),
             )
             continue
-        parser.add_argument(
+        group = tokens_or_windows if option.name == "calibration_tokens" else parser
+        group.add_argument(
             flag,
+            *ALIASES.get(option.name, ()),
             type=type(option.default) if option.default is not None else _number_or_text,
             default=option.default,
             choices=choices(option.name) or None,

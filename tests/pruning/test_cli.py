@@ -93,9 +93,26 @@ def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path)
     assert manifest["calibration"]["source"] == manifest["evaluation"]["text"] == str(text)
 
 
+def test_the_names_of_other_packages_count_windows(mi_prune, folders, tmp_path):
+    options = ("--seqlen=32", "--num-samples=12", "--multiple-of=2", "--quiet")
+    status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options)
+    assert status == 0
+    manifest = manifest_of(tmp_path / "out")
+    assert (manifest["calibration"]["sequences"], manifest["calibration"]["tokens"]) == (12, 12 * 32)
+    assert manifest["settings"]["sequence_length"] == 32
+    assert manifest["settings"]["calibration_tokens"] == 12 * 32
+
+
+def test_windows_and_tokens_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["model", "--out=out", "--num-samples=12", "--calibration-tokens=57344"])
+    assert "--calibration-tokens: not allowed with argument --num-samples" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("--num-samples=0",), "--num-samples: expected a positive integer, got 0"),
         (("--ratio=2",), "ratio: expected a number between 0 and 1"),
         (("--calibration=/nowhere.txt",), "/nowhere.txt"),
         (("--statistics=/nowhere.st",), "/nowhere.st: no such statistics file"),
