@@ -35,6 +35,22 @@ class Perplexity(NamedTuple):
         return float((self.nll * self.n_tokens).sum().div(self.n_tokens.sum()).exp())
 
 
+def log_ratio_error(before: Perplexity, after: Perplexity) -> float:
+    """Standard error of the logarithm of `after.value / before.value`, over the same windows; NaN for one window.
+
+    A window counts by its tokens, as it does in the perplexity, so this is the error of a ratio of two sums.
+
+    Source: W. G. Cochran, Sampling Techniques, third edition, 1977, chapter 6.
+    """
+    difference = after.nll - before.nll
+    n_windows = len(difference)
+    if n_windows < 2:
+        return float("nan")
+    n_tokens = torch.ones_like(difference) if before.n_tokens is None else before.n_tokens.double()
+    residuals = n_tokens * (difference - difference @ n_tokens / n_tokens.sum())
+    return float((residuals.square().sum() * n_windows / (n_windows - 1)).sqrt() / n_tokens.sum())
+
+
 @isolated()
 def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
     """Perplexity on batches of windows `[B, L]`; every window starts without context, and padding does not count.
