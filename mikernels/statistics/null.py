@@ -15,7 +15,7 @@ from torch import Tensor
 from mikernels.api import Samples, mutual_information
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
-from mikernels.options import Options, plain
+from mikernels.options import Options, plain, shows_options
 from mikernels.validation import MIN_SAMPLES, as_tensor
 
 LEAST_EXCEEDANCES = 10
@@ -101,6 +101,7 @@ def _read_estimates(mi: Samples | float) -> Tensor:
 DRAWS = 20_000
 
 
+@shows_options(estimator="adaptive")
 def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[Options]) -> Null:
     """Simulate what `mutual_information` estimates for independent variables with these options. Cached.
 
