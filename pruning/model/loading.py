@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import find_adapter_config_file
 
 from mikernels.isolation import isolated
@@ -103,9 +104,10 @@ def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
         resize_ffn(ffn, width)
     setattr(text, WIDTH, widest)
     setattr(text, WIDTHS, widths)
-    missing = set(model.state_dict())
+    missing, names = set(model.state_dict()), _names_by_stored(model)
     for file in sorted(folder.glob("*.safetensors")):
-        missing -= set(weights := load_file(file))
+        weights = {names.get(stored, stored): weight for stored, weight in load_file(file).items()}
+        missing -= set(weights)
         unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
         if unexpected:
             raise ValueError(
@@ -115,6 +117,13 @@ def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
     if missing - set(model.all_tied_weights_keys):
         raise ValueError(f"{folder}: expected all weights of the model, got none named {min(missing)}")
     return model
+
+
+def _names_by_stored(model: PreTrainedModel) -> dict[str, str]:
+    """The names of the weights by those that transformers stores them under, which differ in multimodal classes."""
+    state = {name: value.to("meta") for name, value in model.state_dict().items()}
+    stored = {id(value): name for name, value in revert_weight_conversion(model, dict(state)).items()}
+    return {stored[id(value)]: name for name, value in state.items() if id(value) in stored}
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
