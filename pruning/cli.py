@@ -244,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration",
         metavar="TEXT[=WEIGHT]",
         action="append",
-        help="text to calibrate on: a UTF-8 file of text, .jsonl (text or messages), .parquet, or "
+        help="text to calibrate on: a UTF-8 file of text, .json or .jsonl (text or messages), .parquet, or "
         "NAME[:CONFIG[:SPLIT]] "
         "of a data set on the Hugging Face hub; several by repeating the option, with weights for their shares of the "
         f"tokens; by default {BUILTIN}, half of CPython's language reference",

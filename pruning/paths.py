@@ -65,7 +65,7 @@ def check_statistics_target(path: str | Path) -> None:
         raise IsADirectoryError(f"save_statistics: expected a file, got the folder {path}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save_statistics: expected an existing folder, got {path.parent}")
-    if path.exists() and not is_evidence(path):
+    if path.exists() and not (path.is_file() and is_evidence(path)):
         raise FileExistsError(
             f"save_statistics: expected a new file or earlier statistics, got a file with other data, {path}"
         )

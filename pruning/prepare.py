@@ -2,6 +2,7 @@
 
 import warnings
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.choose.budget import check_cap, uniform_width
@@ -51,6 +52,11 @@ def prepare(
         raise ValueError(
             f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
             f"got 'bias'"
+        )
+    if settings.repair == "sequential" and any(p.dtype is torch.float64 for p in model.parameters()):
+        raise ValueError(
+            "model: expected weights of at most 32 bits for repair='sequential', got torch.float64; convert it with "
+            "model.float() or --dtype float32, or use repair='lstsq'"
         )
     check_config(
         model,

@@ -45,7 +45,7 @@ def load_model(
     Raises:
         FileNotFoundError: the path does not exist.
         ValueError: the checkpoint is pickled, lacks weights or has too many, or has adapters beside the weights; its
-            class cannot be told; or the architecture needs remote code.
+            class cannot be told; its tokenizer cannot be loaded; or the architecture needs remote code.
     """
     device = find_device(device)
     path = Path(source)
@@ -74,7 +74,10 @@ def load_model(
             ignore_mismatched_sizes=True,  # `check_loaded` names them
         )
         check_loaded(source, model, info)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{source}: expected a tokenizer that can be loaded, got: {error}") from error
     return model.to(device).eval(), tokenizer
 
 

@@ -135,7 +135,7 @@ def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[S
     """The sources that `SOURCE` or `SOURCE=WEIGHT` stand for, each with its weight, by default 1.
 
     Raises:
-        ValueError: a weight that is not positive; see also `open_source`.
+        ValueError: a weight that is not from 1e-9 to 1e9; see also `open_source`.
     """
     found = []
     for spec in specs:
@@ -146,8 +146,8 @@ def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[S
             share = float(weight)
         except ValueError:
             share = 0.0
-        if not 0 < share < float("inf"):
-            raise ValueError(f"{spec}: expected a positive number behind '=', got {weight!r}")
+        if not 1e-9 <= share <= 1e9:
+            raise ValueError(f"{spec}: expected a number from 1e-9 to 1e9 behind '=', got {weight!r}")
         found.append((open_source(name, builtin_half=builtin_half), share))
     return found
 
@@ -178,11 +178,24 @@ def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source:
         ".parquet": ParquetFile,
         ".jsonl": JsonLinesFile,
         ".ndjson": JsonLinesFile,
+        ".json": _json,
     }
     source: Source = files.get(kind, TextFile)(path)
     if not any(not isinstance(first, str) or first.strip() for first in source.documents()):
         raise ValueError(f"{path}: expected text, got an empty file")
     return source
+
+
+def _json(path: Path) -> Source:
+    """A file of JSON lines, as many are under this name, or of one list of records."""
+    with path.open("rb") as file:
+        if not file.read(PIECE_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return JsonLinesFile(path)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a list of JSON records: {error}") from error
+    return Records(str(path), records, separator="\n\n")
 
 
 def document(record: Any, place: str) -> Document:

@@ -233,3 +233,13 @@ def test_text_shorter_than_a_window_is_an_error(tokenizer):
 )
 def test_the_width_is_rounded_to_the_nearest_multiple(width, ratio, multiple, expected):
     assert uniform_width(width, ratio, multiple) == expected
+
+
+def test_a_model_in_float64_is_repaired_in_closed_form_only(llama, windows):
+    model = llama.double()
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"got torch\.float64; convert it with model\.float\(\)"):
+        prune(model, None, calibration=windows, multiple_of=2)
+    assert_unchanged(model, before)
+    prune(model, None, calibration=windows, multiple_of=2, repair="lstsq")
+    assert model.dtype is torch.float64

@@ -54,6 +54,7 @@ def contents(folder):
         ("new", ["--statistics", "earlier"], "expected a statistics file, got a folder"),
         ("new", ["--save-statistics", "absent/s"], "expected an existing folder"),
         ("new", ["--save-statistics", "text.txt"], "got a file with other data"),
+        ("new", ["--save-statistics", os.devnull], "got a file with other data"),
         (
             "new",
             ["--save-statistics", "text.txt", "--calibration", "text.txt"],
