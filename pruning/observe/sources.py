@@ -173,7 +173,7 @@ def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source:
         is_path = isinstance(spec, Path) or path.is_absolute() or spec.startswith(".")
         if is_path or (kind and ":" not in str(spec)):
             raise FileNotFoundError(f"{path}: no such file")
-        return _hub(spec)
+        return _hub(str(spec))
     files: dict[str, Callable[[Path], Source]] = {
         ".parquet": ParquetFile,
         ".jsonl": JsonLinesFile,
