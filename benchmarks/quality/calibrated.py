@@ -26,7 +26,9 @@ from pruning.observe.capture import Statistics
 from pruning.repair.separate import prune_separately
 
 Seconds = dict[str, float]  # by stage
-ESTIMATOR = estimator_name(Settings().estimator, Settings().nodes)
+ESTIMATE: Any = {"estimator": Settings().estimator, "nodes": Settings().nodes}
+"""How mutual information is measured."""
+ESTIMATOR = estimator_name(**ESTIMATE)
 
 
 class Observation(NamedTuple):
