@@ -7,10 +7,10 @@ from torch import Tensor
 
 from mikernels import ops  # noqa: F401  registers torch.ops.mikernels
 from mikernels.numbers import integer, real
-from mikernels.options import LARGEST, Options, grid_floor, plain, resolve, to_operator
+from mikernels.options import LARGEST, Options, grid_floor, plain, resolve, shows_options, to_operator
 from mikernels.pairs import Pairs
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
-from mikernels.validation import as_samples
+from mikernels.validation import as_samples, refuse_meta
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,7 @@ class Array(Protocol):
 Samples = Union[Tensor, "np.ndarray", Array, list[Any], tuple[Any, ...]]
 
 
+@shows_options()
 def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[Options]) -> Tensor:
     """Estimate the mutual information of every pair of variables by kernel density estimation, in nats.
 
@@ -87,6 +88,7 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
     return torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved))
 
 
+@shows_options()
 def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
     """Find the k pairs with the highest mutual information, without building the N x N matrix.
 
@@ -109,6 +111,7 @@ def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Op
     return Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
 
 
+@shows_options()
 def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
     """Find every pair whose mutual information exceeds `threshold` nats, without building the N x N matrix.
 
@@ -116,6 +119,8 @@ def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **option
     """
     threshold = real(threshold, "threshold", "a number of nats")
     xs, ys, resolved = _prepare(x, y, options)
+    if xs.device.type == "meta":  # the number of pairs depends on the values
+        refuse_meta("x")
     return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
 
 

@@ -3,9 +3,21 @@
 To add an option, add a line to `Options` and describe it in `mikernels.mutual_information`.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypedDict,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 
@@ -76,7 +88,8 @@ def _read_device(value: Any, name: str) -> torch.device | None:
     try:
         device = torch.device(value)
         torch.empty(0, device=device)
-    except (TypeError, RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+    # Torch without CUDA raises an AssertionError.
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{name}: expected a device of this machine, got {value!r} ({error})") from None
     return device
 
@@ -107,6 +120,33 @@ _CHOICES = {
     for name, hint in _HINTS.items()
     if get_origin(get_args(hint)[0]) is Literal
 }
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def shows_options(**defaults: Any) -> Callable[[Function], Function]:
+    """Show the options in the signature of a function that takes them as `**options`, in `help` and notebooks.
+
+    Args:
+        defaults: of the function, where they are not those of `OPTIONS`.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        shown = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name, option.default),
+                annotation=get_args(_HINTS[name])[0],
+            )
+            for name, option in OPTIONS.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def plain(options: Options) -> Options:

@@ -1,6 +1,6 @@
 """Check samples. Every message says what was expected and what was given."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def as_samples(
         raise ValueError(f"{name}: expected at least one variable (column), got shape {list(tensor.shape)}")
     target = None if device is None else torch.device(device)
     if tensor.is_meta and target is not None and target.type != "meta":
-        _refuse_meta(name)
+        refuse_meta(name)
     return tensor.to(target)
 
 
@@ -79,7 +79,7 @@ def read_values(value: Tensor, name: str) -> Tensor:
             no values (meta device).
     """
     if value.is_meta:
-        _refuse_meta(name)
+        refuse_meta(name)
     if value.dtype in _WIDE_INTEGERS:
         numbers = value.to(torch.float64)
         if bool((numbers.abs() >= 2.0**53).any()):
@@ -156,12 +156,29 @@ def _as_numpy(value: object, name: str) -> "np.ndarray":
             f"{name}: expected values everywhere, got a masked array with {n_masked} masked values; drop or fill them"
         )
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+        return _read_columns(value, array) if array.dtype == object else array
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name}: expected an array of numbers, got {type(value).__name__} that NumPy cannot read ({error})"
         ) from error
 
 
-def _refuse_meta(name: str) -> None:
+def _read_columns(table: Any, array: "np.ndarray") -> "np.ndarray":
+    """A pandas table whose numeric columns hold missing values or have several dtypes, which NumPy reads as objects:
+    float64 with NaN for missing values. `array`, as NumPy read it, for anything else, also if float64 is not exact."""
+    import numpy as np
+
+    if not (hasattr(table, "to_numpy") and hasattr(table, "dtypes")):
+        return array
+    dtypes = np.atleast_1d(np.asarray(table.dtypes, dtype=object))
+    kinds = {getattr(dtype, "kind", "O") for dtype in dtypes}
+    if not kinds <= set("fiub"):
+        return array
+    numbers: np.ndarray = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    is_exact = kinds <= set("fb") or not bool((abs(numbers) >= 2.0**53).any())
+    return numbers if is_exact else array
+
+
+def refuse_meta(name: str) -> None:
     raise ValueError(f"{name}: expected values, got a tensor on the meta device, which holds none")

@@ -1,14 +1,20 @@
 """`mi-prune`: prune a model from the command line and show the cost in quality."""
 
 import argparse
+import os
 import sys
 import time
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pruning.choose.evidence_file import check_evidence, ffn_names
+from pruning.choose.origin import estimator_name, model_fingerprint
+from pruning.model.device import find_device
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
 from pruning.model.precision import computing_dtype, set_dtypes, weight_dtypes
@@ -16,54 +22,102 @@ from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
-from pruning.observe.calibration import text_windows
+from pruning.observe.calibration import calibration_windows, longest_sequence, text_windows
 from pruning.observe.sources import BUILTIN, open_sources
+from pruning.paths import check_paths
 from pruning.pipeline import prune
 from pruning.prepare import prepare
 from pruning.report.comparison import closing_table, evaluate, summary
+from pruning.report.coverage import coverage
+from pruning.report.dry_save import dry_save
+from pruning.report.quality import NEW_TOKENS
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
 from pruning.settings import Settings, choices, help_text
+from pruning.terminal import any_encoding, describe, discard_output, warnings_in_one_line
 
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
+ALIASES = {"sequence_length": ("--seqlen",)}
+"""Names of options that other packages use."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return 0 on success, or 1 after printing a message to standard error."""
-    args = _parser().parse_args(argv)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        _run(args)
-    except KeyboardInterrupt:
-        print("mi-prune: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"mi-prune: {error}", file=sys.stderr)
-        return 1
+    """Run the command; return 0 on success, 1 after printing an error in one line to standard error, 130 if
+    interrupted."""
+    with any_encoding():
+        args = _parser().parse_args(argv)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        saved = _Saved(args.save_statistics)
+        try:
+            with warnings_in_one_line(quiet=args.quiet) as warned:
+                _run(args, saved, warned)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print(f"mi-prune: interrupted{saved}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            if args.debug:
+                traceback.print_exc()
+            if isinstance(error, BrokenPipeError):
+                discard_output()
+            print(f"mi-prune: {describe(error)}{saved}", file=sys.stderr)
+            return 1
     return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+class _Saved:
+    """What a run that ends with an error has already saved, for its message."""
+
+    def __init__(self, statistics: str | None) -> None:
+        self._statistics = statistics
+        self._before = self._written()
+        self.out: Path | None = None
+
+    def __str__(self) -> str:
+        names = [f"the statistics in {self._statistics}"] if self._written() != self._before else []
+        names += [f"the pruned model in {self.out}"] if self.out is not None else []
+        return f" (already saved: {' and '.join(names)})" if names else ""
+
+    def _written(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._statistics) if self._statistics else None
+        except (OSError, ValueError):
+            return None
+        return (status.st_ino, status.st_mtime_ns) if status is not None else None
+
+
+def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     start = time.perf_counter()
     # Find every error in the input before the first long step.
-    settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
-    if args.statistics is not None and not Path(args.statistics).is_file():
-        raise FileNotFoundError(f"{args.statistics}: no such statistics file")
-    calibration = open_sources(args.calibration or [BUILTIN])
+    options = {f.name: getattr(args, f.name) for f in fields(Settings)}
+    if args.num_samples is not None:
+        if args.num_samples < 1:
+            raise ValueError(f"--num-samples: expected a positive integer, got {args.num_samples}")
+        options["calibration_tokens"] = args.num_samples * args.sequence_length
+    settings = Settings(**options)
+    if args.evaluation_tokens < 1:
+        raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
+    device = find_device(args.device)
+    # Statistics bring the identity of their calibration; text is only read to compare it or to continue from it.
+    default = None if args.statistics is not None and settings.repair == "lstsq" else [BUILTIN]
+    named = args.calibration or default
+    calibration = open_sources(named) if named else None
     evaluation = open_sources(args.evaluate, builtin_half=1) if args.evaluate else None
     out = Path(args.out)
-    texts = [source.name for source, _ in (*calibration, *(evaluation or ()))]
-    for source in (args.model, *texts):
-        if Path(source).resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"--out: expected a folder that does not contain the input {source}, got {out}")
-    check_output(out, force=args.force)
+    inputs = {"the model": args.model}
+    for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
+        for source, _ in sources or ():
+            inputs[f"{option} {source.name}"] = source.name
+    check_paths(
+        out, inputs, statistics=args.statistics, save_statistics=args.save_statistics, force=args.force
+    )
 
     model, tokenizer = load_model(
         args.model,
         dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
-        device=args.device,
+        device=device,
         trust_remote_code=args.trust_remote_code,
     )
     # Weights that are not pruned come back bit for bit, since the dtype to compute in holds every stored value.
@@ -71,11 +125,21 @@ def _run(args: argparse.Namespace) -> None:
     computing = computing_dtype(stored, model.device.type) if args.dtype == "auto" else stored
     if computing != stored:
         set_dtypes(model, {}, computing)
-    ffns, calibration_windows, settings, _left = prepare(model, tokenizer, calibration, settings)
-    print(
-        f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: {len(ffns)} FFNs "
-        f"of {ffns[0].width} neurons; keeping {1 - settings.ratio:.0%} of them"
+    measured = None if args.statistics is None else ffn_names(args.statistics)
+    ffns, read, _, left, n_ffns = prepare(
+        model, tokenizer, calibration, settings, need_windows=calibration is not None, measured=measured
     )
+    if args.statistics is not None:
+        estimator = estimator_name(settings.estimator, settings.nodes)
+        check_evidence(args.statistics, ffns, estimator=estimator, model=model_fingerprint(model))
+    dry_save(model, tokenizer)
+    if args.prompt is not None:
+        _check_prompt(args.prompt, model, tokenizer)
+    if not args.quiet:
+        print(
+            f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
+            f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {1 - settings.ratio:.0%} of their neurons"
+        )
     check_output(out, needed_bytes=weight_bytes(model), force=args.force)
     windows: Windows | None = None
     if evaluation is not None:
@@ -85,11 +149,11 @@ def _run(args: argparse.Namespace) -> None:
     conditions = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
     dense = evaluate(model, tokenizer, windows, name="dense", **conditions)
     # Keeps the dense weights of the FFNs in memory until the speed is measured.
-    dense_weights = take_snapshot(ffns) if windows is not None else []
+    dense_weights = take_snapshot(ffns) if windows is not None else None
     report = prune(
         model,
         tokenizer,
-        calibration=calibration_windows,
+        calibration=read,
         statistics=args.statistics,
         save_statistics=args.save_statistics,
         settings=settings,
@@ -99,7 +163,9 @@ def _run(args: argparse.Namespace) -> None:
         set_dtypes(model, stored_dtypes, stored)
         set_dtypes(model, {}, computing)
     pruned = evaluate(model, tokenizer, windows, name="pruned", **conditions)
-    speed = paired_speed(model, ffns, dense_weights, windows.rectangle()) if windows is not None else None
+    speed = (
+        paired_speed(model, ffns, dense_weights, windows.rectangle()) if windows and dense_weights else None
+    )
     del dense_weights
     if computing != stored:
         set_dtypes(model, stored_dtypes, stored)
@@ -110,14 +176,17 @@ def _run(args: argparse.Namespace) -> None:
     if windows is not None and speed is not None:
         shape = {"windows": len(windows), "sequence_length": settings.sequence_length}
         report.notes["evaluation"] = {"text": windows.source} | shape | summary(dense, pruned, speed)
+    if warned:
+        report.notes["warnings"] = list(warned)
     save_pruned(model, tokenizer, report, out, force=args.force)
+    saved.out = out
 
     print("\n" + closing_table(report, dense, pruned, speed))
     if windows is not None:
         print(
             f"Conditions: {len(windows)} windows of {settings.sequence_length} tokens of {windows.source}, "
             f"calibrated on {report.calibration_tokens} tokens of "
-            f"{report.notes.get('calibration_text', args.statistics)}; {settings.criterion}, "
+            f"{report.notes['calibration'].get('source', args.statistics)}; {settings.criterion}, "
             f"{settings.repair} repair, {settings.budget} budget, seed {settings.seed}."
         )
     for name, sentence in (("dense", dense.sentence), ("pruned", pruned.sentence)):
@@ -128,9 +197,8 @@ def _run(args: argparse.Namespace) -> None:
     precision = names[0] if stored == computing else f"{names[0]}, computed in {names[1]}"
     print(f"\nSaved to {out} in {precision}. {time.perf_counter() - start:.0f} s in total: {stages}.")
     if args.verify:
-        compared = windows or calibration_windows
-        assert compared is not None  # noqa: S101, prepare reads them
-        ids = compared.rectangle()[:1]
+        compared = windows or read or calibration_windows(model, tokenizer, None, settings)
+        ids = compared.rectangle()[:1]  # type: ignore[union-attr]  # sources of text give windows
         difference = reload_difference(model, out, ids)
         loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
         print(
@@ -141,6 +209,28 @@ def _run(args: argparse.Namespace) -> None:
                 f"{out}: expected the reloaded model to give the outputs of the model in memory, got a difference of "
                 f"{difference:.3g} of the largest output"
             )
+
+
+def _check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError unless the model can continue the prompt."""
+    if not model.can_generate():
+        raise ValueError(
+            f"--prompt: expected a model that generates text with it, got {type(model).__name__}"
+        )
+    try:
+        n_tokens = len(tokenizer(prompt)["input_ids"])
+    except (
+        Exception
+    ) as error:  # half of a surrogate pair, from an argument that is not in the terminal's encoding
+        raise ValueError(f"--prompt: expected text that can be tokenized, got {prompt!a}: {error}") from error
+    if n_tokens == 0:
+        raise ValueError(f"--prompt: expected a text of at least one token, got {prompt!a}")
+    longest = longest_sequence(model)
+    if longest is not None and n_tokens + NEW_TOKENS > longest:
+        raise ValueError(
+            f"--prompt: expected at most {longest - NEW_TOKENS} tokens, which leave {NEW_TOKENS} of the model's "
+            f"{longest} positions to continue it, got {n_tokens}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration",
         metavar="TEXT[=WEIGHT]",
         action="append",
-        help="text to calibrate on: a UTF-8 file of text, .jsonl (text or messages), .parquet, or "
+        help="text to calibrate on: a UTF-8 file of text, .json or .jsonl (text or messages), .parquet, or "
         "NAME[:CONFIG[:SPLIT]] "
         "of a data set on the Hugging Face hub; several by repeating the option, with weights for their shares of the "
         f"tokens; by default {BUILTIN}, half of CPython's language reference",
@@ -196,7 +286,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="allow code that comes with the model"
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print only the result and errors: no progress bars, no warnings (the manifest has them)",
+    )
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error as well")
+    tokens_or_windows = parser.add_mutually_exclusive_group()
+    tokens_or_windows.add_argument(
+        "--num-samples",
+        type=int,
+        metavar="WINDOWS",
+        help="windows to calibrate on, in place of --calibration-tokens",
+    )
     for option in fields(Settings):
         flag = "--" + option.name.replace("_", "-")
         if isinstance(option.default, bool):
@@ -208,9 +310,11 @@ def _parser() -> argparse.ArgumentParser:
                 help=help_text(option.name),
             )
             continue
-        parser.add_argument(
+        group = tokens_or_windows if option.name == "calibration_tokens" else parser
+        group.add_argument(
             flag,
-            type=type(option.default) if option.default is not None else _number_or_text,
+            *ALIASES.get(option.name, ()),
+            type=_number_or_text if option.name == "threshold" else type(option.default or ""),
             default=option.default,
             choices=choices(option.name) or None,
             help=help_text(option.name),

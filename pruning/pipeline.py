@@ -9,9 +9,16 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
-from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
-from pruning.choose.evidence_file import load_evidence, save_evidence
+from pruning.choose.evidence import gather_evidence, measure_ffn
+from pruning.choose.evidence_file import ffn_names, has_divergence, load_evidence, read_origin, save_evidence
 from pruning.choose.explain import PrunedLayer
+from pruning.choose.origin import (
+    Origin,
+    calibration_identity,
+    check_calibration,
+    estimator_name,
+    model_fingerprint,
+)
 from pruning.choose.selection import select
 from pruning.choose.sensitivity import with_divergence
 from pruning.model.evaluation_mode import evaluation_mode
@@ -21,6 +28,7 @@ from pruning.model.surgery import update_config
 from pruning.observe.batches import Batch
 from pruning.observe.calibration import Calibration, comparison_batches
 from pruning.observe.capture import Recorder, prepare_experts
+from pruning.paths import check_statistics_target
 from pruning.prepare import prepare, warn_of_few_tokens, warn_of_unmeasured
 from pruning.progress import timed, track
 from pruning.repair.separate import prune_separately
@@ -54,7 +62,8 @@ def prune(
             `DataLoader`). Padding does not count. By default half of the language reference that ships with CPython.
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
             `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
-            `budget="kl"` needs and the file lacks.
+            `budget="kl"` needs and the file lacks. They must be of this very model, and calibration that is given or
+            needed as well must be the tokens that they were measured on.
         save_statistics: a file for the statistics, and for what `budget="kl"` measured, for later runs with other
             ratios, criteria and budgets; written before anything is selected.
         settings, options: the options, as an instance of `pruning.Settings`, which documents them, or one by one as
@@ -73,29 +82,47 @@ def prune(
     Raises:
         ValueError: settings out of range, no known FFN, a layer that does not read the output of the one before (with
             sequential repair), too little text, a ratio that rounding or the cap makes unreachable, statistics of
-            another model or estimator, NaN or infinite activations. The model is then unchanged.
-        FileNotFoundError: no such statistics file, or no folder to save one in.
+            another model, calibration or estimator, NaN or infinite activations. The model is then unchanged.
+        OSError: no such statistics file, or no folder to save one in, or other data in its place.
     """
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
-    estimate: Any = {"estimator": settings.estimator, "nodes": settings.nodes}
-    if save_statistics is not None and not Path(save_statistics).parent.is_dir():
-        raise FileNotFoundError(
-            f"save_statistics: expected an existing folder, got {Path(save_statistics).parent}"
-        )
-    evidence = None if statistics is None else load_evidence(statistics, find_ffns(model), **estimate)
+    origin = Origin(estimator_name(settings.estimator, settings.nodes), "")
+    if save_statistics is not None:
+        check_statistics_target(save_statistics)
+    if statistics is not None or save_statistics is not None:
+        find_ffns(model)  # raises before the model is read
+        origin = replace(origin, model=model_fingerprint(model))
+    lacks_divergence = settings.budget == "kl" and (statistics is None or not has_divergence(statistics))
     need_windows = (
-        evidence is None
+        statistics is None
+        or calibration is not None
         or settings.repair in ("auto", "sequential")
         or settings.candidates > 1
-        or _lacks_divergence(settings, evidence)
+        or lacks_divergence
     )
-    ffns, windows, settings, left = prepare(
-        model, tokenizer, calibration, settings, need_windows=need_windows
+    ffns, windows, settings, left, n_ffns = prepare(
+        model,
+        tokenizer,
+        calibration,
+        settings,
+        need_windows=need_windows,
+        measured=None if statistics is None else ffn_names(statistics),
     )
+    evidence = None
+    if statistics is not None:
+        evidence = load_evidence(statistics, ffns, estimator=origin.estimator, model=origin.model)
+        origin = read_origin(statistics)
     batches = windows.split(settings.batch_size) if windows is not None else ()
     comparison = comparison_batches(windows, settings.batch_size) if windows is not None else ()
-    notes: dict[str, Any] = {} if windows is None else {"calibration_text": windows.source}
-    notes |= {"left": left}
+    if windows is not None:
+        identity = calibration_identity(windows, settings)
+        if statistics is not None:
+            check_calibration(identity, origin.calibration, str(statistics))
+        origin = replace(origin, calibration=origin.calibration or identity)
+    notes: dict[str, Any] = {"calibration": origin.calibration}
+    notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
+    if statistics is not None:
+        notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
     seconds: dict[str, float] = {}
     if evidence is None and save_statistics is None and _layers_are_independent(settings):
         n_tokens = windows.n_tokens if windows is not None else 0
@@ -107,12 +134,12 @@ def prune(
     if evidence is None:
         evidence = gather_evidence(model, ffns, batches, settings, seconds=seconds, progress=progress)
     if save_statistics is not None:
-        save_evidence(evidence, save_statistics, **estimate)
-    if _lacks_divergence(settings, evidence):
+        save_evidence(evidence, save_statistics, origin)
+    if lacks_divergence:
         with timed(seconds, "sensitivity"):
             evidence = with_divergence(model, ffns, evidence, comparison)
         if save_statistics is not None:
-            save_evidence(evidence, save_statistics, **estimate)
+            save_evidence(evidence, save_statistics, origin)
     n_tokens = max(layer.statistics.n_tokens for layer in evidence)
     warn_of_few_tokens(n_tokens, ffns, settings)
     with timed(seconds, "select"):
@@ -132,11 +159,6 @@ def prune(
 def _layers_are_independent(settings: Settings) -> bool:
     """Whether each layer can be completed in turn, because its selection does not depend on other layers."""
     return settings.repair == "sequential" and settings.budget == "uniform" and settings.candidates == 1
-
-
-def _lacks_divergence(settings: Settings, evidence: Sequence[Evidence]) -> bool:
-    """Whether the budget needs the divergence of layers where it was not measured."""
-    return settings.budget == "kl" and any(layer.divergence is None for layer in evidence)
 
 
 def _prune_layer_by_layer(

@@ -1,7 +1,7 @@
 """Everything that can be checked before the first long step of a run."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.choose.budget import check_cap, kept_width
 from pruning.choose.explain import PrunedLayer
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.ffn import FFN, find_ffns, knobs_of
+from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
 from pruning.model.knobs import Knob, find_knobs
 from pruning.model.loaded import name_some
 from pruning.model.saved import check_config
@@ -35,12 +35,14 @@ class Prepared(NamedTuple):
         windows: of calibration tokens, or None if none are needed.
         settings: with the repair that `"auto"` stands for.
         left: for config entries whose FFNs are not pruned, how many these are and why.
+        n_ffns: of the whole model.
     """
 
     ffns: list[FFN]
     windows: Windows | Inputs | None
     settings: Settings
     left: dict[str, str]
+    n_ffns: int
 
 
 def prepare(
@@ -50,22 +52,28 @@ def prepare(
     settings: Settings,
     *,
     need_windows: bool = True,
+    measured: Collection[str] | None = None,
 ) -> Prepared:
     """Check the settings against the model, read the calibration text, and try the model on a few tokens.
+
+    Args:
+        need_windows: whether to read the calibration.
+        measured: names of the FFNs in a statistics file, if there is one: others are left.
 
     Raises:
         ValueError: see `pruning.prune`.
     """
-    ffns, left = _chosen(model, settings)
+    every = find_ffns(model)
+    ffns, left = _chosen(model, every, settings)
     widths = sorted({ffn.width for ffn in ffns})
     for ffn in ffns:
         kept_width(ffn, settings.ratio, settings.multiple_of)  # raises if rounding keeps all or none
+    if settings.budget != "uniform":
+        check_cap(widths[0], settings.ratio, settings.multiple_of, settings.max_layer_ratio)
     if settings.clusters > widths[0]:
         raise ValueError(
             f"clusters: expected at most the {widths[0]} neurons of a layer, got {settings.clusters}"
         )
-    if settings.budget != "uniform":
-        _check_budget(ffns, settings)
     if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
         raise ValueError(
             f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
@@ -75,17 +83,18 @@ def prepare(
     if need_windows:
         windows = calibration_windows(model, tokenizer, calibration, settings)
         probe = [_probe(windows)]
-        reached = reached_knobs(model, ffns, probe[0])
-        for knob in knobs_of(ffns):
-            if knob not in reached:
-                left[str(knob)] = f"{_count(ffns, knob)}, which the calibration does not reach"
-        ffns = [ffn for ffn in ffns if ffn.knob in reached]
+        ffns = _keep(ffns, reached_knobs(model, ffns, probe[0]), left, "which the calibration does not reach")
+    if measured is not None:
+        known = {ffn.knob for ffn in ffns if ffn.name in measured}
+        ffns = _keep(ffns, known or set(knobs_of(ffns)), left, "which are not in the statistics")
+    if settings.budget != "uniform":
+        _check_budget(model, ffns, settings)
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
     kept = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
     check_config(model, ffns, kept, adds_bias=adds_bias)
     if probe:
         check_neurons(model, ffns, probe[0])
-    return Prepared(ffns, windows, _resolved(model, ffns, probe, settings), left)
+    return Prepared(ffns, windows, _resolved(model, ffns, probe, settings), left, len(every))
 
 
 def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -> None:
@@ -110,9 +119,8 @@ def warn_of_unmeasured(layers: Sequence[PrunedLayer]) -> None:
         )
 
 
-def _chosen(model: PreTrainedModel, settings: Settings) -> tuple[list[FFN], dict[str, str]]:
+def _chosen(model: PreTrainedModel, ffns: list[FFN], settings: Settings) -> tuple[list[FFN], dict[str, str]]:
     """The FFNs that the settings ask for, and why others are left."""
-    ffns = find_ffns(model)
     left = dict(find_knobs(type(model), model.config).rejected)
     if settings.only is None:
         return ffns, left
@@ -121,8 +129,18 @@ def _chosen(model: PreTrainedModel, settings: Settings) -> tuple[list[FFN], dict
     if not chosen:
         raise ValueError(f"only: expected the beginning of one of {', '.join(names)}, got {settings.only!r}")
     taken = knobs_of(chosen)
-    left |= {str(knob): f"{_count(ffns, knob)}, by only={settings.only!r}" for knob in knobs_of(ffns) if knob not in taken}
+    left |= {
+        str(knob): f"{_count(ffns, knob)}, by only={settings.only!r}"
+        for knob in knobs_of(ffns)
+        if knob not in taken
+    }
     return chosen, left
+
+
+def _keep(ffns: list[FFN], knobs: Collection[Knob], left: dict[str, str], reason: str) -> list[FFN]:
+    """The FFNs of the knobs; notes why others are left."""
+    left |= {str(ffn.knob): f"{_count(ffns, ffn.knob)}, {reason}" for ffn in ffns if ffn.knob not in knobs}
+    return [ffn for ffn in ffns if ffn.knob in knobs]
 
 
 def _count(ffns: Sequence[FFN], knob: Knob) -> str:
@@ -157,12 +175,16 @@ def _resolved(
     return replace(settings, repair="sequential")
 
 
-def _check_budget(ffns: Sequence[FFN], settings: Settings) -> None:
-    if len(knobs_of(ffns)) > 1 or any(ffn.is_routed or ffn.scale != 1 for ffn in ffns):
+def _check_budget(model: PreTrainedModel, ffns: Sequence[FFN], settings: Settings) -> None:
+    knobs = knobs_of(ffns)
+    if (
+        not has_own_widths(model, knobs[0])
+        or len(knobs) > 1
+        or any(ffn.is_routed or ffn.scale != 1 for ffn in ffns)
+    ):
         raise ValueError(
             f"budget: expected 'uniform' for a model with experts or FFNs of several kinds, got {settings.budget!r}"
         )
     widths = sorted({ffn.width for ffn in ffns})
-    check_cap(widths[0], settings.ratio, settings.multiple_of, settings.max_layer_ratio)
     if len(widths) > 1:
         raise ValueError(f"budget: expected layers of one width for {settings.budget!r}, got {widths}")

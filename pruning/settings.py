@@ -1,5 +1,6 @@
 """Every option of pruning, defined once: `Settings` checks the values and `mi-prune` derives its flags from it."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -8,6 +9,8 @@ from mikernels.options import Estimator, make_problem
 from mikernels.validation import MIN_SAMPLES
 from pruning.threshold import null_level
 
+ENTRY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+"""The path of a config entry."""
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 Repair = Literal["auto", "none", "bias", "lstsq", "sequential"]
 Budget = Literal["uniform", "mi", "kl"]
@@ -92,7 +95,8 @@ class Settings:
         "begin every window of text with the BOS token, if the tokenizer adds one; --no-bos leaves it out",
     ] = True
     only: Annotated[
-        str | None, "prune only FFNs whose config entry begins with this, such as text_config or decoder_ffn_dim"
+        str | None,
+        "prune only FFNs whose config entry begins with this, such as text_config or decoder_ffn_dim",
     ] = None
     sample_size: Annotated[int, "tokens used for the MI estimate"] = 4096
     estimator: Annotated[Estimator, "estimator of mutual information (MI)"] = "grid"
@@ -139,10 +143,13 @@ def _plain(name: str, value: Any) -> Any:
     if hint is bool:
         return flag(value, name)
     if hint is int:
-        return integer(value, name)
+        number = integer(value, name)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"{name}: expected an integer of 64 bits, got {number}")
+        return number
     if hint is float:
         return real(value, name, "a number between 0 and 1 (exclusive)")
-    if name == "only" and not (value is None or (isinstance(value, str) and value)):
+    if name == "only" and value is not None and not (isinstance(value, str) and ENTRY.fullmatch(value)):
         raise ValueError(f"only: expected the beginning of a config entry, got {value!r}")
     if name == "threshold" and not (value is None or isinstance(value, str)):
         return real(value, name, "nats or 'null:q'")

@@ -17,6 +17,7 @@ from pruning import Settings, prune
 from pruning.choose.budget import uniform_width
 from pruning.choose.evidence import Evidence, gather_evidence
 from pruning.choose.evidence_file import load_evidence, save_evidence
+from pruning.choose.origin import Origin, estimator_name, model_fingerprint
 from pruning.choose.sensitivity import with_divergence
 from pruning.model.ffn import find_ffns
 from pruning.model.surgery import update_config
@@ -27,6 +28,7 @@ from pruning.repair.separate import prune_separately
 Seconds = dict[str, float]  # by stage
 ESTIMATE: Any = {"estimator": Settings().estimator, "nodes": Settings().nodes}
 """How mutual information is measured."""
+ESTIMATOR = estimator_name(**ESTIMATE)
 
 
 class Observation(NamedTuple):
@@ -97,15 +99,22 @@ class Calibrated:
     def _observed(self) -> tuple[list[Statistics], Seconds]:
         """Statistics of every FFN; the evidence is written to a file, from which `pruning.prune` reads it."""
         statistics, evidence, seconds = observe(self.model, self.windows, self.seed)
-        save_evidence(evidence, self._path, **ESTIMATE)
+        save_evidence(evidence, self._path, self._origin)
         return statistics, seconds
+
+    @cached_property
+    def _origin(self) -> Origin:
+        """Without the identity of the windows, because repairs of methods with `more` see others."""
+        return Origin(ESTIMATOR, model_fingerprint(self.model))
 
     @cached_property
     def _sensitivity(self) -> Seconds:
         """Add the divergence of each FFN to the file of evidence."""
-        evidence = load_evidence(self._path, find_ffns(self.model), **ESTIMATE)
+        evidence = load_evidence(
+            self._path, find_ffns(self.model), estimator=ESTIMATOR, model=self._origin.model
+        )
         evidence, seconds = add_divergence(self.model, evidence, self.windows)
-        save_evidence(evidence, self._path, **ESTIMATE)
+        save_evidence(evidence, self._path, self._origin)
         return seconds
 
     def _prune_ours(self, settings: Settings, windows: Tensor) -> tuple[PreTrainedModel, Seconds]:

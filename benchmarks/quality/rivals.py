@@ -213,7 +213,9 @@ def _in_sequence(model: PreTrainedModel, windows: Tensor, compress: Callable[[FF
 
     def watch(ffn: FFN) -> None:
         activations: list[Tensor] = []
-        recorder = ffn.output.owners[0].register_forward_pre_hook(lambda _module, args: activations.append(args[0]))
+        recorder = ffn.output.owners[0].register_forward_pre_hook(
+            lambda _module, args: activations.append(args[0])
+        )
 
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> Any:
             recorder.remove()

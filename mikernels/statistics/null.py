@@ -15,7 +15,7 @@ from torch import Tensor
 from mikernels.api import Samples, mutual_information
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
-from mikernels.options import Options, plain
+from mikernels.options import Options, plain, shows_options
 from mikernels.validation import MIN_SAMPLES, as_tensor
 
 LEAST_EXCEEDANCES = 10
@@ -53,8 +53,8 @@ class Null:
         return float(self.values[min(len(self.values) - 1, int(q * len(self.values)))])
 
     @isolated()
-    def p_value(self, mi: Samples) -> Tensor:
-        """Probability that independent variables reach `mi` (nats, an array of any shape), float64.
+    def p_value(self, mi: Samples | float) -> Tensor:
+        """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64.
 
         `(1 + draws at or above) / (1 + draws)`, which is never 0: B. Phipson, G. K. Smyth, Permutation p-values should
         never be zero, Stat. Appl. Genet. Mol. Biol. 9 (2010), DOI 10.2202/1544-6115.1585.
@@ -89,9 +89,10 @@ class Null:
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
 
-def _read_estimates(mi: Samples) -> Tensor:
+def _read_estimates(mi: Samples | float) -> Tensor:
     """`mi` as float32 of the same shape; ValueError for NaN, which would count as above every draw."""
-    estimates = as_tensor(mi, "mi").float().contiguous()
+    array = torch.tensor(mi, dtype=torch.float64) if isinstance(mi, int | float) else as_tensor(mi, "mi")
+    estimates = array.float().contiguous()
     if bool(torch.isnan(estimates).any()):
         raise ValueError("mi: expected estimates in nats, got NaN")
     return estimates
@@ -100,6 +101,7 @@ def _read_estimates(mi: Samples) -> Tensor:
 DRAWS = 20_000
 
 
+@shows_options(estimator="adaptive")
 def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[Options]) -> Null:
     """Simulate what `mutual_information` estimates for independent variables with these options. Cached.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from mikernels.api import Samples, mutual_information
 from mikernels.isolation import isolated
 from mikernels.numbers import real
-from mikernels.options import Options, plain
+from mikernels.options import Options, plain, shows_options
 from mikernels.validation import MIN_SAMPLES, as_samples, read_values
 
 
@@ -40,6 +40,7 @@ class Reliability(NamedTuple):
     full: float
 
 
+@shows_options()
 @isolated()
 def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliability:
     """Measure how reliably the pairs of `x [M, N]` are ranked.

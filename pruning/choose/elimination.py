@@ -60,9 +60,10 @@ def conditional_mi(covariance: Tensor, weight: Tensor) -> Elimination:
     weight = weight * deviation  # for neurons of unit variance; constant ones carry nothing
     total = torch.einsum("di,ij,dj->", weight, correlation, weight).double()
 
-    diagonal = inverse.diagonal().clone()
-    # No neuron varies more once others are known: 1 / diagonal is at most its own variance, whatever the rounding.
+    # No neuron varies more once others are known: 1 / diagonal is at most its own variance. Half of that is a bound
+    # that only rounding breaks, and it keeps the root from a negative number.
     floor = 0.5 / correlation.diagonal()
+    diagonal = inverse.diagonal().maximum(floor)
     energy = weight.square().sum(0)  # |w_d|^2
     dropped = torch.zeros(n_neurons, dtype=torch.bool, device=device)
     order = torch.empty(n_neurons, dtype=torch.int64, device=device)

@@ -84,7 +84,17 @@ def explain(
         saliency = magnitude(ffn)[dropped]
         unknown = torch.full_like(dropped, -1)
         return PrunedLayer(
-            ffn.name, kept, dropped, unknown, zeros, zeros, saliency, 0.0, math.nan, sensitivity, statistics.n_tokens
+            ffn.name,
+            kept,
+            dropped,
+            unknown,
+            zeros,
+            zeros,
+            saliency,
+            0.0,
+            math.nan,
+            sensitivity,
+            statistics.n_tokens,
         )
     best = mi[dropped][:, kept].max(1)
     null = null_threshold(

@@ -81,7 +81,9 @@ class Projection:
         if self.copies == 1:
             return neurons
         if self.interleaved:
-            return (neurons[:, None] * self.copies + torch.arange(self.copies, device=neurons.device)).flatten()
+            return (
+                neurons[:, None] * self.copies + torch.arange(self.copies, device=neurons.device)
+            ).flatten()
         return torch.cat([neurons + copy * self.width for copy in range(self.copies)])
 
     def by_neuron(self) -> Tensor:
@@ -198,12 +200,13 @@ def text_config(model: PreTrainedModel) -> PretrainedConfig:
 
 def widths_in_config(config: PretrainedConfig, ffns: Sequence[FFN]) -> list[int]:
     """The width of each FFN that the config describes."""
-    knobs = knobs_of(ffns)
-    if len(knobs) == 1:
-        holder = read_entry(config, knobs[0].path[:-1])
-        if widths := getattr(holder, WIDTHS, None):
-            return list(widths)
-    return [int(ffn.scale * ffn.knob.value) for ffn in ffns]
+    listed = {knob: iter(getattr(read_entry(config, knob.path[:-1]), WIDTHS, ())) for knob in knobs_of(ffns)}
+    return [next(listed[ffn.knob], int(ffn.scale * ffn.knob.value)) for ffn in ffns]
+
+
+def has_own_widths(model: PreTrainedModel, knob: Knob) -> bool:
+    """Whether `WIDTHS` beside the knob can only mean its FFNs: no other knob is in the same part of the config."""
+    return [other.path[:-1] for other in knobs_of(find_ffns(model))].count(knob.path[:-1]) == 1
 
 
 def _bind(
@@ -264,7 +267,9 @@ def _parameter(modules: Mapping[str, nn.Module], name: str) -> nn.Parameter:
     module, _, attribute = name.rpartition(".")
     parameter = getattr(modules.get(module), attribute, None)
     if not isinstance(parameter, nn.Parameter):
-        raise ValueError(f"{name}: expected the weights that the config of the model describes, got none of this name")
+        raise ValueError(
+            f"{name}: expected the weights that the config of the model describes, got none of this name"
+        )
     return parameter
 
 

@@ -113,14 +113,20 @@ def find_knobs(class_: type[PreTrainedModel], config: PretrainedConfig) -> Knobs
     Raises:
         ValueError: the class cannot be built from the config.
     """
-    return _find_knobs(class_, _Config(config))
+    return _find_knobs(class_, _Config(config))  # type: ignore[arg-type]  # a class is hashable
 
 
 def read_entry(config: PretrainedConfig, path: tuple[str | int, ...]) -> Any:
     """The value of a config entry."""
     value: Any = config
     for step in path:
-        value = value[step] if isinstance(step, int) else value[step] if isinstance(value, dict) else vars(value)[step]
+        value = (
+            value[step]
+            if isinstance(step, int)
+            else value[step]
+            if isinstance(value, dict)
+            else vars(value)[step]
+        )
     return value
 
 
@@ -176,7 +182,9 @@ def _find_knobs(class_: type[PreTrainedModel], hashed: _Config) -> Knobs:
     return Knobs(_in_order(base, found), rejected)
 
 
-def _entries(config: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int | None]]:
+def _entries(
+    config: Any, path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], int | None]]:
     """Integer entries of a config, its sub-configs and lists, and those that may be set instead of None."""
     for name, value in (config if isinstance(config, dict) else vars(config)).items():
         if not isinstance(name, str) or name.startswith("_") or any(word in name for word in NOT_WIDTHS):
@@ -215,7 +223,10 @@ def _experiment(
 
 
 def _unset_knob(
-    class_: type[PreTrainedModel], config: PretrainedConfig, base: PreTrainedModel, path: tuple[str | int, ...]
+    class_: type[PreTrainedModel],
+    config: PretrainedConfig,
+    base: PreTrainedModel,
+    path: tuple[str | int, ...],
 ) -> Knob | None:
     """The knob at an entry that is None: the width is what the class makes of that."""
     probe = 8 * STEP
@@ -379,7 +390,11 @@ def _place(
         holder = base.get_submodule(parameter.rpartition(".")[0])
         (at, grew), shape = moved[parameter][0], base.get_parameter(parameter).shape
         copies = Fraction(grew, growth)
-        if copies not in (1, 2) or shape[at] != copies * width or len(shape) not in (weight.ndim, weight.ndim - 1):
+        if (
+            copies not in (1, 2)
+            or shape[at] != copies * width
+            or len(shape) not in (weight.ndim, weight.ndim - 1)
+        ):
             return None
         if _role(holder, parameter, moved[parameter], moved) != "input":
             raise _Rejected(f"{parameter} has a value per neuron and is no projection")

@@ -15,12 +15,13 @@ from transformers.utils import find_adapter_config_file
 
 from mikernels.isolation import isolated
 from pruning.model.architecture import model_class
-from pruning.model.uneven import is_uneven, load_uneven
+from pruning.model.device import find_device
 from pruning.model.ffn import check_found
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import find_knobs
 from pruning.model.loaded import check_loaded
 from pruning.model.precision import working_dtype
+from pruning.model.uneven import is_uneven, load_uneven
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -43,9 +44,9 @@ def load_model(
     Raises:
         FileNotFoundError: the path does not exist.
         ValueError: the checkpoint is pickled, lacks weights or has too many, or has adapters beside the weights; its
-            class cannot be told; or the architecture needs remote code.
+            class cannot be told; its tokenizer cannot be loaded; or the architecture needs remote code.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     path = Path(source)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -75,7 +76,10 @@ def load_model(
             ignore_mismatched_sizes=True,  # `check_loaded` names them
         )
         check_loaded(source, model, info)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{source}: expected a tokenizer that can be loaded, got: {error}") from error
     return model.to(device).eval(), tokenizer
 
 

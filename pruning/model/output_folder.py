@@ -1,5 +1,6 @@
 """An output folder that appears complete or not at all."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -7,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pruning.model.loaded import name_some
+
 MANIFEST = "mi_prune.json"
-"""The file that marks a folder as an earlier result, which `force` may replace."""
+"""The file that marks a folder as an earlier result, which `force` may replace. Its entry `files` lists all files of
+the result."""
 
 
 def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> None:
@@ -16,7 +20,7 @@ def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> No
 
     Raises:
         FileExistsError: `out` is a file or a mount point; or a folder with files, without `force`; or with `force` a
-            folder with files but without an earlier result, which nobody meant to delete.
+            folder with files that are not of an earlier result, which nobody meant to delete.
         OSError: too little disk space.
     """
     if out.exists() and not out.is_dir():
@@ -29,6 +33,11 @@ def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> No
         if not (out / MANIFEST).is_file():
             raise FileExistsError(
                 f"{out}: expected an earlier result to replace (with {MANIFEST}), got a folder of other files"
+            )
+        if others := files_in(out) - _files_of_result(out):
+            raise FileExistsError(
+                f"{out}: expected only files of an earlier result to replace, got {name_some(others)}; move them or "
+                f"choose another folder"
             )
     if out.is_mount():
         raise FileExistsError(
@@ -60,10 +69,24 @@ def complete_folder(out: Path) -> Iterator[Path]:
         raise
 
 
+def files_in(folder: Path) -> set[str]:
+    """The paths of all files in `folder`, relative to it; a link counts as a file."""
+    entries = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in entries}
+
+
 def sync(file: Path) -> None:
     """Wait until the contents of `file` are on disk."""
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def _files_of_result(out: Path) -> set[str]:
+    """What the manifest in `out` lists; of a manifest that lists nothing only itself."""
+    try:
+        return {MANIFEST, *json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]}
+    except (ValueError, KeyError, TypeError):
+        return {MANIFEST}
 
 
 def _move_into_place(staging: Path, out: Path) -> None:

@@ -47,7 +47,7 @@ def set_dtypes(model: nn.Module, dtypes: Dtypes, default: torch.dtype) -> None:
         ):
             raise ValueError(
                 f"{name}: expected values within the range of {converted[name].dtype}, got "
-                f"{float(weight.abs().max()):g}; save in another dtype"
+                f"{float(weight.detach().abs().max()):g}; save in another dtype"
             )
     for name, weight in weights.items():
         weight.data = converted[name]

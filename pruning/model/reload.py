@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -46,11 +47,11 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
         arguments = [loader, str(folder), str(model.device), str(source), str(target)]
         command = [sys.executable, "-m", "pruning.model.reload", *arguments]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # finds the same packages
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+        options: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "env": environment}
+        done = subprocess.run(command, check=False, **options)  # noqa: S603
         if done.returncode != 0:
-            raise RuntimeError(
-                f"{folder}: a fresh process could not load the checkpoint:\n{done.stderr.strip()}"
-            )
+            message = done.stderr.decode(errors="replace").strip()
+            raise RuntimeError(f"{folder}: a fresh process could not load the checkpoint:\n{message}")
         reloaded = load_file(target)["output"]
     output = _outputs(model, ids).float()
     return float((output - reloaded.float()).abs().max() / output.abs().max())

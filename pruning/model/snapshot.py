@@ -25,7 +25,12 @@ def take_snapshot(ffns: Sequence[FFN]) -> Snapshot:
     owners = dict.fromkeys(owner for ffn in ffns for part in ffn.projections for owner in part.owners)
     attributes = dict.fromkeys(
         [(module, name) for ffn in ffns for module, name, _ in ffn.attributes]
-        + [(owner, name) for owner in owners if isinstance(owner, nn.Linear) for name in ("in_features", "out_features")]
+        + [
+            (owner, name)
+            for owner in owners
+            if isinstance(owner, nn.Linear)
+            for name in ("in_features", "out_features")
+        ]
     )
     return Snapshot(
         [(owner, dict(owner._parameters)) for owner in owners],

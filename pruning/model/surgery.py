@@ -1,6 +1,6 @@
 """Removing neurons from a model, so that its config describes the result."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,7 +74,9 @@ def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
         for ffn in ffns:
             for projection in ffn.inputs:
                 if projection.bias_parameter is None:
-                    _set(projection, projection.bias_name, projection.weight.new_zeros(projection.out_features))
+                    _set(
+                        projection, projection.bias_name, projection.weight.new_zeros(projection.out_features)
+                    )
 
 
 def _prune_stack(plans: Sequence[Plan]) -> None:
@@ -90,26 +92,32 @@ def _prune_stack(plans: Sequence[Plan]) -> None:
                 f"{first.name}: expected all {experts} experts to keep equally many neurons, got {len(plans)} experts "
                 f"that keep {sorted(kept)}"
             )
+
+    def rebuilt(parameter: Tensor, change: Callable[[Plan, Tensor], Tensor]) -> Tensor:
+        """The parameter after a change to the part of each plan."""
+        if not stacked:
+            return change(plans[0], parameter)
+        return torch.stack([change(plan, parameter[expert]) for expert, plan in enumerate(plans)])
+
     new: list[tuple[Projection, str, Tensor]] = []
     for i, projection in enumerate(first.inputs):
-        entries = [plan.ffn.inputs[i].entries(plan.keep) for plan in plans]
-        weight, bias = projection.parameter, projection.bias_parameter
-        if stacked:
-            weights = [weight[e].index_select(projection.axis, index) for e, index in enumerate(entries)]
-            new.append((projection, projection.weight_name, torch.stack(weights)))
-            if bias is not None:
-                biases = torch.stack([bias[e][index] for e, index in enumerate(entries)])
-                new.append((projection, projection.bias_name, biases))
-        else:
-            new.append((projection, projection.weight_name, weight.index_select(projection.axis, entries[0])))
-            if bias is not None:
-                new.append((projection, projection.bias_name, bias[entries[0]]))
-    output = first.output
-    weights = [plan.solution.weight if output.axis == 1 else plan.solution.weight.t() for plan in plans]
-    new.append((output, output.weight_name, torch.stack(weights) if stacked else weights[0]))
-    if plans[0].solution.bias is not None:
-        biases = [plan.solution.bias for plan in plans if plan.solution.bias is not None]
-        new.append((output, output.bias_name, torch.stack(biases) if stacked else biases[0]))
+
+        def kept_entries(plan: Plan, values: Tensor, i: int = i) -> Tensor:
+            own = plan.ffn.inputs[i]
+            return values.index_select(own.axis if values.ndim > 1 else 0, own.entries(plan.keep))
+
+        new.append((projection, projection.weight_name, rebuilt(projection.parameter, kept_entries)))
+        if projection.bias_parameter is not None:
+            new.append((projection, projection.bias_name, rebuilt(projection.bias_parameter, kept_entries)))
+    output, solution = first.output, plans[0].solution
+    weight = rebuilt(
+        output.parameter,
+        lambda plan, _: plan.solution.weight if output.axis == 1 else plan.solution.weight.t(),
+    )
+    new.append((output, output.weight_name, weight))
+    if solution.bias is not None:
+        bias = rebuilt(output.parameter, lambda plan, _: plan.solution.bias)  # type: ignore[arg-type, return-value]
+        new.append((output, output.bias_name, bias))
     for projection, name, values in new:
         _set(projection, name, values)
     for module, attribute, change in first.attributes:

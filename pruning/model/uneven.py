@@ -42,7 +42,7 @@ def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
             resize_ffn(ffn, width)
 
     # `from_pretrained` of the stock class would build all layers with one width.
-    uneven = type(class_.__name__, (class_,), {"__init__": build, "__module__": class_.__module__})
+    uneven: Any = type(class_.__name__, (class_,), {"__init__": build, "__module__": class_.__module__})
     model, info = uneven.from_pretrained(
         folder,
         dtype=dtype or stored_dtype(folder) or "auto",

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pruning.model.ffn import FFN, Projection
+from pruning.model.ffn import Projection
 
 OPERANDS = {
     "linear": (0, 1),
@@ -52,23 +52,24 @@ class Watch(TorchFunctionMode):
         return result
 
     def _observe(self, projection: Projection, values: Tensor, weight: Tensor, result: Tensor) -> Tensor:
-        parameter, expert = projection.parameter, projection.expert
+        parameter, expert = projection.parameter.detach(), projection.expert
         if expert is not None and weight.ndim == parameter.ndim:  # all experts in one product
             changed = self._on_product(projection, values[expert], result[expert])
             if changed is not None:
                 result[expert] = changed
             return result
         start = parameter.storage_offset() + (0 if expert is None else expert * parameter.stride(0))
-        if weight.storage_offset() != start or weight.numel() * (
-            1 if expert is None else len(parameter)
-        ) != parameter.numel():
+        if (
+            weight.storage_offset() != start
+            or weight.numel() * (1 if expert is None else len(parameter)) != parameter.numel()
+        ):
             return result  # another part of the same storage
         changed = self._on_product(projection, values, result)
         return result if changed is None else changed
 
 
 @contextmanager
-def one_by_one(model: nn.Module) -> Iterator[None]:
+def one_by_one(model: Any) -> Iterator[None]:
     """Run the experts of a mixture one by one, so that each product can be observed."""
     if not hasattr(model, "get_experts_implementation"):
         yield

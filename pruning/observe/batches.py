@@ -39,6 +39,15 @@ class Windows:
     def n_tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(map(len, self.sequences))
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Everything that the model reads."""
+        return self.sequences
+
     def rectangle(self) -> Tensor:
         """`[n, L]` without padding, for timing and for comparing outputs: the sequences of at least median length, cut
         to that length; all sequences if their lengths are equal."""
@@ -51,7 +60,9 @@ class Windows:
             _batch(self.sequences[start : start + batch_size], self.padding)
             for start in range(0, len(self), batch_size)
         ]
-        return batches if self.decoder_start is None else [with_decoder(b, self.decoder_start) for b in batches]
+        return (
+            batches if self.decoder_start is None else [with_decoder(b, self.decoder_start) for b in batches]
+        )
 
     def evenly(self, count: int) -> "Windows":
         """`count` of the sequences, spread evenly over all of them; all if there are fewer."""
@@ -77,7 +88,19 @@ class Inputs:
     @property
     def n_tokens(self) -> int:
         """Tokens of text, or examples of anything else."""
-        return sum(int(batch["input_ids"].numel() if "input_ids" in batch else _examples(batch)) for batch in self.batches)
+        return sum(
+            int(batch["input_ids"].numel() if "input_ids" in batch else _examples(batch))
+            for batch in self.batches
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence of text; 0 without text."""
+        return max((batch["input_ids"].shape[1] for batch in self.batches if "input_ids" in batch), default=0)
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Everything that the model reads."""
+        return [batch[name] for batch in self.batches for name in sorted(batch)]
 
     def split(self, _batch_size: int) -> list[Batch]:
         """The batches."""
@@ -105,7 +128,9 @@ def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
         return {"input_ids": batch.to(device)}
     masks = ("attention_mask", "decoder_attention_mask")
     return {
-        name: value.to(device) for name, value in batch.items() if name not in masks or not bool(value.bool().all())
+        name: value.to(device)
+        for name, value in batch.items()
+        if name not in masks or not bool(value.bool().all())
     }
 
 

@@ -174,7 +174,9 @@ def _model_batches(calibration: Any, model: PreTrainedModel) -> list[dict[str, T
         return None
     names = inspect.signature(model.forward).parameters.keys() - {"labels", "return_dict"}
     items = list(calibration)
-    if not items or not all(isinstance(item, Mapping) and item.keys() & (names - TEXT_INPUTS) for item in items):
+    if not items or not all(
+        isinstance(item, Mapping) and item.keys() & (names - TEXT_INPUTS) for item in items
+    ):
         return None
     batches = []
     for item in items:

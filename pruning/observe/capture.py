@@ -13,7 +13,6 @@ from pruning.model.forward import without_cache
 from pruning.observe.batches import Batch, model_inputs
 from pruning.observe.neurons import Masks, observed_neurons
 
-
 MIN_TOKENS = 64
 """With fewer tokens, the neurons of an expert are ranked by their weights and not repaired."""
 

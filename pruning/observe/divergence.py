@@ -34,9 +34,7 @@ class DenseOutputs:
         parts, lengths = [], []
         for dense, batch in zip(self._outputs, self._batches, strict=True):
             pruned, real = self._output(batch), real_positions(batch, decoder="decoder_input_ids" in batch)
-            parts.append(
-                _divergence(dense.to(pruned.device), pruned, real, causal=is_causal(self._model))
-            )
+            parts.append(_divergence(dense.to(pruned.device), pruned, real, causal=is_causal(self._model)))
             lengths.append(torch.full((len(pruned),), pruned.shape[1]) if real is None else real.sum(1))
         divergence, weights = torch.cat(parts), torch.cat(lengths).double()
         weights = (weights / weights.mean()).to(divergence)  # exactly 1 if all lengths are equal

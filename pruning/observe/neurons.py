@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pruning.model.ffn import FFN, Projection
 from pruning.model.watch import Watch, one_by_one
@@ -68,8 +67,8 @@ class Masks(NamedTuple):
             return None if mask is None else mask.flatten()
         if self.text_only:
             raise ValueError(
-                f"{ffn.name}: expected {mask.numel()} tokens as in attention_mask, got {n_rows}; calibrate on sequences "
-                f"of one length, without padding"
+                f"{ffn.name}: expected {mask.numel()} tokens as in attention_mask, got {n_rows}; calibrate on "
+                f"sequences of one length, without padding"
             )
         return None  # of another input, such as an image
 
@@ -77,12 +76,12 @@ class Masks(NamedTuple):
 class _Routing(NamedTuple):
     """How a mixture distributes its tokens: `[T, k]` the experts of each, and what their outputs are multiplied by."""
 
-    index: Tensor
+    experts: Tensor
     gates: Tensor
 
     def of(self, expert: int) -> tuple[Tensor, Tensor]:
         """The tokens of an expert, in the order in which `transformers` hands them to it, and their gates."""
-        rank, token = torch.where(self.index.t() == expert)
+        rank, token = torch.where(self.experts.t() == expert)
         return token, self.gates[token, rank]
 
 
@@ -104,18 +103,21 @@ def observed_neurons(
         routed = routing.get(projection.owners[0])
         z, added, read = values.flatten(0, -2), product.flatten(0, -2), reads.pop(ffn)
         rows, token, gates = _rows(ffn, z, masks, routed)
-        part = Neurons(ffn, *((t if rows is None else t[rows]) for t in (read, z, added)), token, gates)
+        chosen = slice(None) if rows is None else rows
+        part = Neurons(ffn, read[chosen], z[chosen], added[chosen], token, gates)
         change = on_neurons(part)
         if change is None:
             return None
         changed = added.clone()
-        changed[slice(None) if rows is None else rows] += change.to(changed)
+        changed[chosen] += change.to(changed)
         return changed.view_as(product)
 
     def on_experts(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         tensors = [value for value in (*args, *keywords.values()) if isinstance(value, Tensor)]
         index = next((t for t in tensors if not t.is_floating_point()), None)
-        gates = next((t for t in tensors if index is not None and t.shape == index.shape and t is not index), None)
+        gates = next(
+            (t for t in tensors if index is not None and t.shape == index.shape and t is not index), None
+        )
         known = index is not None and gates is not None
         routing[module] = _Routing(index, gates) if known else None  # type: ignore[arg-type]
 
@@ -139,7 +141,7 @@ def _rows(
         token, gates = routed.of(ffn.output.expert or 0)
         if len(token) != len(z):
             raise ValueError(f"{ffn.name}: expected {len(token)} tokens for this expert, got {len(z)}")
-        real = masks.select(ffn, len(routed.index))
+        real = masks.select(ffn, len(routed.experts))
         rows = torch.ones_like(token, dtype=torch.bool) if real is None else real.to(token.device)[token]
     else:  # all tokens pass through all experts, as zeros where they are not routed
         token, gates = torch.arange(len(z), device=z.device), None

@@ -113,22 +113,29 @@ class ParquetFile(_File):
     separator = "\n\n"
 
     def documents(self, start: float = 0.0) -> Iterator[Document]:
-        file = _parquet().ParquetFile(self.path)
-        column = _column(file.schema_arrow.names, str(self.path))
-        skip = int(start * file.metadata.num_rows)
-        for group in range(file.num_row_groups):
-            n_rows = file.metadata.row_group(group).num_rows
-            if skip < n_rows:
-                for row in file.read_row_group(group, columns=[column]).slice(skip).to_pylist():
-                    yield document(row, str(self.path))
-            skip = max(0, skip - n_rows)
+        parquet = _parquet()
+        try:
+            file = parquet.ParquetFile(self.path)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: expected a Parquet file: {error}") from error
+        with file:
+            column = _column(file.schema_arrow.names, str(self.path))
+            first, begin = int(start * file.metadata.num_rows), 0
+            for group in range(file.num_row_groups):
+                end = begin + file.metadata.row_group(group).num_rows
+                if first < end:
+                    skip = max(0, first - begin)
+                    rows = file.read_row_group(group, columns=[column]).slice(skip).to_pylist()
+                    for number, row in enumerate(rows, begin + skip):
+                        yield document(row, f"{self.path}: row {number}")
+                begin = end
 
 
 def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[Source, float]]:
     """The sources that `SOURCE` or `SOURCE=WEIGHT` stand for, each with its weight, by default 1.
 
     Raises:
-        ValueError: a weight that is not positive; see also `open_source`.
+        ValueError: a weight that is not from 1e-9 to 1e9; see also `open_source`.
     """
     found = []
     for spec in specs:
@@ -139,8 +146,8 @@ def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[S
             share = float(weight)
         except ValueError:
             share = 0.0
-        if not 0 < share < float("inf"):
-            raise ValueError(f"{spec}: expected a positive number behind '=', got {weight!r}")
+        if not 1e-9 <= share <= 1e9:
+            raise ValueError(f"{spec}: expected a number from 1e-9 to 1e9 behind '=', got {weight!r}")
         found.append((open_source(name, builtin_half=builtin_half), share))
     return found
 
@@ -158,21 +165,37 @@ def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source:
         return Records(BUILTIN, [builtin_text()[builtin_half]], separator="\n\n")
     path = Path(spec)
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a file of text, got a folder")
+        raise IsADirectoryError(
+            f"{path}: expected a file of text, got a folder; of a folder with a data set name the split: {path}::train"
+        )
     kind = path.suffix.lower()
     if not path.is_file():
-        if isinstance(spec, Path) or kind or path.is_absolute() or spec.startswith("."):
+        is_path = isinstance(spec, Path) or path.is_absolute() or spec.startswith(".")
+        if is_path or (kind and ":" not in str(spec)):
             raise FileNotFoundError(f"{path}: no such file")
-        return _hub(spec)
+        return _hub(str(spec))
     files: dict[str, Callable[[Path], Source]] = {
         ".parquet": ParquetFile,
         ".jsonl": JsonLinesFile,
         ".ndjson": JsonLinesFile,
+        ".json": _json,
     }
     source: Source = files.get(kind, TextFile)(path)
     if not any(not isinstance(first, str) or first.strip() for first in source.documents()):
         raise ValueError(f"{path}: expected text, got an empty file")
     return source
+
+
+def _json(path: Path) -> Source:
+    """A file of JSON lines, as many are under this name, or of one list of records."""
+    with path.open("rb") as file:
+        if not file.read(PIECE_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return JsonLinesFile(path)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a list of JSON records: {error}") from error
+    return Records(str(path), records, separator="\n\n")
 
 
 def document(record: Any, place: str) -> Document:
@@ -235,7 +258,12 @@ def _hub(spec: str) -> Source:
         raise ImportError(
             f"{spec}: no such file; to read it from the Hugging Face hub: pip install 'mikernels[data]'"
         ) from error
-    rows = datasets.load_dataset(name, config or None, split=split or "train")
-    if not hasattr(rows, "column_names") or isinstance(rows, dict):
-        raise ValueError(f"{spec}: expected one split, got {', '.join(rows)}")
-    return Records(spec, rows, separator="\n\n")
+    had_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "train")
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()
+    column = _column(rows.column_names, spec)  # others, such as images, would cost time to decode
+    return Records(spec, rows.select_columns([column]), separator="\n\n")

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
-from pruning.model.knobs import Knob
 from pruning.model.forward import without_cache
+from pruning.model.knobs import Knob
 from pruning.model.snapshot import restored
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.batches import Batch, model_inputs
@@ -43,7 +43,9 @@ def reached_knobs(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
                 f"reaches this one"
             )
     if not reached:
-        raise ValueError(f"calibration: expected inputs that reach an FFN of {type(model).__name__}, got none")
+        raise ValueError(
+            f"calibration: expected inputs that reach an FFN of {type(model).__name__}, got none"
+        )
     return reached
 
 

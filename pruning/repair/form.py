@@ -111,7 +111,11 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
     scale = float((change * more).sum() / more.square().sum())
     if float((change - scale * more).norm()) < TOLERANCE * float(change.norm()):
         return Form(1.0 if abs(scale - 1) < 0.01 else scale, block_is_ffn=_is_ffn(part))
-    inputs = [(select_tokens(x, real).float(), select_tokens(y, real).float()) for x, y in calls if x.shape == y.shape]
+    inputs = [
+        (select_tokens(x, real).float(), select_tokens(y, real).float())
+        for x, y in calls
+        if x.shape == y.shape
+    ]
     inputs = [(x, y) for x, y in inputs if x.shape == added.shape]
     if inputs and _close(inputs[-1][0], part.read.float() + added):
         return Form(normalizes_sum=True)
@@ -121,7 +125,9 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
             norm = (y * unit).sum(0) / unit.square().sum(0).clamp_min(TINY)
             if _close(norm * unit, y):
                 return Form(norm=norm)
-    raise ValueError(f"{part.ffn.name}: expected a layer that adds the output of its FFN, or normalizes it, got neither")
+    raise ValueError(
+        f"{part.ffn.name}: expected a layer that adds the output of its FFN, or normalizes it, got neither"
+    )
 
 
 def rms(added: Tensor) -> Tensor:
@@ -146,7 +152,9 @@ def _scale_of_mixture(ffns: Sequence[FFN], after: Tensor, run: Run) -> float:
         return 1.0
     scale = float((change * expected).sum() / expected.square().sum())
     if not _close(scale * expected, change):
-        raise ValueError(f"{ffns[0].name}: expected a layer that adds the outputs of its experts, got another one")
+        raise ValueError(
+            f"{ffns[0].name}: expected a layer that adds the outputs of its experts, got another one"
+        )
     return scale
 
 
@@ -170,7 +178,11 @@ def _is_ffn(part: Neurons) -> bool:
             output = part.ffn.block(part.read)
     except (TypeError, RuntimeError, ValueError):  # it needs other arguments
         return False
-    return isinstance(output, Tensor) and output.shape == part.added.shape and _close(output.float(), part.added.float())
+    return (
+        isinstance(output, Tensor)
+        and output.shape == part.added.shape
+        and _close(output.float(), part.added.float())
+    )
 
 
 @contextmanager

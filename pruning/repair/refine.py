@@ -140,7 +140,9 @@ def _reader(ffn: FFN) -> nn.Module:
         ValueError: an FFN that is no module of its own.
     """
     inputs = {projection.owners[0] for projection in ffn.inputs}
-    children = [child for child in ffn.block.children() if inputs <= set(child.modules()) and child not in inputs]
+    children = [
+        child for child in ffn.block.children() if inputs <= set(child.modules()) and child not in inputs
+    ]
     reader = children[0] if children else ffn.block
     if ffn.is_routed or (reader is ffn.layer and ffn.output.owners[0] in reader.modules()):
         raise ValueError(

@@ -78,8 +78,9 @@ def examples_in_sequence(
                 if part.ffn.is_routed and bias is not None:  # which is added to the product later
                     output = output + bias.detach().float()
                 target, weight = output + share * lacking[rows], certainty[rows] * gain.square().mean(1)
-                for column, value in zip(examples[part.ffn], (part, target, weight), strict=True):
-                    column.append(value)
+                examples[part.ffn].parts.append(part)
+                examples[part.ffn].target.append(target)
+                examples[part.ffn].weight.append(weight)
             passes.append(behind)
         yield examples
         if index + 1 < len(dense.stages):

@@ -1,8 +1,8 @@
 """A stream of hidden states that runs through a model layer by layer.
 
-Sequential repair runs two of them side by side, the dense one and the pruned one behind it. What the pruned stream lacks
-after a layer is then known exactly, and the FFNs of the layer can be fitted to make up for it, the error of earlier
-layers included.
+Sequential repair runs two of them side by side, the dense one and the pruned one behind it. What the pruned stream
+lacks after a layer is then known exactly, and the FFNs of the layer can be fitted to make up for it, the error of
+earlier layers included.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +133,9 @@ class Stream:
         for i, (before, hidden) in enumerate(zip(passes, self.hidden, strict=True)):
             part = before.parts[0]
             with torch.no_grad():
-                after = (before.outcome + form.scale * (block(part.read).float() - part.added.float())).to(hidden.dtype)
+                after = (before.outcome + form.scale * (block(part.read).float() - part.added.float())).to(
+                    hidden.dtype
+                )
             real = self._real[i]
             if real is None:
                 self.hidden[i] = after.view_as(hidden)
@@ -184,7 +186,9 @@ def _layers(model: nn.Module, ffns: Sequence[FFN]) -> list[nn.Module]:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and wanted <= set(module):
             return list(module)
-    raise ValueError(f"{ffns[0].name}: expected all FFNs in one list of layers, got several or none; {ADVICE}")
+    raise ValueError(
+        f"{ffns[0].name}: expected all FFNs in one list of layers, got several or none; {ADVICE}"
+    )
 
 
 def _layer_calls(layers: Sequence[nn.Module], run: Callable[[], object]) -> tuple[list[Tensor], list[Call]]:
@@ -199,7 +203,9 @@ def _layer_calls(layers: Sequence[nn.Module], run: Callable[[], object]) -> tupl
 
     def before(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if len(calls) == len(layers) or module is not layers[len(calls)]:
-            raise ValueError(f"expected {len(layers)} layers that run once, in their order, got others; {ADVICE}")
+            raise ValueError(
+                f"expected {len(layers)} layers that run once, in their order, got others; {ADVICE}"
+            )
         hidden, call = _take_hidden(Call(args, keywords))
         # NaN differ from themselves, hence the comparison by identity first.
         if last and hidden is not last[-1] and not torch.equal(hidden, last[-1]):
@@ -230,7 +236,9 @@ def _take_hidden(call: Call) -> tuple[Tensor, Call]:
     keywords = dict(call.keywords)
     hidden = call.args[0] if call.args else keywords.pop("hidden_states", None)
     if not isinstance(hidden, Tensor):
-        raise ValueError(f"expected layers that read hidden states first, got {type(hidden).__name__}; {ADVICE}")
+        raise ValueError(
+            f"expected layers that read hidden states first, got {type(hidden).__name__}; {ADVICE}"
+        )
     return hidden, Call(call.args[1:], keywords)
 
 
@@ -238,5 +246,7 @@ def _output_hidden(output: Any) -> Tensor:
     """The hidden states among the outputs of a layer."""
     hidden = output if isinstance(output, Tensor) else output[0]
     if not isinstance(hidden, Tensor):
-        raise ValueError(f"expected layers that output hidden states first, got {type(hidden).__name__}; {ADVICE}")
+        raise ValueError(
+            f"expected layers that output hidden states first, got {type(hidden).__name__}; {ADVICE}"
+        )
     return hidden

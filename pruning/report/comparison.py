@@ -10,7 +10,7 @@ from pruning.model.size import count_parameters, weight_bytes
 from pruning.observe.batches import Windows
 from pruning.progress import track
 from pruning.report.manifest import Report
-from pruning.report.quality import Perplexity, generate, hidden_states, perplexity
+from pruning.report.quality import Perplexity, generate, hidden_states, log_ratio_error, perplexity
 from pruning.report.speed import PairedSpeed
 from pruning.report.table import table
 
@@ -57,7 +57,7 @@ def summary(dense: Evaluation, pruned: Evaluation, speed: PairedSpeed) -> dict[s
         entries |= {
             "perplexity_dense": dense.perplexity.value,
             "perplexity_pruned": pruned.perplexity.value,
-            "log_ratio_standard_error": _standard_error(pruned.perplexity.nll - dense.perplexity.nll),
+            "log_ratio_standard_error": log_ratio_error(dense.perplexity, pruned.perplexity),
         }
     if dense.hidden is not None and pruned.hidden is not None:
         entries["hidden_state_cosine"] = _cosine(dense.hidden, pruned.hidden)
@@ -81,7 +81,7 @@ def closing_table(report: Report, dense: Evaluation, pruned: Evaluation, speed: 
         rows.append(_row("perplexity", before.value, after.value, "{:.2f}"))
         lines.append(
             f"Standard error of the change in perplexity, over {len(before.nll)} paired windows: "
-            f"{_standard_error(after.nll - before.nll):.1%}."
+            f"{log_ratio_error(before, after):.1%}."
         )
         if after.value > MAX_GROWTH * before.value:
             lines.append(
@@ -118,10 +118,6 @@ def _reason(report: Report) -> str:
 
 def _row(name: str, dense: float, pruned: float, form: str) -> tuple[str, ...]:
     return name, form.format(dense), form.format(pruned), f"{pruned / dense - 1:+.1%}"
-
-
-def _standard_error(differences: Tensor) -> float:
-    return float(differences.std() / len(differences) ** 0.5) if len(differences) > 1 else float("nan")
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ class Report:
         candidates: the divergence of each candidate's model from the dense one (`pruning.observe.divergence`), by
             seed; the least one was used. Empty if there was one candidate.
         notes: further entries for the manifest, such as an evaluation.
+        files: of the saved result, relative to its folder; empty before it is saved.
     """
 
     settings: dict[str, Any]
@@ -33,6 +35,7 @@ class Report:
     seconds: dict[str, float]
     candidates: dict[int, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
 
     @property
     def widths(self) -> list[int]:
@@ -56,10 +59,11 @@ class Report:
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
             "versions": versions(),
             "candidates": self.candidates,
+            "files": self.files,
             **self.notes,
             "layers": [layer.as_json() for layer in self.layers],
         }
-        return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
+        return json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
 
 
 def versions() -> dict[str, str]:
@@ -72,10 +76,15 @@ def versions() -> dict[str, str]:
     }
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain(value: Any) -> Any:
+    """The value in types that JSON has: lists for tuples, arrays and tensors, text for what has no JSON form, such as
+    paths and dtypes, and None for NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -13,6 +13,9 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 
+NEW_TOKENS = 32
+"""Of a continuation."""
+
 
 class Perplexity(NamedTuple):
     """The perplexity of a causal language model on windows of text.
@@ -30,6 +33,22 @@ class Perplexity(NamedTuple):
         if self.n_tokens is None:
             return float(self.nll.mean().exp())  # infinite on overflow
         return float((self.nll * self.n_tokens).sum().div(self.n_tokens.sum()).exp())
+
+
+def log_ratio_error(before: Perplexity, after: Perplexity) -> float:
+    """Standard error of the logarithm of `after.value / before.value`, over the same windows; NaN for one window.
+
+    A window counts by its tokens, as it does in the perplexity, so this is the error of a ratio of two sums.
+
+    Source: W. G. Cochran, Sampling Techniques, third edition, 1977, chapter 6.
+    """
+    difference = after.nll - before.nll
+    n_windows = len(difference)
+    if n_windows < 2:
+        return float("nan")
+    n_tokens = torch.ones_like(difference) if before.n_tokens is None else before.n_tokens.double()
+    residuals = n_tokens * (difference - difference @ n_tokens / n_tokens.sum())
+    return float((residuals.square().sum() * n_windows / (n_windows - 1)).sqrt() / n_tokens.sum())
 
 
 @isolated()
@@ -74,7 +93,11 @@ def hidden_states(model: PreTrainedModel, batches: Iterable[Batch]) -> Tensor:
 
 @isolated()
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, max_new_tokens: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = NEW_TOKENS,
 ) -> str:
     """The model's greedy continuation of `prompt`."""
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)

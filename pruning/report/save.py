@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import find_ffns
-from pruning.model.output_folder import MANIFEST, check_output, complete_folder, sync
+from pruning.model.output_folder import MANIFEST, check_output, complete_folder, files_in, sync
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
 from pruning.progress import timed
@@ -21,7 +21,7 @@ def save_pruned(
     force: bool = False,
 ) -> None:
     """Write the pruned model, its tokenizer and the manifest to the folder `out`, completely or not at all
-    (`pruning.model.output_folder`); the time goes into the report.
+    (`pruning.model.output_folder`); the time and the names of the files go into the report.
 
     Raises:
         FileExistsError, OSError: as `check_output`, or from writing, or what was written is not what is in memory.
@@ -37,8 +37,8 @@ def save_pruned(
             check_saved(folder, model)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-            for file in folder.rglob("*"):
-                if file.is_file():
-                    sync(file)
+            report.files = sorted({MANIFEST, *files_in(folder)})
+            for name in files_in(folder):
+                sync(folder / name)
         (folder / MANIFEST).write_text(report.manifest(), encoding="utf-8")
         sync(folder / MANIFEST)

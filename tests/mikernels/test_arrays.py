@@ -7,6 +7,8 @@ import torch
 from mikernels import (
     GridStream,
     Reliability,
+    bits,
+    information_correlation,
     mutual_information,
     null_distribution,
     pairs_above,
@@ -218,3 +220,31 @@ def test_flags_of_other_libraries_are_flags(values):
         )
     with pytest.raises(ValueError, match="autotune: expected True or False, got 'no'"):
         mutual_information(values, autotune="no")
+
+
+def test_tables_of_pandas_are_read_with_their_missing_values():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(np.random.default_rng(0).integers(-9, 9, (64, 3)))
+    expected = mutual_information(table.to_numpy())
+    for dtype in ("int8", "Int64", "Float64", "float32"):
+        assert torch.equal(mutual_information(table.astype(dtype)), expected)
+    assert torch.equal(mutual_information(table, table[1]), mutual_information(table, table[[1]]))
+    mixed = table.astype({0: "float32", 1: "Int64", 2: "int8"}).assign(flag=table[0] > 0)
+    assert torch.equal(mutual_information(mixed)[:3, :3], expected)
+    missing = table.astype("Int64")
+    missing.iloc[3, 1] = pandas.NA
+    with pytest.raises(ValueError, match=r"x: expected finite values, got 1 NaN .* column 1"):
+        mutual_information(missing)
+    with pytest.raises(TypeError, match=r"x: expected .*object"):
+        mutual_information(table.astype("Int64") + 2**60 + 1)
+    with pytest.raises(TypeError, match="x: expected"):
+        mutual_information(table.assign(text="a"))
+
+
+def test_values_of_mutual_information_are_read_like_samples(values):
+    mi = mutual_information(values)
+    for array in (mi.numpy(), mi.double(), mi.tolist()):
+        assert torch.equal(bits(array).float(), bits(mi))
+        assert torch.allclose(information_correlation(array).float(), information_correlation(mi))
+    null = null_distribution(64, draws=30, estimator="grid")
+    assert null.p_value(0.25) == null.p_value(torch.tensor(0.25))

@@ -1,11 +1,18 @@
 """One definition of each option: the operators, the defaults and the documentation follow it."""
 
 import inspect
+import pydoc
 
 import pytest
 import torch
 
-from mikernels import mutual_information
+from mikernels import (
+    mutual_information,
+    null_distribution,
+    pairs_above,
+    split_half_reliability,
+    top_pairs,
+)
 from mikernels.options import OPTIONS, Option, from_operator, resolve, to_operator
 
 from samples import gaussian
@@ -14,6 +21,25 @@ from samples import gaussian
 def test_every_option_is_documented():
     text = inspect.getdoc(mutual_information)
     assert [name for name in OPTIONS if f"\n    {name}:" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "function", [mutual_information, top_pairs, pairs_above, split_half_reliability, null_distribution]
+)
+def test_signatures_show_every_option_with_its_default(function):
+    parameters = inspect.signature(function).parameters
+    shown = {name: parameters[name].default for name in OPTIONS}
+    differing = {"estimator": "adaptive"} if function is null_distribution else {}
+    assert shown == {name: option.default for name, option in OPTIONS.items()} | differing
+    assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    assert list(parameters)[-len(OPTIONS) :] == list(OPTIONS)
+    assert "nodes: int = 16" in pydoc.render_doc(function)
+
+
+def test_a_default_that_a_signature_shows_is_the_one_used():
+    assert torch.equal(
+        null_distribution(64, draws=10).values, null_distribution(64, draws=10, estimator="adaptive").values
+    )
 
 
 def test_operators_take_every_option_that_has_a_schema():

@@ -68,8 +68,10 @@ def test_the_sample_is_uniform_over_all_tokens():
 def test_the_captured_activations_are_the_inputs_of_the_output_projection(llama, windows):
     ffns = find_ffns(llama)
     seen = []
-    handle = ffns[1].output.owners[0].register_forward_pre_hook(
-        lambda _m, args: seen.append(args[0].flatten(0, 1).clone())
+    handle = (
+        ffns[1]
+        .output.owners[0]
+        .register_forward_pre_hook(lambda _m, args: seen.append(args[0].flatten(0, 1).clone()))
     )
     statistics = capture(llama, ffns, windows.split(5), sample_size=10_000)
     handle.remove()
@@ -101,5 +103,7 @@ def test_the_error_for_nan_activations_names_the_layer_and_hooks_are_removed(win
 
 
 def test_no_calibration_tokens_is_an_error(llama):
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected calibration that reaches this FFN, got no tokens"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp: expected calibration that reaches this FFN, got no tokens"
+    ):
         capture(llama, find_ffns(llama), [], sample_size=16)

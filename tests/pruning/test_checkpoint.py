@@ -8,7 +8,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from pruning import load_model
+from pruning import load_model, prune
+from pruning.cli import main
+from pruning.model.precision import set_dtypes
+from pruning.report.save import save_pruned
 
 from tiny import outputs, tiny_model
 
@@ -127,3 +130,97 @@ def test_the_stored_dtype_is_loaded_whatever_the_config_says(stored, dtype):
     for name, value in model.state_dict().items():
         assert loaded.state_dict()[name].dtype is dtype
         assert torch.equal(loaded.state_dict()[name], value)
+
+
+@pytest.fixture
+def pruned(windows):
+    model = tiny_model("Llama")
+    return model, prune(model, None, calibration=windows, ratio=0.25, multiple_of=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder, weights: (folder / "config.json").unlink(),
+            r"expected config\.json to be written, got none",
+        ),
+        (lambda folder, weights: (folder / "model.safetensors").unlink(), r"weights to be written, got 0"),
+        (lambda folder, weights: weights.pop("model.norm.weight"), r"differ in model\.norm\.weight"),
+        (
+            lambda folder, weights: weights.update({"model.norm.weight": torch.ones(17)}),
+            r"expected model\.norm\.weight to be written as torch\.float32 \[16\], got F32 \[17\]",
+        ),
+        (
+            lambda folder, weights: weights.update({"model.norm.weight": torch.ones(16).half()}),
+            r"expected model\.norm\.weight to be written as torch\.float32 \[16\], got F16 \[16\]",
+        ),
+    ],
+)
+def test_files_that_are_not_the_model_in_memory_give_no_output(
+    pruned, tmp_path, monkeypatch, change, message
+):
+    model, report = pruned
+    original = model.save_pretrained
+
+    def save(folder):
+        original(folder)
+        weights = load_file(folder / "model.safetensors")
+        before = dict(weights)
+        change(folder, weights)
+        if [id(value) for value in weights.values()] != [id(value) for value in before.values()]:
+            save_file(weights, folder / "model.safetensors")
+
+    monkeypatch.setattr(model, "save_pretrained", save)
+    with pytest.raises(OSError, match=message):
+        save_pruned(model, None, report, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_does_not_describe_the_model_gives_no_output(pruned, tmp_path):
+    model, report = pruned
+    model.config.vocab_size += 1
+    with pytest.raises(ValueError, match="expected only FFNs to change"):
+        save_pruned(model, None, report, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dtype", "tied"), [("float32", False), ("float16", True), ("bfloat16", False)])
+def test_the_command_saves_the_stored_dtype_and_weights_it_does_not_prune_bit_for_bit(
+    stored, tmp_path, capsys, dtype, tied
+):
+    model = tiny_model("Llama", tie_word_embeddings=tied).to(getattr(torch, dtype))
+    folder, out = stored(model), tmp_path / "result" / "out"
+    options = ["--sequence-length=32", "--calibration-tokens=1024", "--multiple-of=2", "--ratio=0.25"]
+    options += ["--verify"] if tied else []
+    assert main([folder, "--out", str(out), "--device=cpu", "--quiet", *options]) == 0
+    assert f"Saved to {out} in {dtype}" in capsys.readouterr().out
+    before, after = (load_file(path / "model.safetensors") for path in (tmp_path, out))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert after[name].dtype is getattr(torch, dtype)
+        if "mlp" not in name:
+            assert torch.equal(after[name], weight)
+    kept = json.loads((out / "mi_prune.json").read_text())["layers"][0]
+    dropped = set(kept["dropped"]["neuron"])
+    rows = [row for row in range(40) if row not in dropped]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(after[name], before[name][rows])
+    assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+
+
+def test_a_dtype_that_is_asked_for_is_saved(stored, tmp_path, capsys):
+    folder, out = stored(tiny_model("Llama")), tmp_path / "result" / "out"
+    options = ["--sequence-length=32", "--calibration-tokens=1024", "--multiple-of=2", "--dtype=bfloat16"]
+    assert main([folder, "--out", str(out), "--device=cpu", "--quiet", *options]) == 0
+    assert {value.dtype for value in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_value_beyond_the_range_of_the_dtype_is_an_error():
+    layer = torch.nn.Linear(1, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0], [1e6]])
+    with pytest.raises(
+        ValueError, match=r"weight: expected values within the range of torch\.float16, got 1e\+06"
+    ):
+        set_dtypes(layer, {}, torch.float16)
+    assert layer.weight.dtype is torch.float32

@@ -90,12 +90,29 @@ def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path)
     status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
     assert status == 0
     manifest = manifest_of(tmp_path / "out")
-    assert manifest["calibration_text"] == manifest["evaluation"]["text"] == str(text)
+    assert manifest["calibration"]["source"] == manifest["evaluation"]["text"] == str(text)
+
+
+def test_the_names_of_other_packages_count_windows(mi_prune, folders, tmp_path):
+    options = ("--seqlen=32", "--num-samples=12", "--multiple-of=2", "--quiet")
+    status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options)
+    assert status == 0
+    manifest = manifest_of(tmp_path / "out")
+    assert (manifest["calibration"]["sequences"], manifest["calibration"]["tokens"]) == (12, 12 * 32)
+    assert manifest["settings"]["sequence_length"] == 32
+    assert manifest["settings"]["calibration_tokens"] == 12 * 32
+
+
+def test_windows_and_tokens_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["model", "--out=out", "--num-samples=12", "--calibration-tokens=57344"])
+    assert "--calibration-tokens: not allowed with argument --num-samples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("--num-samples=0",), "--num-samples: expected a positive integer, got 0"),
         (("--ratio=2",), "ratio: expected a number between 0 and 1"),
         (("--calibration=/nowhere.txt",), "/nowhere.txt"),
         (("--statistics=/nowhere.st",), "/nowhere.st: no such statistics file"),
@@ -120,7 +137,7 @@ def test_bad_input_gives_one_line_and_writes_nothing(mi_prune, folders, tmp_path
 def test_the_folder_of_the_model_is_not_overwritten(mi_prune, folders):
     status, _, error = mi_prune(folders / "Llama", "--out", folders / "Llama", "--force")
     assert status == 1
-    assert "expected a folder that does not contain the input" in error
+    assert "--out: expected a folder without the file or folder of the model" in error
     assert (folders / "Llama" / "model.safetensors").exists()
 
 

@@ -9,13 +9,17 @@ from safetensors.torch import load_file
 from pruning import Settings, prune
 from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
 from pruning.choose.evidence_file import load_evidence
+from pruning.choose.origin import model_fingerprint
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import Statistics
 
 from tiny import outputs, tiny_model
 
 OPTIONS = {"multiple_of": 2, "sample_size": 128}
-GRID = {"estimator": "grid", "nodes": 16}
+
+
+def load(path, model):
+    return load_evidence(path, find_ffns(model), estimator="grid on 16 nodes", model=model_fingerprint(model))
 
 
 @pytest.fixture
@@ -55,21 +59,21 @@ def test_a_saved_kl_budget_needs_neither_text_nor_forward_pass(tmp_path, windows
 
 
 def test_a_missing_kl_divergence_is_measured_and_saved(saved, tmp_path, windows):
-    path, ffns = tmp_path / "more.safetensors", find_ffns(tiny_model("Llama"))
-    assert [layer.divergence for layer in load_evidence(saved, ffns, **GRID)] == [None] * 3
+    path = tmp_path / "more.safetensors"
+    assert [layer.divergence for layer in load(saved, tiny_model("Llama"))] == [None] * 3
     options = {"calibration": windows, "budget": "kl", "repair": "lstsq"}
     report = prune(tiny_model("Llama"), None, statistics=saved, save_statistics=path, **options, **OPTIONS)
     assert "capture" not in report.seconds
     expected = [layer.sensitivity for layer in report.layers]
-    assert [layer.divergence**0.5 for layer in load_evidence(path, ffns, **GRID)] == expected
+    assert [layer.divergence**0.5 for layer in load(path, tiny_model("Llama"))] == expected
     assert set(load_file(saved)) < set(load_file(path))
 
 
 def test_statistics_of_another_model_are_an_error(saved):
     with pytest.raises(ValueError, match=r"expected statistics of 44 neurons of .*, got 40"):
-        load_evidence(saved, find_ffns(tiny_model("Llama", width=44)), **GRID)
+        load(saved, tiny_model("Llama", width=44))
     with pytest.raises(ValueError, match="got none; the file belongs to another model"):
-        load_evidence(saved, find_ffns(tiny_model("Bert")), **GRID)
+        load(saved, tiny_model("Bert"))
 
 
 def test_statistics_of_another_estimator_are_an_error(saved):
@@ -87,13 +91,12 @@ def test_a_missing_output_folder_is_an_error_before_anything_is_captured(windows
         prune(tiny_model("Llama"), None, calibration=windows, save_statistics=path, **OPTIONS)
 
 
-def test_the_error_for_a_missing_or_wrong_file_names_it(tmp_path):
-    ffns = find_ffns(tiny_model("Llama"))
+def test_the_error_for_a_missing_or_wrong_file_names_it(tmp_path, llama):
     with pytest.raises(FileNotFoundError, match="absent: no such statistics file"):
-        load_evidence(tmp_path / "absent", ffns, **GRID)
+        load(tmp_path / "absent", llama)
     (tmp_path / "text").write_text("words")
     with pytest.raises(ValueError, match="expected statistics in safetensors"):
-        load_evidence(tmp_path / "text", ffns, **GRID)
+        load(tmp_path / "text", llama)
 
 
 def test_evidence_is_freed_before_sequential_repair(windows, monkeypatch):
@@ -138,7 +141,7 @@ def test_gathered_evidence_is_what_a_run_saves(saved, windows):
     model, settings = tiny_model("Llama"), Settings(**OPTIONS)
     ffns, seconds = find_ffns(model), {}
     gathered = gather_evidence(model, ffns, windows.split(settings.batch_size), settings, seconds=seconds)
-    for layer, expected in zip(gathered, load_evidence(saved, ffns, **GRID), strict=True):
+    for layer, expected in zip(gathered, load(saved, tiny_model("Llama")), strict=True):
         assert layer.statistics.n_tokens == expected.statistics.n_tokens
         for name in ("mi", "order", "damage"):
             assert torch.equal(getattr(layer, name), getattr(expected, name))

@@ -25,7 +25,7 @@ def test_classes_with_a_bias_or_a_switch_for_it_can_store_one():
 def test_an_architecture_whose_config_does_not_set_the_width_is_an_error():
     config = transformers.BloomConfig(vocab_size=32, hidden_size=8, n_layer=1, n_head=1)
     with pytest.raises(
-        ValueError, match="BloomForCausalLM: expected a config entry that sets the width .*, got none"
+        ValueError, match=r"BloomForCausalLM: expected a config entry that sets the width .*, got none"
     ):
         find_ffns(transformers.BloomForCausalLM(config))
 
@@ -33,5 +33,7 @@ def test_an_architecture_whose_config_does_not_set_the_width_is_an_error():
 def test_a_width_that_differs_from_the_config_is_an_error():
     model = tiny_model("Llama")
     model.config.intermediate_size = 41
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp: expected 41 neurons as intermediate_size .* got 40"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp: expected 41 neurons as intermediate_size .* got 40"
+    ):
         find_ffns(model)

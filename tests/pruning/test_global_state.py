@@ -149,3 +149,14 @@ def test_conditional_mi_of_covariances_of_low_rank_takes_no_root_of_a_negative(r
     assert order.sort().values.equal(torch.arange(96))
     assert damage.isfinite().all()
     assert (damage.diff() >= 0).all()
+
+
+def test_conditional_mi_survives_an_inverse_that_rounding_made_indefinite(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(400, 3, generator=generator) @ torch.randn(3, 96, generator=generator)
+    error = 0.05 * torch.randn(96, 96, generator=generator)
+    inverse = torch.cholesky_inverse
+    monkeypatch.setattr(torch, "cholesky_inverse", lambda factor: inverse(factor) + error + error.t())
+    order, damage = conditional_mi(z.t() @ z / len(z), torch.randn(8, 96, generator=generator))
+    assert order.sort().values.equal(torch.arange(96))
+    assert damage.isfinite().all()

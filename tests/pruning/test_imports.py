@@ -39,7 +39,9 @@ FOLDERS = [
     "choose",
     "report",
     "prepare",
+    "paths",
     "pipeline",
+    "terminal",
     "cli",
     "demo",
 ]

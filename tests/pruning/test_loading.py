@@ -92,3 +92,9 @@ def test_remote_code_does_not_run_by_default(tmp_path):
     (tmp_path / "config.json").write_text(config.replace('"model_type": "llama"', custom))
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_model(str(tmp_path))
+
+
+def test_a_folder_without_a_tokenizer_is_an_error_that_names_it(tmp_path):
+    tiny_model("Llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: expected a tokenizer that can be loaded, got: "):
+        load_model(str(tmp_path), device="cpu")

@@ -27,7 +27,7 @@ def test_without_repair_the_pruned_model_is_the_dense_one_with_the_dropped_neuro
     assert [ffn.width for ffn in find_ffns(model)] == [30, 30, 30]
     for layer in report.layers:
         assert sorted(layer.kept.tolist() + layer.dropped.tolist()) == list(range(40))
-    expected = outputs(masked(dense, [layer.kept for layer in report.layers]), windows)
+    expected = outputs(masked(dense, report), windows)
     torch.testing.assert_close(outputs(model, windows), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -41,7 +41,7 @@ def test_repair_reduces_the_error_of_the_dropped_neurons_under_every_budget(mode
     assert widths == report.widths
     assert sum(widths) == 90
     assert budget != "uniform" or widths == [30, 30, 30]
-    unrepaired = masked(dense, [layer.kept for layer in report.layers])
+    unrepaired = masked(dense, report)
     expected = outputs(dense, windows)
     error, cut = ((outputs(m, windows) - expected).square().mean() for m in (model, unrepaired))
     assert error < cut
@@ -97,8 +97,10 @@ def test_the_report_explains_each_dropped_neuron(llama, windows):
     dense = copy.deepcopy(llama)
     report = prune(llama, None, calibration=windows, ratio=0.25, multiple_of=2)
     captured = []
-    handle = find_ffns(dense)[0].output.owners[0].register_forward_pre_hook(
-        lambda _m, a: captured.append(a[0].flatten(0, 1))
+    handle = (
+        find_ffns(dense)[0]
+        .output.owners[0]
+        .register_forward_pre_hook(lambda _m, a: captured.append(a[0].flatten(0, 1)))
     )
     outputs(dense, windows)
     handle.remove()
@@ -233,3 +235,15 @@ def test_text_shorter_than_a_window_is_an_error(tokenizer):
 )
 def test_the_width_is_rounded_to_the_nearest_multiple(width, ratio, multiple, expected):
     assert uniform_width(width, ratio, multiple) == expected
+
+
+@pytest.mark.parametrize("repair", ["lstsq", "sequential"])
+def test_a_model_in_float64_is_repaired_like_one_in_float32(llama, windows, repair):
+    options = {"calibration": windows, "multiple_of": 2, "repair": repair}
+    double = copy.deepcopy(llama).double()
+    prune(llama, None, **options)
+    prune(double, None, **options)
+    assert double.dtype is torch.float64
+    torch.testing.assert_close(
+        outputs(double, windows).float(), outputs(llama, windows), rtol=1e-3, atol=1e-3
+    )

@@ -1,8 +1,9 @@
 import math
 
+import numpy
 import torch
 
-from pruning.report.quality import generate, hidden_states, perplexity
+from pruning.report.quality import Perplexity, generate, hidden_states, log_ratio_error, perplexity
 
 from tiny import outputs, tiny_model
 
@@ -19,6 +20,35 @@ def test_the_perplexity_of_uniform_predictions_is_the_vocabulary_size(windows):
     model = tiny_model("Llama", tie_word_embeddings=False)
     torch.nn.init.zeros_(model.lm_head.weight)
     assert math.isclose(perplexity(model, windows.split(8)).value, 260, rel_tol=1e-5)
+
+
+def test_the_error_of_windows_of_equal_length_is_that_of_their_mean():
+    draw = numpy.random.default_rng(0)
+    nll = draw.normal(size=(2, 30))
+    before, after = (Perplexity(torch.from_numpy(values)) for values in nll)
+    expected = (nll[1] - nll[0]).std(ddof=1) / 30**0.5
+    assert math.isclose(log_ratio_error(before, after), expected, rel_tol=1e-12)
+    tokens = torch.full((30,), 7)
+    weighted = log_ratio_error(before._replace(n_tokens=tokens), after._replace(n_tokens=tokens))
+    assert math.isclose(weighted, expected, rel_tol=1e-12)
+    assert math.isnan(log_ratio_error(Perplexity(torch.ones(1)), Perplexity(torch.ones(1))))
+
+
+def test_the_error_of_windows_of_different_lengths_is_that_of_a_jackknife():
+    draw = numpy.random.default_rng(0)
+    tokens = draw.integers(1, 500, 400)
+    nll = draw.normal(3, 1 / numpy.sqrt(tokens), (2, 400))  # short windows vary more
+    before, after = (Perplexity(torch.from_numpy(values), torch.from_numpy(tokens)) for values in nll)
+
+    def log_ratio(kept):
+        dense, pruned = (Perplexity(p.nll[kept], p.n_tokens[kept]).value for p in (before, after))
+        return math.log(pruned / dense)
+
+    left_out = [log_ratio(numpy.arange(400) != i) for i in range(400)]
+    jackknife = math.sqrt(399 * numpy.var(left_out))
+    assert math.isclose(log_ratio_error(before, after), jackknife, rel_tol=0.01)
+    unweighted = (nll[1] - nll[0]).std(ddof=1) / 20
+    assert unweighted > 1.3 * jackknife
 
 
 def test_hidden_states_are_those_of_all_tokens(windows):

@@ -119,6 +119,33 @@ def test_force_does_not_replace_a_folder_of_other_files(llama, report, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "sub/statistics", "link"])
+def test_force_does_not_delete_files_that_were_put_into_an_earlier_result(llama, report, tmp_path, name):
+    out = tmp_path / "out"
+    save_pruned(llama, None, report, out)
+    (out / name).parent.mkdir(exist_ok=True)
+    if name == "link":
+        (out / name).symlink_to(tmp_path)
+    else:
+        (out / name).write_text("mine")
+    before = {file: file.lstat().st_ino for file in out.rglob("*")}
+    with pytest.raises(
+        FileExistsError, match=f"expected only files of an earlier result .*, got {name}; move"
+    ):
+        save_pruned(llama, None, report, out, force=True)
+    assert {file: file.lstat().st_ino for file in out.rglob("*")} == before
+    (out / name).unlink()
+    save_pruned(llama, None, report, out, force=True)
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"files": 1}', "no json"])
+def test_a_manifest_without_a_list_of_files_gives_nothing_away(llama, report, tmp_path, manifest):
+    (tmp_path / MANIFEST).write_text(manifest)
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"got config\.json; move"):
+        save_pruned(llama, None, report, tmp_path, force=True)
+
+
 def test_a_tokenizer_with_templates_in_a_subfolder_is_saved(llama, report, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"})
     save_pruned(llama, tokenizer, report, tmp_path / "out")

@@ -35,7 +35,8 @@ def test_an_unknown_layer_between_known_ones_is_an_error_before_anything_is_capt
     before = copy.deepcopy(model.state_dict())
     for repair in ("sequential", "lstsq"):
         with pytest.raises(
-            ValueError, match=r"layers\.1\.mlp\.\w+\.weight: expected the weights that the config of the model describes"
+            ValueError,
+            match=r"layers\.1\.mlp\.\w+\.weight: expected the weights that the config of the model describes",
         ):
             prune(model, None, repair=repair, **options)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

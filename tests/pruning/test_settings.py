@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pruning import Settings
-from pruning.cli import _parser
+from pruning.cli import ALIASES, _parser
 from pruning.settings import choices, help_text
 
 OPTIONS = [f.name for f in fields(Settings)]
@@ -23,7 +23,8 @@ def test_the_command_without_flags_uses_the_defaults():
 def test_every_option_is_a_flag_with_help_and_documented(name):
     (action,) = [a for a in _parser()._actions if a.dest == name]
     switched_off = "no-" if getattr(Settings, name) is True else ""
-    assert action.option_strings == ["--" + switched_off + name.replace("_", "-")]
+    flag = "--" + switched_off + name.replace("_", "-")
+    assert action.option_strings == [flag, *ALIASES.get(name, ())]
     assert action.help == help_text(name)
     assert tuple(action.choices or ()) == choices(name)
     assert name in Settings.__doc__
@@ -70,4 +71,11 @@ def test_values_of_another_kind_are_refused_by_name(name, value):
 @pytest.mark.parametrize("name", ["nodes", "seed", "batch_size", "multiple_of", "clusters"])
 def test_integers_are_not_rounded(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected an integer"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1])
+@pytest.mark.parametrize("name", ["seed", "batch_size"])
+def test_integers_beyond_64_bits_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer of 64 bits"):
         Settings(**{name: value})

@@ -29,6 +29,23 @@ def test_json_lines_are_the_texts_joined_by_blank_lines(tmp_path, tokenizer):
     assert all(window in "\n\n".join(texts) for window in found[0])
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf\n "])
+def test_a_json_file_is_a_list_of_records_or_json_lines(tmp_path, mark):
+    records = [{"text": f"document {i}"} for i in range(8)]
+    (tmp_path / "list.json").write_bytes(mark + json.dumps(records).encode())
+    (tmp_path / "lines.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    texts = [record["text"] for record in records]
+    assert list(open_source(tmp_path / "list.json").documents(0.5)) == texts[4:]
+    for name in ("list.json", "lines.json"):
+        assert list(open_source(tmp_path / name).documents()) == texts
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "1e308", "x", ""])
+def test_weights_out_of_range_are_refused_by_name(weight):
+    with pytest.raises(ValueError, match=r"builtin=.*: expected a number from 1e-9 to 1e9 behind '='"):
+        open_sources([f"builtin={weight}"])
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"sixteen letters " * 8)
     assert read(open_source(tmp_path / "a.txt"), tokenizer)[0] == "sixteen letters "
@@ -77,6 +94,9 @@ def test_a_large_file_is_read_in_places(tmp_path, tokenizer, monkeypatch):
     [
         ("a.jsonl", b'{"text": "a"}\n{oops\n', ValueError, "JSON"),
         ("a.jsonl", b'{"body": "a"}\n', ValueError, "body"),
+        ("a.json", b'[{"text": "a"}', ValueError, r"a\.json: expected a list of JSON records"),
+        ("a.json", b"[]", ValueError, r"a\.json: expected text, got an empty file"),
+        ("a.json", b'[{"text": 1}]', ValueError, r"a\.json: row 0: expected 'text' to hold a text"),
         ("a.txt", b"\xff\xfe\x00", ValueError, "UTF-8"),
         ("a.txt", b"a character that is cut off: \xc3", ValueError, "UTF-8"),
         ("a.txt", b"", ValueError, "expected"),

@@ -15,7 +15,9 @@ def cut(model, keeps):
     ffns = find_ffns(model)
     for ffn, keep in zip(ffns, keeps, strict=True):
         weight, bias = ffn.output.weight.detach()[:, keep], ffn.output.bias
-        prune_ffns([Plan(ffn, keep, Solution(weight.double(), None if bias is None else bias.detach().double()))])
+        prune_ffns(
+            [Plan(ffn, keep, Solution(weight.double(), None if bias is None else bias.detach().double()))]
+        )
     update_config(model, ffns)
 
 

@@ -7,7 +7,8 @@ import torch
 import transformers
 from torch import nn
 
-from pruning import prune
+from pruning import load_model, prune
+from pruning.cli import main
 from pruning.model.ffn import find_ffns
 from pruning.model.forward import without_cache
 from pruning.model.snapshot import take_snapshot
@@ -111,6 +112,33 @@ def test_models_with_other_heads_are_pruned_and_saved(class_name, family, window
     assert sum(report.widths) == 60
     assert paired_speed(model, ffns, dense, windows).pairs > 0
     save_pruned(model, None, report, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("class_name", "family"), HEADS)
+@pytest.mark.parametrize(
+    "options", [["--budget=kl"], ["--criterion=random-pairs", "--threshold=0", "--candidates=2"]]
+)
+def test_the_command_prunes_models_with_other_heads(
+    class_name, family, windows, tokenizer, tmp_path, capsys, options
+):
+    model = with_head(class_name, family)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("All happy families are alike. " * 100)
+    out, text = str(tmp_path / "out"), str(tmp_path / "text.txt")
+    options = ["--ratio=0.5", "--multiple-of=2", "--sequence-length=16", "--calibration-tokens=256", *options]
+    options += ["--calibration", text, "--evaluate", text, "--evaluation-tokens=64", "--quiet"]
+    assert main([str(tmp_path / "model"), "--out", out, *options]) == 0
+    assert "hidden-state cosine" in capsys.readouterr().out
+    pruned = load_model(out, device="cpu")[0]
+    assert type(pruned).__name__ == class_name
+    widths = [ffn.width for ffn in find_ffns(pruned)]
+    assert sum(widths) == 60
+    head, kept = pruned.state_dict(), model.state_dict()
+    inside = ("mlp.", "intermediate.dense.", ".output.dense.")
+    unpruned = [name for name in kept if not any(part in name for part in inside)]
+    assert unpruned
+    assert all(torch.equal(head[name], kept[name]) for name in unpruned)
 
 
 @pytest.mark.parametrize(("class_name", "family"), HEADS)

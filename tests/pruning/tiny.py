@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import Statistics
+from pruning.report.manifest import Report
 
 VOCABULARY = 260
 CAUSAL = ("Llama", "Mistral", "Qwen2", "Qwen3")
@@ -78,12 +79,14 @@ def statistics_of(z: torch.Tensor) -> Statistics:
     return Statistics("layer", z, len(z), z.double().mean(0), z.T.cov(correction=0))
 
 
-def masked(model: transformers.PreTrainedModel, kept: list[torch.Tensor]) -> transformers.PreTrainedModel:
-    """A copy of the dense model in which only the neurons `kept` of each layer are not zero."""
+def masked(model: transformers.PreTrainedModel, report: Report) -> transformers.PreTrainedModel:
+    """A copy of the dense model in which all neurons that were dropped are zero."""
     model = copy.deepcopy(model)
-    for ffn, keep in zip(find_ffns(model), kept, strict=True):
+    ffns = {ffn.name: ffn for ffn in find_ffns(model)}
+    for layer in report.layers:
+        ffn = ffns[layer.name]
         mask = torch.zeros(ffn.width)
-        mask[keep] = 1
+        mask[layer.kept] = 1
         ffn.output.owners[0].register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,))
     return model
 
