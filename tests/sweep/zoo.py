@@ -45,7 +45,8 @@ _BY_SIZE: dict[int, str] = {
     "out_hidden_size projection_dim embedding_dim hidden_size_global text_hidden_size encoder_hidden_size "
     "decoder_hidden_size vision_hidden_size pooler_hidden_size lru_width input_embedding_size output_embedding_size "
     "output_dim proj_dim backbone_hidden_size cross_hidden_size cross_attention_hidden_size audio_hidden_size "
-    "image_text_hidden_size mlp_hidden_size d_latents patch_embed_hidden_size projector_hidden_size",
+    "image_text_hidden_size mlp_hidden_size d_latents vision_output_dim moe_hidden_size patch_embed_hidden_size projector_hidden_size num_filters downsample_hidden_size upsample_initial_channel "
+    "subsampling_conv_channels conv_channels nemo_conv_channels base_channels latent_channels output_channels",
     # Widths of FFNs: each entry has its own, so that one cannot be mistaken for another.
     24: "moe_intermediate_size expert_ffn_hidden_size",
     40: "shared_expert_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size "
@@ -55,7 +56,8 @@ _BY_SIZE: dict[int, str] = {
     "ffn_hidden_size speech_encoder_intermediate_size t2u_encoder_ffn_dim decoder_intermediate_size",
     52: "decoder_ffn_dim t2u_decoder_ffn_dim",
     # Depth.
-    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers depth layers "
+    1: "n_group topk_group num_expert_group",
+    2: "linear_num_key_heads num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers depth layers "
     "num_encoder_layers encoder_num_hidden_layers decoder_num_hidden_layers speech_encoder_layers t2u_encoder_layers "
     "t2u_decoder_layers conf_num_hidden_layers num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k "
     "num_key_value_heads swa_num_key_value_heads num_kv_heads encoder_num_key_value_heads index_n_heads resampler_depth "
@@ -179,9 +181,12 @@ def shrink(config: PretrainedConfig, path: str = "") -> dict[str, Any]:
     """The arguments that make a tiny configuration like `config`, which has its defaults."""
     arguments: dict[str, Any] = {}
     special = LAST_WORD
-    for name, value in vars(config).items():
+    values = vars(config)
+    for name, value in values.items():
         if isinstance(value, PretrainedConfig):
             arguments[name] = type(value)(**merged(shrink(value, f"{path}.{name}"), _overrides(value)))
+        elif name == "conv_dim" and isinstance(value, list | tuple):
+            arguments[name] = [8] * len(value)
         elif isinstance(value, bool) or not isinstance(value, int):
             continue
         elif name in SPECIAL:
@@ -193,6 +198,23 @@ def shrink(config: PretrainedConfig, path: str = "") -> dict[str, Any]:
             arguments[name] = SIZES[name]
             if name in WIDTHS:
                 arguments[name] = next((w for tower, w in TOWERS.items() if tower in path), SIZES[name])
+    for prefix in ("", "encoder_", "decoder_", "swa_", "cross_"):
+        heads, groups = f"{prefix}num_attention_heads", f"{prefix}num_key_value_heads"
+        if groups in arguments and values.get(heads) == values[groups]:  # not all classes can group heads
+            arguments[groups] = arguments[heads]
+    if values.get("head_dim") is not None and values.get("head_dim") == values.get("qk_rope_head_dim"):
+        arguments["head_dim"] = arguments["qk_rope_head_dim"]
+    for name in ("layer_types", "mlp_layer_types", "layers_block_type"):
+        kinds = values.get(name)
+        if isinstance(kinds, list) and "num_hidden_layers" in arguments:  # every kind of layer occurs
+            depth = max(kinds.index(kind) for kind in set(kinds)) + 1
+            arguments["num_hidden_layers"] = max(depth, arguments["num_hidden_layers"])
+    rope = values.get("rope_parameters") or {}
+    if "mrope_section" in rope:
+        size = arguments.get("head_dim") or arguments["hidden_size"] // arguments["num_attention_heads"]
+        total = int(size * rope.get("partial_rotary_factor", 1)) // 2
+        sections = [total - 2 * (total // 3), total // 3, total // 3]
+        arguments["rope_parameters"] = rope | {"mrope_section": sections}
     return arguments
 
 
