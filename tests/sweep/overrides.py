@@ -56,6 +56,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     # Sizes that must fit together.
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32},
     "mamba2": {"num_heads": 8},
     "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0},
     "zaya": {"num_experts_per_tok": 1},
