@@ -6,9 +6,8 @@ how models are pruned.
 """
 
 import copy
-import inspect
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +18,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from inputs import LAST_WORD, default_inputs, image_inputs
 from overrides import OVERRIDES, UNBUILT
 
 VOCABULARY = 260
-FIRST_WORD, LAST_WORD = 10, 200
-"""Ids of ordinary tokens. Special tokens lie outside."""
-BATCH, LENGTH = 8, 32
-IMAGE, PATCH = 16, 4
-"""Pixels along an edge."""
 
 MAPPINGS = (
     "CAUSAL_LM",
@@ -103,18 +98,13 @@ class Case:
         name: unique: the class, with the type of model or what is special behind it where several share a class.
         class_: the stock class.
         config: tiny; `build` takes a copy.
-        kind: of the main input: text, image or audio.
-        extra: makes further inputs, from the model's main input and a generator.
+        with_image: whether the inputs of a vision-language model hold images, or are text alone.
     """
 
     name: str
     class_: type[PreTrainedModel]
     config: PretrainedConfig
-    special_inputs: Callable[["Case", torch.Generator], dict[str, Tensor]] | None = None
-
-    @property
-    def main_input(self) -> str:
-        return self.class_.main_input_name
+    with_image: bool = False
 
     def build(self) -> PreTrainedModel:
         """The same random weights at each call, larger than the usual ones, so that FFNs and routers matter."""
@@ -128,53 +118,8 @@ class Case:
 
     def inputs(self, seed: int) -> dict[str, Tensor]:
         """A batch that the model accepts."""
-        generator = torch.Generator().manual_seed(seed)
-        if self.special_inputs is not None:
-            return self.special_inputs(self, generator)
-        return default_inputs(self, generator)
-
-
-def words(generator: torch.Generator, *shape: int) -> Tensor:
-    """Random ids of ordinary tokens."""
-    return torch.randint(FIRST_WORD, LAST_WORD, shape or (BATCH, LENGTH), generator=generator)
-
-
-def default_inputs(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
-    accepted = inspect.signature(case.class_.forward).parameters
-    name, config = case.main_input, case.config
-    if name == "input_ids":
-        inputs = {name: words(generator)}
-    elif name == "pixel_values":
-        edge = find(config, "image_size", IMAGE)
-        inputs = {name: torch.randn(BATCH, find(config, "num_channels", 3), edge, edge, generator=generator)}
-    elif name == "input_features":
-        frames = 2 * find(config, "max_source_positions", LENGTH)
-        inputs = {name: torch.randn(BATCH, find(config, "num_mel_bins", 8), frames, generator=generator)}
-    elif name == "input_values":
-        inputs = {name: torch.randn(BATCH, 1600, generator=generator)}
-    else:
-        raise NotImplementedError(f"no recipe for {name}")
-    if "decoder_input_ids" in accepted and (config.is_encoder_decoder or name != "input_ids"):
-        inputs["decoder_input_ids"] = words(generator)
-    elif "input_ids" in accepted and name != "input_ids":
-        inputs["input_ids"] = words(generator)
-    return inputs
-
-
-def find(config: PretrainedConfig, name: str, default: Any = None) -> Any:
-    """The first value of this name in the configuration or its sub-configurations."""
-    for part in parts(config):
-        if isinstance(value := vars(part).get(name), int):
-            return value
-    return default
-
-
-def parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """The configuration and its sub-configurations."""
-    yield config
-    for value in vars(config).values():
-        if isinstance(value, PretrainedConfig):
-            yield from parts(value)
+        make = image_inputs if self.with_image else default_inputs
+        return make(self.class_, self.config, torch.Generator().manual_seed(seed))
 
 
 def shrink(config: PretrainedConfig, path: str = "") -> dict[str, Any]:
