@@ -15,6 +15,8 @@ Inputs = dict[str, Tensor]
 FIRST_WORD, LAST_WORD = 10, 200
 """Ids of ordinary tokens. Special tokens lie outside."""
 BATCH, LENGTH = 8, 32
+LENGTH_WITH_IMAGE = 48
+SAMPLES = 6400
 EDGE, PATCH = 16, 4
 """Pixels along an image and a patch."""
 
@@ -43,7 +45,7 @@ def default_inputs(class_: type[PreTrainedModel], config: PretrainedConfig, gene
         frames = 2 * find(config, "max_source_positions", LENGTH)
         inputs = {name: noise(generator, find(config, "num_mel_bins", 8), frames)}
     elif name == "input_values":
-        inputs = {name: noise(generator, 1600)}
+        inputs = {name: noise(generator, SAMPLES)}
     else:
         raise NotImplementedError(f"no recipe for {name} of {class_.__name__}")
     if "decoder_input_ids" in accepted and (config.is_encoder_decoder or name != "input_ids"):
@@ -77,7 +79,7 @@ def parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 def _with_image(config: PretrainedConfig, generator: Generator, tokens: int) -> Inputs:
     """Words, among which `tokens` stand for the image."""
-    ids = words(generator)
+    ids = words(generator, BATCH, LENGTH_WITH_IMAGE)
     image = next(
         (v for n in ("image_token_id", "image_token_index", "image_patch_id") if (v := find(config, n)) is not None), 0
     )
@@ -124,12 +126,18 @@ def _patches(config: PretrainedConfig, generator: Generator, tokens: int) -> Inp
     }
 
 
+def _typed_patches(config: PretrainedConfig, generator: Generator, tokens: int) -> Inputs:
+    inputs = _patches(config, generator, tokens)
+    return inputs | {"mm_token_type_ids": ((inputs["input_ids"] < FIRST_WORD) | (inputs["input_ids"] >= LAST_WORD)).long()}
+
+
 LAYOUTS: dict[str, Callable[[PretrainedConfig, Generator, int], Inputs]] = {
     "flat": _flat,  # [n, 3, h, w]
     "sized": _sized,  # with image_sizes
     "crops": _crops,  # [n, 1, 3, h, w]
     "sized crops": _sized_crops,  # [n, 2, 3, h, w] with image_sizes
     "patches": _patches,  # [all patches, values] with image_grid_thw
+    "typed patches": _typed_patches,  # with mm_token_type_ids as well
 }
 
 
@@ -166,9 +174,7 @@ def _kosmos(config: PretrainedConfig, generator: Generator) -> Inputs:
 
 
 def _pix2struct(config: PretrainedConfig, generator: Generator) -> Inputs:
-    values = config.vision_config.num_channels * config.vision_config.patch_size**2 if hasattr(
-        config.vision_config, "num_channels"
-    ) else 3 * config.vision_config.patch_size**2
+    values = config.vision_config.patch_embed_hidden_size
     places = torch.arange(16).view(16, 1) // torch.tensor([4, 1]) % 4 + 1
     patches = torch.cat([places.expand(BATCH, -1, -1).float(), noise(generator, 16, values)], -1)
     return {"flattened_patches": patches, "decoder_input_ids": words(generator)}
@@ -191,8 +197,12 @@ def _frames(mels: str, decoder: bool) -> Callable[[PretrainedConfig, Generator],
 
 
 def _dia(config: PretrainedConfig, generator: Generator) -> Inputs:
-    codes = words(generator, BATCH * len(config.delay_pattern), LENGTH)
+    codes = words(generator, BATCH, LENGTH, len(config.delay_pattern))
     return {"input_ids": words(generator), "decoder_input_ids": codes}
+
+
+def _kyutai(config: PretrainedConfig, generator: Generator) -> Inputs:
+    return {"input_ids": words(generator, BATCH, LENGTH, config.num_codebooks + 1)}
 
 
 def _voxtral(config: PretrainedConfig, generator: Generator) -> Inputs:
@@ -201,7 +211,19 @@ def _voxtral(config: PretrainedConfig, generator: Generator) -> Inputs:
 
 
 def _sound(config: PretrainedConfig, generator: Generator) -> Inputs:
-    return {"inputs": noise(generator, 1600), "decoder_input_ids": words(generator)}
+    return {"inputs": noise(generator, SAMPLES), "decoder_input_ids": words(generator)}
+
+
+def _pair(config: PretrainedConfig, generator: Generator) -> Inputs:
+    """Texts and images, each for itself."""
+    return _bare_pixels(config, generator, "input_ids")
+
+
+def _ending(config: PretrainedConfig, generator: Generator) -> Inputs:
+    """Sequences that end with EOS, which these classes classify by."""
+    ids = words(generator)
+    ids[:, -1] = config.eos_token_id
+    return {"input_ids": ids}
 
 
 def _perceiver(config: PretrainedConfig, generator: Generator) -> Inputs:
@@ -223,9 +245,12 @@ RECIPES: dict[str, Callable[[PretrainedConfig, Generator], Inputs]] = {
     "SeamlessM4TForSpeechToText": _frames("feature_projection_input_dim", decoder=True),
     "SeamlessM4Tv2ForSpeechToText": _frames("feature_projection_input_dim", decoder=True),
     "Speech2TextForConditionalGeneration": _frames("input_feat_per_channel", decoder=True),
+    "KyutaiSpeechToTextForConditionalGeneration": _kyutai,
     "DiaForConditionalGeneration": _dia,
     "VoxtralRealtimeForConditionalGeneration": _voxtral,
     "SpeechEncoderDecoderModel": _sound,
     "PerceiverForMaskedLM": _perceiver,
+    **dict.fromkeys(("BartForSequenceClassification", "T5ForSequenceClassification"), _ending),
+    **dict.fromkeys(("CLIPModel", "SiglipModel", "CLIPSegModel", "AltCLIPModel", "ChineseCLIPModel"), _pair),
 }
 """Of classes that need more, or something else, than their main input."""

@@ -58,7 +58,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
     "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32},
     "mamba2": {"num_heads": 8},
-    "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0, "mode": "inference"},
+    "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0, "use_cache": False},
     "zaya": {"num_experts_per_tok": 1},
     "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1, "n_recurrent_layers": 1},
     "blt": {"num_hidden_layers": 2},
@@ -78,10 +78,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 4,
     },
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [8, 24]},
+    "lilt": {"hidden_size": 96},
     "xmod": {"default_language": "en_XX"},
     "led": {"attention_window": 16},
     "neomme": {"head_dim": 16},
     "dia": {"delay_pattern": [0, 1, 2], "decoder_config": {"num_channels": 3}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     # Rotary embeddings of three axes.
     "ernie4_5_vl_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
     "glm46v_text": _HALF_MROPE,
@@ -131,10 +133,98 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "input_size": 8,
     },
     "pp_formulanet_vision": {"post_conv_in_channels": 32, "post_conv_mid_channels": 32, "post_conv_out_channels": 32},
+    "internvl_vision": {"image_size": [16, 16], "patch_size": [4, 4]},
+    "qianfan_ocr_vision": {"image_size": [16, 16], "patch_size": [4, 4]},
+    "llava_next": {"image_grid_pinpoints": [[16, 16]]},
+    "llava_next_video": {"image_grid_pinpoints": [[16, 16]]},
+    "llava_onevision": {"image_grid_pinpoints": [[16, 16]]},
+    "pixtral": {"image_size": 16, "patch_size": 4},
+    "aria": {"projector_patch_to_query_dict": {16: 8}},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
+    "blip-2": {"image_token_id": 201},
+    "instructblip": {"image_token_id": 201},
+    "instructblipvideo": {"video_token_id": 201},
+    "chameleon": {"vocabulary_map": {"<image>": 201}},
+    "emu3": {"vocabulary_map": {"<image>": 201, "<|extra_200|>": 202}},
+    "kosmos-2": {"latent_query_num": 8},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "spatial_target_layers": [1]},
+    "step3p5": {"sliding_window": 9},
     "radio": {"max_img_size": 16},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
     "mimi": {"upsample_groups": 4, "num_filters": 4, "codebook_size": 16, "codebook_dim": 8, "vector_quantization_hidden_dimension": 8},
 }
-UNBUILT: dict[str, str] = {}
+CLASSES: dict[str, dict[str, Any]] = {
+    "ReformerModelWithLMHead": {"is_decoder": True},
+    "T5ForSequenceClassification": {"decoder_start_token_id": 0},
+    "T5GemmaEncoderModel": {"is_encoder_decoder": False},
+}
+"""What single classes need beyond that."""
+OTHER_CLASSES = (
+    # Models without a head, which some checkpoints of retrievers hold.
+    *"LlamaModel MistralModel Qwen2Model Qwen3Model Gemma3TextModel GPT2Model OPTModel BloomModel MptModel".split(),
+    *"T5Model BartModel MPNetModel ModernBertModel NomicBertModel EuroBertModel GteModel LiltModel".split(),
+    *"MixtralModel Qwen3MoeModel WhisperModel Phi3Model JinaEmbeddingsV3Model XLNetModel".split(),
+    # Other heads.
+    *"LlamaForSequenceClassification MistralForSequenceClassification Qwen2ForSequenceClassification".split(),
+    *"Qwen3ForSequenceClassification GPT2ForSequenceClassification Gemma3TextForSequenceClassification".split(),
+    *"BertForSequenceClassification RobertaForSequenceClassification DebertaV2ForSequenceClassification".split(),
+    *"ModernBertForSequenceClassification DistilBertForSequenceClassification MixtralForSequenceClassification".split(),
+    *"BartForSequenceClassification T5ForSequenceClassification BertForTokenClassification".split(),
+    *"BertForQuestionAnswering LlamaForTokenClassification LiltForTokenClassification".split(),
+    # Vision.
+    *"ViTModel ViTForImageClassification DeiTForImageClassification BeitModel".split(),
+    *"Dinov2Model Dinov2ForImageClassification Dinov2WithRegistersModel DINOv3ViTModel IJepaModel".split(),
+    *"CLIPModel CLIPTextModelWithProjection CLIPVisionModel CLIPVisionModelWithProjection".split(),
+    *"SiglipModel SiglipTextModel SiglipVisionModel SiglipForImageClassification YolosModel".split(),
+    # Sound.
+    *"Wav2Vec2Model Wav2Vec2ForCTC HubertModel WavLMModel UniSpeechModel Data2VecAudioModel".split(),
+    *"WhisperForAudioClassification SEWModel".split(),
+)
+
+_SMALL_MOE = {"moe_intermediate_size": 24}
+VARIANTS: tuple[tuple[str, tuple[str, dict[str, Any]]], ...] = (
+    # Another entry of the configuration drives tensors of the same width.
+    ("DeepseekV3ForCausalLM", ("shared as wide as dense", _SMALL_MOE | {"n_shared_experts": 2, "first_k_dense_replace": 1})),
+    ("DeepseekV2ForCausalLM", ("shared as wide as dense", _SMALL_MOE | {"n_shared_experts": 2})),
+    ("Qwen2MoeForCausalLM", ("shared as wide as dense", {"shared_expert_intermediate_size": 48, "mlp_only_layers": [0]})),
+    ("Qwen2MoeForCausalLM", ("all widths equal", {"shared_expert_intermediate_size": 48, "moe_intermediate_size": 48})),
+    ("Qwen3NextForCausalLM", ("all widths equal", {"shared_expert_intermediate_size": 48, "moe_intermediate_size": 48})),
+    ("Llama4ForCausalLM", ("all widths equal", {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 2})),
+    ("Qwen3MoeForCausalLM", ("dense first layer", {"mlp_only_layers": [0]})),
+    ("Qwen3MoeForCausalLM", ("dense first layer, all widths equal", {"mlp_only_layers": [0], "moe_intermediate_size": 48})),
+    ("Qwen3MoeForCausalLM", ("every second layer", {"decoder_sparse_step": 2, "num_hidden_layers": 4})),
+    ("HunYuanMoEV1ForCausalLM", ("experts of another width", {"moe_intermediate_size": 24})),
+    ("GptOssForCausalLM", ("eight experts", {"num_local_experts": 8})),
+    ("MixtralForCausalLM", ("one expert of four", {"num_experts_per_tok": 1})),
+    # Widths that are not written down, or in several ways.
+    ("GPT2LMHeadModel", ("n_inner", {"n_inner": 48})),
+    ("GPTNeoForCausalLM", ("intermediate_size", {"intermediate_size": 48})),
+    ("FalconForCausalLM", ("ffn_hidden_size", {"ffn_hidden_size": 48})),
+    ("Dinov2Model", ("SwiGLU", {"use_swiglu_ffn": True})),
+    # Ties and biases.
+    ("LlamaForCausalLM", ("tied embeddings", {"tie_word_embeddings": True})),
+    ("LlamaForCausalLM", ("biases", {"mlp_bias": True, "attention_bias": True})),
+    ("LlamaForCausalLM", ("grouped heads", {"num_key_value_heads": 2})),
+    ("AlbertModel", ("two groups", {"num_hidden_groups": 2, "num_hidden_layers": 4})),
+    ("ZambaForCausalLM", ("one shared layer", {"layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 4})),
+    ("Zamba2ForCausalLM", ("two shared layers", {"num_mem_blocks": 2, "layers_block_type": ["linear_attention", "hybrid"] * 4, "num_hidden_layers": 8})),
+    ("T5ForConditionalGeneration", ("gated", {"feed_forward_proj": "gated-gelu"})),
+    ("MistralForCausalLM", ("sliding window", {"sliding_window": 9})),
+)
+UNBUILT: dict[str, str] = {
+    "Apertus1p5ForConditionalGeneration": "its audio codec fixes the hidden size of 512",
+    "DiffusionGemmaForBlockDiffusion": "its forward pass draws random numbers",
+    "Dots3NoteForConditionalGeneration": "its vision tower cannot have fewer layers than its default",
+    "FastVlmForConditionalGeneration": "its vision tower needs timm",
+    "Gemma3nForConditionalGeneration": "its vision tower needs timm",
+    "Gemma4AssistantForCausalLM": "it reads the keys and values of another model",
+    "Gemma4UnifiedAssistantForCausalLM": "it reads the keys and values of another model",
+    "Granite4VisionForConditionalGeneration": "its Q-Former needs hidden sizes of at least 64",
+    "Llama4ForConditionalGeneration": "its forward pass raises an AttributeError in this release of transformers",
+    "PI0ForConditionalGeneration": "it maps images and states of a robot to actions",
+    "PerceptionLMForConditionalGeneration": "its vision tower needs timm",
+    "VibeVoiceAsrForConditionalGeneration": "its codec has hundreds of millions of parameters at any size of its entries",
+    "VibeVoiceForConditionalGeneration": "its codec has hundreds of millions of parameters at any size of its entries",
+}
+"""Classes that have no case, and why."""

@@ -1,7 +1,7 @@
 """Which weights look like FFNs, by their shapes and places alone.
 
 Deliberately naive and independent of `pruning`, since it judges what that found. It relies on the zoo: every residual
-stream is `STREAM` wide, and no FFN is.
+stream is as wide as one of `STREAMS`, and no FFN is.
 """
 
 import re
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-STREAM = 32
+STREAMS = (32, 96)
+"""96 is for LiLT, which divides its width by 6."""
 NOT_AN_FFN = re.compile(
     # Attention, and what takes its place: its value and output projections have the shapes of an FFN, too.
     r"attn|attention|mamba|ssm_|lstm|rglru|recurrent|retention|delta_?net|short_?conv|linear_conv|kda"
@@ -63,7 +64,7 @@ def blocks(model: nn.Module) -> list[Block]:
     found: dict[int, Block] = {}
     for weight in weights:
         outputs, n = weight.sizes()
-        if outputs != STREAM or n == STREAM:
+        if outputs not in STREAMS or n in STREAMS:
             continue
         # Beside it: `mlp.gate_proj` and `mlp.down_proj`; or, if there is nothing, as in BERT one level up:
         # `layer.0.intermediate.dense` and `layer.0.output.dense`.
@@ -74,7 +75,7 @@ def blocks(model: nn.Module) -> list[Block]:
                 for other in weights
                 if scope in (_above(other.name, 1), _above(other.name, 2))
                 and other.tensor.ndim == weight.tensor.ndim
-                and other.sizes()[1] == STREAM
+                and other.sizes()[1] == outputs
                 and other.sizes()[0] in (n, 2 * n)
             )
             if producers:
@@ -104,11 +105,11 @@ def _weights(model: nn.Module) -> Iterator[_Weight]:
             full = f"{path}.{name}"
             if name == "weight" and parameter.ndim == 2:
                 yield _Weight(full, parameter, isinstance(module, Conv1D))
-            elif parameter.ndim == 3 and STREAM in parameter.shape[1:]:
+            elif parameter.ndim == 3 and STREAMS[0] in parameter.shape[1:]:
                 # Producers and outputs of stacks are told apart by their names, the orientation by the stream's axis.
                 label = full.removesuffix(".weight").rpartition(".")[2]
                 is_output = re.search(r"down|w2|output|wo$|out_proj|fc2", label) is not None
-                stream_first = parameter.shape[1] == STREAM
+                stream_first = parameter.shape[1] == STREAMS[0]
                 yield _Weight(full, parameter, transposed=stream_first != is_output)
 
 

@@ -18,8 +18,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from images import IMAGES
 from inputs import LAST_WORD, default_inputs, image_inputs
-from overrides import OVERRIDES, UNBUILT
+from overrides import CLASSES, OTHER_CLASSES, OVERRIDES, UNBUILT, VARIANTS
 
 VOCABULARY = 260
 
@@ -201,9 +202,24 @@ def listed() -> Iterator[tuple[str, type[PreTrainedModel], type[PretrainedConfig
                 yield (name if stock else f"{name}[{model_type}]"), class_, config_class
 
 
+def variants() -> Iterator[Case]:
+    """Cases that no mapping has: other heads, and configurations that have misled pruners."""
+    for name in OTHER_CLASSES:
+        class_ = getattr(transformers, name)
+        padded = {"pad_token_id": SPECIAL["pad_token_id"]} if name.endswith("SequenceClassification") else {}
+        config = tiny_config(class_.config_class, **padded, **CLASSES.get(name, {}))
+        yield Case(name, class_, config)
+    for name, (label, entries) in VARIANTS:
+        class_ = getattr(transformers, name)
+        yield Case(f"{name}[{label}]", class_, tiny_config(class_.config_class, **entries))
+
+
 def cases() -> list[Case]:
-    found = []
+    found = list(variants())
     for name, class_, config_class in listed():
         if name not in UNBUILT:
-            found.append(Case(name, class_, tiny_config(config_class)))
+            config = tiny_config(config_class, **CLASSES.get(class_.__name__, {}))
+            found.append(Case(name, class_, config))
+            if class_.__name__ in IMAGES and name == class_.__name__:
+                found.append(Case(f"{name}[image]", class_, config, with_image=True))
     return found
