@@ -20,9 +20,9 @@ from zoo import Case
 
 Status = Literal["pruned", "refused", "crash", "wrong", "partial"]
 OPTIONS: dict[str, Any] = {"ratio": 0.25, "multiple_of": 4, "sample_size": 64}
-TOLERANCE = 1e-4
+TOLERANCE, TOLERANCE_OF_NORMS = 1e-4, 3e-3
 """Largest norm of the difference between masked and pruned outputs, relative to the outputs. Rounding gives 1e-6; the
-least error of the mistakes that we planted was 1e-2."""
+mistakes that `test_judge.py` plants, 1e-1. The epsilon of a norm over the neurons does not scale with their number."""
 LONGEST_SENTENCE = 400
 
 
@@ -84,8 +84,8 @@ def judge(case: Case) -> Verdict:
     except (Wrong, Mismatch) as error:
         verdict.status, verdict.message = "wrong", str(error)
         return verdict
-    except Exception as error:
-        verdict.status, verdict.message = "crash", _brief(error)
+    except Exception as error:  # the pruned model does not run or save
+        verdict.status, verdict.message = "wrong", f"the pruned model raises {_brief(error)}"
         return verdict
     left = [block for block in ffns if not _is_cut(block, found)]
     verdict.pruned = verdict.total - sum(block.experts for block in left)
@@ -125,7 +125,8 @@ def _check(case: Case, dense: PreTrainedModel, model: PreTrainedModel) -> dict[s
     inputs = case.inputs(3)
     expected, got = _outputs(masked(case.build(), found), inputs), _outputs(model, inputs)
     error = _distance(got, expected)
-    if not error < TOLERANCE:  # NaN as well
+    tolerance = TOLERANCE if all(cut.scale == 1 for cut in found.values()) else TOLERANCE_OF_NORMS
+    if not error < tolerance:  # NaN as well
         raise Wrong(f"differs from the model with zeros in place of the dropped neurons by {error:.1e}")
     _check_checkpoint(case, dense, model, inputs)
     return found

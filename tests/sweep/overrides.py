@@ -146,6 +146,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "instructblipvideo": {"video_token_id": 201},
     "chameleon": {"vocabulary_map": {"<image>": 201}},
     "emu3": {"vocabulary_map": {"<image>": 201, "<|extra_200|>": 202}},
+    "emu3_vqgan": {"codebook_size": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1},
+    "vibevoice_acoustic_tokenizer": {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]},
     "kosmos-2": {"latent_query_num": 8},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "spatial_target_layers": [1]},
@@ -224,7 +227,5 @@ UNBUILT: dict[str, str] = {
     "Llama4ForConditionalGeneration": "its forward pass raises an AttributeError in this release of transformers",
     "PI0ForConditionalGeneration": "it maps images and states of a robot to actions",
     "PerceptionLMForConditionalGeneration": "its vision tower needs timm",
-    "VibeVoiceAsrForConditionalGeneration": "its codec has hundreds of millions of parameters at any size of its entries",
-    "VibeVoiceForConditionalGeneration": "its codec has hundreds of millions of parameters at any size of its entries",
 }
 """Classes that have no case, and why."""
