@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 import pruning
 from slices import Cut, Mismatch, cuts, masked
@@ -90,7 +90,7 @@ def judge(case: Case) -> Verdict:
     left = [block for block in ffns if not _is_cut(block, found)]
     verdict.pruned = verdict.total - sum(block.experts for block in left)
     verdict.found = sorted({_pattern(block.output) for block in ffns if block not in left})
-    unspoken = [block for block in left if not _mentions(said, block)]
+    unspoken = [block for block in left if not _mentions(said, block, case.config)]
     if left:
         verdict.remarks.append("left: " + ", ".join(sorted({_pattern(block.output) for block in left})))
     if unspoken:
@@ -218,11 +218,17 @@ def _pattern(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".*", name.removesuffix(".weight"))
 
 
-def _mentions(said: str, block: Block) -> bool:
-    """Whether the report names the block or a module around it, such as `vision_tower`."""
-    common = {"model", "layers", "layer", "blocks", "h", "transformer", "weight"}
-    names = [part for part in block.output.split(".") if not part.isdigit() and part not in common]
-    return any(re.search(rf"\b{re.escape(name)}\b", said) for name in names)
+def _mentions(said: str, block: Block, config: PretrainedConfig) -> bool:
+    """Whether the report names the block: by the entry of the configuration that holds its width, or by its module."""
+    for path in re.findall(r"[a-z_]\w*(?:\.\w+)*", said):
+        value: Any = config
+        for part in path.split("."):
+            value = getattr(value, part, None)
+        if block.width in (value if isinstance(value, list | tuple) else [value]):
+            return True
+    modules = block.output.split(".")
+    prefixes = {".".join(modules[:i]) for i in range(2, len(modules))}
+    return any(re.search(rf"\b{re.escape(prefix)}\b", said) for prefix in prefixes)
 
 
 def _is_sentence(message: str) -> bool:
