@@ -163,6 +163,8 @@ CLASSES: dict[str, dict[str, Any]] = {
     "T5GemmaEncoderModel": {"is_encoder_decoder": False},
 }
 """What single classes need beyond that."""
+ALIASES = "exaone internlm3 iquestcoder sarvam_mla sarvam_moe glmga pp_chart2table shieldgemma2".split()
+"""Types of models whose configuration is their own, but whose class is another type's."""
 OTHER_CLASSES = (
     # Models without a head, which some checkpoints of retrievers hold.
     *"LlamaModel MistralModel Qwen2Model Qwen3Model Gemma3TextModel GPT2Model OPTModel BloomModel MptModel".split(),

@@ -6,9 +6,10 @@ how models are pruned.
 """
 
 import copy
+import functools
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from images import IMAGES
 from inputs import LAST_WORD, default_inputs, image_inputs
-from overrides import CLASSES, OTHER_CLASSES, OVERRIDES, UNBUILT, VARIANTS
+from overrides import ALIASES, CLASSES, OTHER_CLASSES, OVERRIDES, UNBUILT, VARIANTS
 
 VOCABULARY = 260
 
@@ -93,24 +94,36 @@ TOWERS = {"vision": 56, "audio": 60, "speech": 60, "encoder": 64}
 
 @dataclass(frozen=True)
 class Case:
-    """One architecture.
+    """One architecture. The class and its configuration are made when they are asked for.
 
     Attributes:
-        name: unique: the class, with the type of model or what is special behind it where several share a class.
-        class_: the stock class.
-        config: tiny; `build` takes a copy.
+        name: unique: of the class, with what is special behind it where several cases share a class.
+        class_name: in transformers.
+        entries: of the configuration, beyond what its type needs.
+        alias: the type of model, where its configuration is not the class's own.
         with_image: whether the inputs of a vision-language model hold images, or are text alone.
     """
 
     name: str
-    class_: type[PreTrainedModel]
-    config: PretrainedConfig
+    class_name: str
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    alias: str | None = None
     with_image: bool = False
+
+    @property
+    def class_(self) -> type[PreTrainedModel]:
+        return getattr(transformers, self.class_name)
+
+    @functools.cached_property
+    def config(self) -> PretrainedConfig:
+        """Tiny; `build` takes a copy."""
+        config_class = CONFIG_MAPPING[self.alias] if self.alias else self.class_.config_class
+        padded = {"pad_token_id": 0} if self.class_name.endswith("SequenceClassification") else {}
+        return tiny_config(config_class, **padded, **CLASSES.get(self.class_name, {}), **self.entries)
 
     def build(self) -> PreTrainedModel:
         """The same random weights at each call, larger than the usual ones, so that FFNs and routers matter."""
-        seed = zlib.crc32(self.name.encode())
-        torch.manual_seed(seed)
+        torch.manual_seed(zlib.crc32(self.name.encode()))
         model = self.class_(copy.deepcopy(self.config)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -121,6 +134,23 @@ class Case:
         """A batch that the model accepts."""
         make = image_inputs if self.with_image else default_inputs
         return make(self.class_, self.config, torch.Generator().manual_seed(seed))
+
+
+def cases() -> list[Case]:
+    """Every class of the mappings that can be built here, each once, and the variants."""
+    found = [Case(name, name) for name in OTHER_CLASSES]
+    found += [Case(f"{name}[{label}]", name, entries) for name, (label, entries) in VARIANTS]
+    listed = {
+        (class_name, model_type if model_type in ALIASES else None): None
+        for mapping in MAPPINGS
+        for model_type, class_name in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").items()
+    }
+    for class_name, alias in listed:
+        if class_name not in UNBUILT:
+            found.append(Case(f"{class_name}[{alias}]" if alias else class_name, class_name, alias=alias))
+            if class_name in IMAGES and not alias:
+                found.append(Case(f"{class_name}[image]", class_name, with_image=True))
+    return found
 
 
 def shrink(config: PretrainedConfig, path: str = "") -> dict[str, Any]:
@@ -184,42 +214,3 @@ def tiny_config(config_class: type[PretrainedConfig], **entries: Any) -> Pretrai
     default = config_class()
     arguments = merged(shrink(default), _overrides(default))
     return config_class(**merged(arguments, entries))
-
-
-def listed() -> Iterator[tuple[str, type[PreTrainedModel], type[PretrainedConfig]]]:
-    """Every (name, class, class of its configuration) of the mappings, each once."""
-    seen = set()
-    for mapping in MAPPINGS:
-        for model_type, name in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").items():
-            class_ = getattr(transformers, name)
-            config_class = CONFIG_MAPPING[model_type]
-            if not issubclass(config_class, class_.config_class) and name not in ("LlamaForCausalLM",):
-                own = class_.config_class
-                config_class = own if own.model_type.startswith(config_class.model_type) else config_class
-            if (class_, config_class) not in seen:
-                seen.add((class_, config_class))
-                stock = config_class is class_.config_class
-                yield (name if stock else f"{name}[{model_type}]"), class_, config_class
-
-
-def variants() -> Iterator[Case]:
-    """Cases that no mapping has: other heads, and configurations that have misled pruners."""
-    for name in OTHER_CLASSES:
-        class_ = getattr(transformers, name)
-        padded = {"pad_token_id": SPECIAL["pad_token_id"]} if name.endswith("SequenceClassification") else {}
-        config = tiny_config(class_.config_class, **padded, **CLASSES.get(name, {}))
-        yield Case(name, class_, config)
-    for name, (label, entries) in VARIANTS:
-        class_ = getattr(transformers, name)
-        yield Case(f"{name}[{label}]", class_, tiny_config(class_.config_class, **entries))
-
-
-def cases() -> list[Case]:
-    found = list(variants())
-    for name, class_, config_class in listed():
-        if name not in UNBUILT:
-            config = tiny_config(config_class, **CLASSES.get(class_.__name__, {}))
-            found.append(Case(name, class_, config))
-            if class_.__name__ in IMAGES and name == class_.__name__:
-                found.append(Case(f"{name}[image]", class_, config, with_image=True))
-    return found
