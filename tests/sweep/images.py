@@ -1,4 +1,4 @@
-"""How classes of vision-language models take an image: the layout (`inputs.LAYOUTS`), and how many tokens stand for it."""
+"""How vision-language models take an image: the layout (`inputs.LAYOUTS`), and how many tokens stand for it."""
 
 IMAGES: dict[str, tuple[str, int]] = {
     "AriaForConditionalGeneration": ("flat", 8),

@@ -81,7 +81,12 @@ def _with_image(config: PretrainedConfig, generator: Generator, tokens: int) -> 
     """Words, among which `tokens` stand for the image."""
     ids = words(generator, BATCH, LENGTH_WITH_IMAGE)
     image = next(
-        (v for n in ("image_token_id", "image_token_index", "image_patch_id") if (v := find(config, n)) is not None), 0
+        (
+            v
+            for n in ("image_token_id", "image_token_index", "image_patch_id")
+            if (v := find(config, n)) is not None
+        ),
+        0,
     )
     ids[:, 2 : 2 + tokens] = image
     return {"input_ids": ids}
@@ -128,7 +133,9 @@ def _patches(config: PretrainedConfig, generator: Generator, tokens: int) -> Inp
 
 def _typed_patches(config: PretrainedConfig, generator: Generator, tokens: int) -> Inputs:
     inputs = _patches(config, generator, tokens)
-    return inputs | {"mm_token_type_ids": ((inputs["input_ids"] < FIRST_WORD) | (inputs["input_ids"] >= LAST_WORD)).long()}
+    return inputs | {
+        "mm_token_type_ids": ((inputs["input_ids"] < FIRST_WORD) | (inputs["input_ids"] >= LAST_WORD)).long()
+    }
 
 
 LAYOUTS: dict[str, Callable[[PretrainedConfig, Generator, int], Inputs]] = {
@@ -153,7 +160,9 @@ def _instruct_blip(config: PretrainedConfig, generator: Generator) -> Inputs:
 
 def _instruct_blip_video(config: PretrainedConfig, generator: Generator) -> Inputs:
     inputs = _with_image(config, generator, find(config, "num_query_tokens", 8))
-    inputs["input_ids"][inputs["input_ids"] == find(config, "image_token_id", -1)] = find(config, "video_token_id", 0)
+    inputs["input_ids"][inputs["input_ids"] == find(config, "image_token_id", -1)] = find(
+        config, "video_token_id", 0
+    )
     edge = _edge(config)
     qformer = words(generator)
     return inputs | {"pixel_values": noise(generator, 1, 3, edge, edge), "qformer_input_ids": qformer}

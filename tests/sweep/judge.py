@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 import pruning
-from slices import Cut, Mismatch, cuts, masked
+
+from slices import Cut, MismatchError, cuts, masked
 from structure import Block, blocks
 from zoo import Case
 
@@ -53,7 +54,7 @@ class Verdict:
     remarks: list[str] = field(default_factory=list)
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """The result is not what it claims to be."""
 
 
@@ -81,7 +82,7 @@ def judge(case: Case) -> Verdict:
     try:
         found = _check(case, dense, model)
         _check_lstsq(case, dense, model, verdict)
-    except (Wrong, Mismatch) as error:
+    except (WrongError, MismatchError) as error:
         verdict.status, verdict.message = "wrong", str(error)
         return verdict
     except Exception as error:  # the pruned model does not run or save
@@ -121,13 +122,13 @@ def _check(case: Case, dense: PreTrainedModel, model: PreTrainedModel) -> dict[s
     """The cuts, after comparing the pruned model with the dense one that has zeros there, and with its checkpoint."""
     found = cuts(dense.state_dict(), model.state_dict())
     if not found:
-        raise Wrong("nothing was pruned")
+        raise WrongError("nothing was pruned")
     inputs = case.inputs(3)
     expected, got = _outputs(masked(case.build(), found), inputs), _outputs(model, inputs)
     error = _distance(got, expected)
     tolerance = TOLERANCE if all(cut.scale == 1 for cut in found.values()) else TOLERANCE_OF_NORMS
     if not error < tolerance:  # NaN as well
-        raise Wrong(f"differs from the model with zeros in place of the dropped neurons by {error:.1e}")
+        raise WrongError(f"differs from the model with zeros in place of the dropped neurons by {error:.1e}")
     _check_checkpoint(case, dense, model, inputs)
     return found
 
@@ -136,11 +137,11 @@ def _check_checkpoint(
     case: Case, dense: PreTrainedModel, model: PreTrainedModel, inputs: Mapping[str, Tensor]
 ) -> None:
     if _size(model) >= _size(dense):
-        raise Wrong(f"{_size(model)} parameters, where the dense model has {_size(dense)}")
+        raise WrongError(f"{_size(model)} parameters, where the dense model has {_size(dense)}")
     problem = _reload_problem(case, model, inputs)
     # What stock transformers cannot do with the dense model either is no fault of pruning.
     if problem is not None and problem != _reload_problem(case, dense, inputs):
-        raise Wrong(f"the checkpoint: {problem}")
+        raise WrongError(f"the checkpoint: {problem}")
 
 
 def _reload_problem(case: Case, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> str | None:
@@ -165,13 +166,13 @@ def _check_lstsq(case: Case, dense: PreTrainedModel, bare: PreTrainedModel, verd
     try:
         _prune(repaired, case, "lstsq")
     except ValueError as error:
-        raise Wrong(f"repair='none' works, but repair='lstsq' is refused: {error}") from error
+        raise WrongError(f"repair='none' works, but repair='lstsq' is refused: {error}") from error
     inputs = case.inputs(3)
     _check_checkpoint(case, dense, repaired, inputs)
     target = _outputs(dense, inputs)
     without, with_ = (_distance(_outputs(model, inputs), target) for model in (bare, repaired))
     if not with_ < float("inf"):
-        raise Wrong("repair='lstsq': outputs are not finite")
+        raise WrongError("repair='lstsq': outputs are not finite")
     if with_ > without:
         verdict.remarks.append(f"lstsq: {with_:.3f} from the dense outputs, {without:.3f} without repair")
 

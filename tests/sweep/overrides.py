@@ -13,11 +13,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "dots1": {
+        "n_routed_experts": 4,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "num_experts_per_tok": 2,
+    },
     "esm": {"vocab_size": 260, "pad_token_id": 0, "mask_token_id": 3},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 48},
-    "hunyuan_vl_text": {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1, 1]}},
+    "hunyuan_vl_text": {
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1, 1]},
+    },
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     # Layers of several kinds: enough of them that every kind occurs.
@@ -38,7 +46,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "bamba": _MAMBA | {"num_hidden_layers": 3, "attn_layer_indices": [1]},
     "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention"]},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_hidden_layers": 3,
+        "num_dense_layers": 1,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3},
     # Layers of these share their attention and FFN.
     "zamba": {
@@ -85,7 +97,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dia": {"delay_pattern": [0, 1, 2], "decoder_config": {"num_channels": 3}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     # Rotary embeddings of three axes.
-    "ernie4_5_vl_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    "ernie4_5_vl_moe_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    },
     "glm46v_text": _HALF_MROPE,
     "glm4v_text": _MROPE,
     "glm4v_moe_text": _HALF_MROPE,
@@ -122,8 +136,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "hunyuan_vl_vision": {"img_max_token_num": 64, "max_vit_seq_len": 64, "max_image_size": 64},
     "hy_v4_vl_vision": {"max_image_size": 64},
-    "janus_vqgan": {"num_embeddings": 32, "num_patches": 4, "channel_multiplier": [1, 1], "num_res_blocks": 1},
-    "muse_spark_audio": {"num_hidden_layers": 2, "patch_sizes": [4, 4], "hidden_sizes": [16, 32], "depths": [1, 1]},
+    "janus_vqgan": {
+        "num_embeddings": 32,
+        "num_patches": 4,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+    },
+    "muse_spark_audio": {
+        "num_hidden_layers": 2,
+        "patch_sizes": [4, 4],
+        "hidden_sizes": [16, 32],
+        "depths": [1, 1],
+    },
     "muse_spark_text": {"layer_types": None},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "phi4_multimodal_audio": {
@@ -132,7 +156,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "nemo_conv_channels": 32,
         "input_size": 8,
     },
-    "pp_formulanet_vision": {"post_conv_in_channels": 32, "post_conv_mid_channels": 32, "post_conv_out_channels": 32},
+    "pp_formulanet_vision": {
+        "post_conv_in_channels": 32,
+        "post_conv_mid_channels": 32,
+        "post_conv_out_channels": 32,
+    },
     "internvl_vision": {"image_size": [16, 16], "patch_size": [4, 4]},
     "qianfan_ocr_vision": {"image_size": [16, 16], "patch_size": [4, 4]},
     "llava_next": {"image_grid_pinpoints": [[16, 16]]},
@@ -148,14 +176,24 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": 201, "<|extra_200|>": 202}},
     "emu3_vqgan": {"codebook_size": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1},
     "vibevoice_acoustic_tokenizer": {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]},
-    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]},
+    "vibevoice_acoustic_tokenizer_encoder": {
+        "num_filters": 4,
+        "downsampling_ratios": [2, 2],
+        "depths": [1, 1, 1],
+    },
     "kosmos-2": {"latent_query_num": 8},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "spatial_target_layers": [1]},
     "step3p5": {"sliding_window": 9},
     "radio": {"max_img_size": 16},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
-    "mimi": {"upsample_groups": 4, "num_filters": 4, "codebook_size": 16, "codebook_dim": 8, "vector_quantization_hidden_dimension": 8},
+    "mimi": {
+        "upsample_groups": 4,
+        "num_filters": 4,
+        "codebook_size": 16,
+        "codebook_dim": 8,
+        "vector_quantization_hidden_dimension": 8,
+    },
 }
 CLASSES: dict[str, dict[str, Any]] = {
     "ReformerModelWithLMHead": {"is_decoder": True},
@@ -163,60 +201,17 @@ CLASSES: dict[str, dict[str, Any]] = {
     "T5GemmaEncoderModel": {"is_encoder_decoder": False},
 }
 """What single classes need beyond that."""
-ALIASES = "exaone internlm3 iquestcoder sarvam_mla sarvam_moe glmga pp_chart2table shieldgemma2".split()
+ALIASES = [
+    "exaone",
+    "internlm3",
+    "iquestcoder",
+    "sarvam_mla",
+    "sarvam_moe",
+    "glmga",
+    "pp_chart2table",
+    "shieldgemma2",
+]
 """Types of models whose configuration is their own, but whose class is another type's."""
-OTHER_CLASSES = (
-    # Models without a head, which some checkpoints of retrievers hold.
-    *"LlamaModel MistralModel Qwen2Model Qwen3Model Gemma3TextModel GPT2Model OPTModel BloomModel MptModel".split(),
-    *"T5Model BartModel MPNetModel ModernBertModel NomicBertModel EuroBertModel GteModel LiltModel".split(),
-    *"MixtralModel Qwen3MoeModel WhisperModel Phi3Model JinaEmbeddingsV3Model XLNetModel".split(),
-    # Other heads.
-    *"LlamaForSequenceClassification MistralForSequenceClassification Qwen2ForSequenceClassification".split(),
-    *"Qwen3ForSequenceClassification GPT2ForSequenceClassification Gemma3TextForSequenceClassification".split(),
-    *"BertForSequenceClassification RobertaForSequenceClassification DebertaV2ForSequenceClassification".split(),
-    *"ModernBertForSequenceClassification DistilBertForSequenceClassification MixtralForSequenceClassification".split(),
-    *"BartForSequenceClassification T5ForSequenceClassification BertForTokenClassification".split(),
-    *"BertForQuestionAnswering LlamaForTokenClassification LiltForTokenClassification".split(),
-    # Vision.
-    *"ViTModel ViTForImageClassification DeiTForImageClassification BeitModel".split(),
-    *"Dinov2Model Dinov2ForImageClassification Dinov2WithRegistersModel DINOv3ViTModel IJepaModel".split(),
-    *"CLIPModel CLIPTextModelWithProjection CLIPVisionModel CLIPVisionModelWithProjection".split(),
-    *"SiglipModel SiglipTextModel SiglipVisionModel SiglipForImageClassification YolosModel".split(),
-    # Sound.
-    *"Wav2Vec2Model Wav2Vec2ForCTC HubertModel WavLMModel UniSpeechModel Data2VecAudioModel".split(),
-    *"WhisperForAudioClassification SEWModel".split(),
-)
-
-_SMALL_MOE = {"moe_intermediate_size": 24}
-VARIANTS: tuple[tuple[str, tuple[str, dict[str, Any]]], ...] = (
-    # Another entry of the configuration drives tensors of the same width.
-    ("DeepseekV3ForCausalLM", ("shared as wide as dense", _SMALL_MOE | {"n_shared_experts": 2, "first_k_dense_replace": 1})),
-    ("DeepseekV2ForCausalLM", ("shared as wide as dense", _SMALL_MOE | {"n_shared_experts": 2})),
-    ("Qwen2MoeForCausalLM", ("shared as wide as dense", {"shared_expert_intermediate_size": 48, "mlp_only_layers": [0]})),
-    ("Qwen2MoeForCausalLM", ("all widths equal", {"shared_expert_intermediate_size": 48, "moe_intermediate_size": 48})),
-    ("Qwen3NextForCausalLM", ("all widths equal", {"shared_expert_intermediate_size": 48, "moe_intermediate_size": 48})),
-    ("Llama4ForCausalLM", ("all widths equal", {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 2})),
-    ("Qwen3MoeForCausalLM", ("dense first layer", {"mlp_only_layers": [0]})),
-    ("Qwen3MoeForCausalLM", ("dense first layer, all widths equal", {"mlp_only_layers": [0], "moe_intermediate_size": 48})),
-    ("Qwen3MoeForCausalLM", ("every second layer", {"decoder_sparse_step": 2, "num_hidden_layers": 4})),
-    ("HunYuanMoEV1ForCausalLM", ("experts of another width", {"moe_intermediate_size": 24})),
-    ("GptOssForCausalLM", ("eight experts", {"num_local_experts": 8})),
-    ("MixtralForCausalLM", ("one expert of four", {"num_experts_per_tok": 1})),
-    # Widths that are not written down, or in several ways.
-    ("GPT2LMHeadModel", ("n_inner", {"n_inner": 48})),
-    ("GPTNeoForCausalLM", ("intermediate_size", {"intermediate_size": 48})),
-    ("FalconForCausalLM", ("ffn_hidden_size", {"ffn_hidden_size": 48})),
-    ("Dinov2Model", ("SwiGLU", {"use_swiglu_ffn": True})),
-    # Ties and biases.
-    ("LlamaForCausalLM", ("tied embeddings", {"tie_word_embeddings": True})),
-    ("LlamaForCausalLM", ("biases", {"mlp_bias": True, "attention_bias": True})),
-    ("LlamaForCausalLM", ("grouped heads", {"num_key_value_heads": 2})),
-    ("AlbertModel", ("two groups", {"num_hidden_groups": 2, "num_hidden_layers": 4})),
-    ("ZambaForCausalLM", ("one shared layer", {"layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 4})),
-    ("Zamba2ForCausalLM", ("two shared layers", {"num_mem_blocks": 2, "layers_block_type": ["linear_attention", "hybrid"] * 4, "num_hidden_layers": 8})),
-    ("T5ForConditionalGeneration", ("gated", {"feed_forward_proj": "gated-gelu"})),
-    ("MistralForCausalLM", ("sliding window", {"sliding_window": 9})),
-)
 UNBUILT: dict[str, str] = {
     "Apertus1p5ForConditionalGeneration": "its audio codec fixes the hidden size of 512",
     "DiffusionGemmaForBlockDiffusion": "its forward pass draws random numbers",

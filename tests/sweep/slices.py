@@ -10,7 +10,7 @@ from torch import Tensor, nn
 State = Mapping[str, Tensor]
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """A tensor of the pruned model is not the dense one without some slices."""
 
 
@@ -43,30 +43,32 @@ def cuts(dense: State, pruned: State) -> dict[str, Cut]:
     """Of every tensor that differs.
 
     Raises:
-        Mismatch: other names, or a tensor that is not the dense one without some slices along one axis.
+        MismatchError: other names, or a tensor that is not the dense one without some slices along one axis.
     """
     if odd := sorted(set(dense) ^ set(pruned)):
-        raise Mismatch(f"tensors appear or vanish: {', '.join(odd[:3])}")
+        raise MismatchError(f"tensors appear or vanish: {', '.join(odd[:3])}")
     found = {}
     for name, before in dense.items():
         after = pruned[name]
         if before.shape == after.shape:
             if not torch.equal(before, after) and not (before.isnan() & after.isnan()).any():
-                raise Mismatch(f"{name}: other values in a tensor of the same shape")
+                raise MismatchError(f"{name}: other values in a tensor of the same shape")
             continue
         axes = [i for i, (a, b) in enumerate(zip(before.shape, after.shape, strict=False)) if a != b]
         if before.ndim != after.ndim or len(axes) != 1:
-            raise Mismatch(f"{name}: {list(before.shape)} became {list(after.shape)}")
+            raise MismatchError(f"{name}: {list(before.shape)} became {list(after.shape)}")
         found[name] = _cut(name, before, after, axes[0])
     return found
 
 
 def _cut(name: str, before: Tensor, after: Tensor, axis: int) -> Cut:
     if before.ndim == 3 and axis > 0:
-        kept = [_subsequence(a, b) for a, b in zip(*(t.movedim(axis, 1) for t in (before, after)), strict=True)]
+        kept = [
+            _subsequence(a, b) for a, b in zip(*(t.movedim(axis, 1) for t in (before, after)), strict=True)
+        ]
         if all(k is not None for k in kept):
             return Cut(axis, torch.stack(kept))  # type: ignore[arg-type]
-        raise Mismatch(f"{name}: an expert has slices that the dense one lacks, or in another order")
+        raise MismatchError(f"{name}: an expert has slices that the dense one lacks, or in another order")
     kept_slices = _subsequence(before.movedim(axis, 0), after.movedim(axis, 0))
     if kept_slices is not None:
         return Cut(axis, kept_slices)
@@ -74,7 +76,7 @@ def _cut(name: str, before: Tensor, after: Tensor, axis: int) -> Cut:
     for scale in (math.sqrt(len(before) / len(after)), math.sqrt(len(after) / len(before))):
         if before.ndim == 1 and (kept := _subsequence(before * scale, after, exact=False)) is not None:
             return Cut(axis, kept, scale)
-    raise Mismatch(f"{name}: slices along axis {axis} that the dense tensor lacks, or in another order")
+    raise MismatchError(f"{name}: slices along axis {axis} that the dense tensor lacks, or in another order")
 
 
 def _subsequence(before: Tensor, after: Tensor, *, exact: bool = True) -> Tensor | None:

@@ -13,6 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 STREAMS = (32, 96)
 """96 is for LiLT, which divides its width by 6."""
+NARROWEST = 20
+"""Less is a pair of low-rank factors, or the expansion of a narrow FFN read backwards."""
 NOT_AN_FFN = re.compile(
     # Attention, and what takes its place: its value and output projections have the shapes of an FFN, too.
     r"attn|attention|mamba|ssm_|lstm|rglru|recurrent|retention|delta_?net|short_?conv|linear_conv|kda"
@@ -64,7 +66,7 @@ def blocks(model: nn.Module) -> list[Block]:
     found: dict[int, Block] = {}
     for weight in weights:
         outputs, n = weight.sizes()
-        if outputs not in STREAMS or n in STREAMS:
+        if outputs not in STREAMS or n in STREAMS or n < NARROWEST:
             continue
         # Beside it: `mlp.gate_proj` and `mlp.down_proj`; or, if there is nothing, as in BERT one level up:
         # `layer.0.intermediate.dense` and `layer.0.output.dense`.
@@ -81,9 +83,7 @@ def blocks(model: nn.Module) -> list[Block]:
             if producers:
                 experts = len(weight.tensor) if weight.tensor.ndim == 3 else 1
                 axis = weight.tensor.ndim - (2 if weight.transposed else 1)
-                found.setdefault(
-                    weight.tensor.data_ptr(), Block(weight.name, axis, producers, n, experts)
-                )
+                found.setdefault(weight.tensor.data_ptr(), Block(weight.name, axis, producers, n, experts))
                 break
     return list(found.values())
 

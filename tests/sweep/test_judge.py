@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import pruning
+
 from judge import judge
 from zoo import Case, cases
 
@@ -132,7 +133,11 @@ def verdict_on(case: Case, prune: Cut, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ValueError("model: expected one with FFNs"), "refused"), (ValueError("two\nlines"), "crash"), (KeyError("x"), "crash")],
+    [
+        (ValueError("model: expected one with FFNs"), "refused"),
+        (ValueError("two\nlines"), "crash"),
+        (KeyError("x"), "crash"),
+    ],
 )
 def test_refusals(error, status, monkeypatch):
     def stand_in(model):

@@ -65,5 +65,3 @@ def test_every_class_has_a_case_or_a_reason():
 
 def test_the_table_has_every_case():
     assert stored_statuses().keys() == by_name().keys()
-
-
