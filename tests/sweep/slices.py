@@ -35,7 +35,8 @@ class Cut:
             keep = keep.view([-1 if i == self.axis else 1 for i in range(tensor.ndim)])
         else:
             keep = keep.repeat(len(tensor), 1).scatter_(1, self.kept, True)
-            keep = keep.unsqueeze(2 if self.axis == 1 else 1)
+            if tensor.ndim == 3:
+                keep = keep.unsqueeze(2 if self.axis == 1 else 1)
         return torch.where(keep, tensor, torch.zeros_like(tensor))
 
 
@@ -47,22 +48,24 @@ def cuts(dense: State, pruned: State) -> dict[str, Cut]:
     """
     if odd := sorted(set(dense) ^ set(pruned)):
         raise MismatchError(f"tensors appear or vanish: {', '.join(odd[:3])}")
+    stacks = {name.rpartition(".")[0] for name, tensor in dense.items() if tensor.ndim == 3}
     found = {}
     for name, before in dense.items():
         after = pruned[name]
         if before.shape == after.shape:
-            if not torch.equal(before, after) and not (before.isnan() & after.isnan()).any():
+            if not torch.equal(before.nan_to_num(), after.nan_to_num()):
                 raise MismatchError(f"{name}: other values in a tensor of the same shape")
             continue
         axes = [i for i, (a, b) in enumerate(zip(before.shape, after.shape, strict=False)) if a != b]
         if before.ndim != after.ndim or len(axes) != 1:
             raise MismatchError(f"{name}: {list(before.shape)} became {list(after.shape)}")
-        found[name] = _cut(name, before, after, axes[0])
+        found[name] = _cut(name, before, after, axes[0], stacked=name.rpartition(".")[0] in stacks)
     return found
 
 
-def _cut(name: str, before: Tensor, after: Tensor, axis: int) -> Cut:
-    if before.ndim == 3 and axis > 0:
+def _cut(name: str, before: Tensor, after: Tensor, axis: int, *, stacked: bool) -> Cut:
+    """`stacked`: the entries of axis 0 are experts, which may keep slices of their own."""
+    if stacked and axis > 0:
         kept = [
             _subsequence(a, b) for a, b in zip(*(t.movedim(axis, 1) for t in (before, after)), strict=True)
         ]
