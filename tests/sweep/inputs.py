@@ -80,15 +80,8 @@ def parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 def _with_image(config: PretrainedConfig, generator: Generator, tokens: int) -> Inputs:
     """Words, among which `tokens` stand for the image."""
     ids = words(generator, BATCH, LENGTH_WITH_IMAGE)
-    image = next(
-        (
-            v
-            for n in ("image_token_id", "image_token_index", "image_patch_id")
-            if (v := find(config, n)) is not None
-        ),
-        0,
-    )
-    ids[:, 2 : 2 + tokens] = image
+    names = ("image_token_id", "image_token_index", "image_patch_id")
+    ids[:, 2 : 2 + tokens] = next((token for name in names if (token := find(config, name)) is not None), 0)
     return {"input_ids": ids}
 
 
@@ -133,9 +126,9 @@ def _patches(config: PretrainedConfig, generator: Generator, tokens: int) -> Inp
 
 def _typed_patches(config: PretrainedConfig, generator: Generator, tokens: int) -> Inputs:
     inputs = _patches(config, generator, tokens)
-    return inputs | {
-        "mm_token_type_ids": ((inputs["input_ids"] < FIRST_WORD) | (inputs["input_ids"] >= LAST_WORD)).long()
-    }
+    types = torch.zeros_like(inputs["input_ids"])
+    types[:, 2 : 2 + tokens] = 1
+    return inputs | {"mm_token_type_ids": types}
 
 
 LAYOUTS: dict[str, Callable[[PretrainedConfig, Generator, int], Inputs]] = {
@@ -159,13 +152,9 @@ def _instruct_blip(config: PretrainedConfig, generator: Generator) -> Inputs:
 
 
 def _instruct_blip_video(config: PretrainedConfig, generator: Generator) -> Inputs:
-    inputs = _with_image(config, generator, find(config, "num_query_tokens", 8))
-    inputs["input_ids"][inputs["input_ids"] == find(config, "image_token_id", -1)] = find(
-        config, "video_token_id", 0
-    )
-    edge = _edge(config)
-    qformer = words(generator)
-    return inputs | {"pixel_values": noise(generator, 1, 3, edge, edge), "qformer_input_ids": qformer}
+    inputs = _instruct_blip(config, generator)
+    inputs["input_ids"][:, 2 : 2 + config.num_query_tokens] = config.video_token_id
+    return inputs | {"pixel_values": inputs["pixel_values"][:, None]}
 
 
 def _idefics(config: PretrainedConfig, generator: Generator) -> Inputs:
@@ -195,12 +184,12 @@ def _udop(config: PretrainedConfig, generator: Generator) -> Inputs:
     return {"input_ids": words(generator), "bbox": corners, "decoder_input_ids": words(generator)}
 
 
-def _frames(mels: str, decoder: bool) -> Callable[[PretrainedConfig, Generator], Inputs]:
+def _frames(mels: str) -> Callable[[PretrainedConfig, Generator], Inputs]:
     """Sound as `[n, frames, mels]`."""
 
     def recipe(config: PretrainedConfig, generator: Generator) -> Inputs:
-        inputs = {"input_features": noise(generator, 2 * LENGTH, find(config, mels, 8))}
-        return inputs | ({"decoder_input_ids": words(generator)} if decoder else {})
+        features = noise(generator, 2 * LENGTH, find(config, mels, 8))
+        return {"input_features": features, "decoder_input_ids": words(generator)}
 
     return recipe
 
@@ -219,10 +208,6 @@ def _voxtral(config: PretrainedConfig, generator: Generator) -> Inputs:
     return {"input_ids": words(generator), "input_features": noise(generator, 8, 8 * LENGTH)}
 
 
-def _sound(config: PretrainedConfig, generator: Generator) -> Inputs:
-    return {"inputs": noise(generator, SAMPLES), "decoder_input_ids": words(generator)}
-
-
 def _pair(config: PretrainedConfig, generator: Generator) -> Inputs:
     """Texts and images, each for itself."""
     return _bare_pixels(config, generator, "input_ids")
@@ -235,10 +220,6 @@ def _ending(config: PretrainedConfig, generator: Generator) -> Inputs:
     return {"input_ids": ids}
 
 
-def _perceiver(config: PretrainedConfig, generator: Generator) -> Inputs:
-    return {"inputs": words(generator)}
-
-
 RECIPES: dict[str, Callable[[PretrainedConfig, Generator], Inputs]] = {
     "Blip2ForConditionalGeneration": lambda config, generator: (
         _with_image(config, generator, find(config, "num_query_tokens", 8)) | _bare_pixels(config, generator)
@@ -249,16 +230,19 @@ RECIPES: dict[str, Callable[[PretrainedConfig, Generator], Inputs]] = {
     "Kosmos2ForConditionalGeneration": _kosmos,
     "Pix2StructForConditionalGeneration": _pix2struct,
     "UdopForConditionalGeneration": _udop,
-    "CanaryForConditionalGeneration": _frames("num_mel_bins", decoder=True),
-    "CohereAsrForConditionalGeneration": _frames("num_mel_bins", decoder=True),
-    "SeamlessM4TForSpeechToText": _frames("feature_projection_input_dim", decoder=True),
-    "SeamlessM4Tv2ForSpeechToText": _frames("feature_projection_input_dim", decoder=True),
-    "Speech2TextForConditionalGeneration": _frames("input_feat_per_channel", decoder=True),
+    "CanaryForConditionalGeneration": _frames("num_mel_bins"),
+    "CohereAsrForConditionalGeneration": _frames("num_mel_bins"),
+    "SeamlessM4TForSpeechToText": _frames("feature_projection_input_dim"),
+    "SeamlessM4Tv2ForSpeechToText": _frames("feature_projection_input_dim"),
+    "Speech2TextForConditionalGeneration": _frames("input_feat_per_channel"),
     "KyutaiSpeechToTextForConditionalGeneration": _kyutai,
     "DiaForConditionalGeneration": _dia,
     "VoxtralRealtimeForConditionalGeneration": _voxtral,
-    "SpeechEncoderDecoderModel": _sound,
-    "PerceiverForMaskedLM": _perceiver,
+    "SpeechEncoderDecoderModel": lambda config, generator: {
+        "inputs": noise(generator, SAMPLES),
+        "decoder_input_ids": words(generator),
+    },
+    "PerceiverForMaskedLM": lambda config, generator: {"inputs": words(generator)},
     **dict.fromkeys(("BartForSequenceClassification", "T5ForSequenceClassification"), _ending),
     **dict.fromkeys(("CLIPModel", "SiglipModel", "CLIPSegModel", "AltCLIPModel", "ChineseCLIPModel"), _pair),
 }

@@ -75,6 +75,8 @@ def judge(case: Case) -> Verdict:
     verdict.seconds = time.perf_counter() - started
     if verdict.status == "refused" and not _is_sentence(verdict.message):
         verdict.status, verdict.message = "crash", f"not one sentence: {verdict.message}"
+    if verdict.status == "refused" and verdict.seconds > 1:
+        verdict.remarks.append(f"refused only after {verdict.seconds:.1f} s")
     if verdict.status != "pruned":
         if verdict.status == "refused" and _differ(dense.state_dict(), model.state_dict()):
             verdict.status, verdict.message = "wrong", f"refused, but changed the model: {verdict.message}"

@@ -11,6 +11,7 @@ _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 OVERRIDES: dict[str, dict[str, Any]] = {
     # Their defaults leave open what the model needs.
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
+    "longcat_flash": {"zero_expert_num": 2},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
     "dots1": {
@@ -93,6 +94,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lilt": {"hidden_size": 96},
     "xmod": {"default_language": "en_XX"},
     "led": {"attention_window": 16},
+    "longformer": {"attention_window": 16},
+    "pegasus_x": {"block_size": 16, "num_global_tokens": 4},
     "neomme": {"head_dim": 16},
     "dia": {"delay_pattern": [0, 1, 2], "decoder_config": {"num_channels": 3}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},

@@ -20,9 +20,9 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from images import IMAGES
-from inputs import LAST_WORD, default_inputs, image_inputs
+from inputs import FIRST_WORD, LAST_WORD, default_inputs, image_inputs
 from overrides import ALIASES, CLASSES, OVERRIDES, UNBUILT
-from sizes import SIZES, SPECIAL, TOWERS, VOCABULARY, WIDTHS
+from sizes import SIZES, SPECIAL, TOWERS, WIDTHS
 from variants import OTHER_CLASSES, VARIANTS
 
 MAPPINGS = (
@@ -111,7 +111,7 @@ def shrink(config: PretrainedConfig, path: str = "") -> dict[str, Any]:
             continue
         elif name in SPECIAL:
             arguments[name] = SPECIAL[name]
-        elif name.endswith(("token_id", "token_index", "_id", "_index")) and value > VOCABULARY:
+        elif name.endswith(("token_id", "token_index", "_id", "_index")) and value >= FIRST_WORD:
             special += 1
             arguments[name] = special
         elif name in SIZES:
