@@ -101,7 +101,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     # Rotary embeddings of three axes.
     "ernie4_5_vl_moe_text": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+        "moe_intermediate_size": [24, 28],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
     },
     "glm46v_text": _HALF_MROPE,
     "glm4v_text": _MROPE,
@@ -164,6 +165,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "post_conv_mid_channels": 32,
         "post_conv_out_channels": 32,
     },
+    "yolos": {"image_size": [16, 16]},
     "internvl_vision": {"image_size": [16, 16], "patch_size": [4, 4]},
     "qianfan_ocr_vision": {"image_size": [16, 16], "patch_size": [4, 4]},
     "llava_next": {"image_grid_pinpoints": [[16, 16]]},

@@ -16,11 +16,12 @@ _TABLE = """
 40 shared_expert_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size
 40 shared_experts_intermediate_size share_expert_dim
 44 intermediate_size_mlp dense_intermediate_size
+36 projection_intermediate_size projection_hidden_dim
 48 intermediate_size ffn_dim encoder_ffn_dim d_ff dim_ff dff d_inner feed_forward_size hidden_dim mlp_dim
 48 ffn_hidden_size speech_encoder_intermediate_size t2u_encoder_ffn_dim decoder_intermediate_size
 52 decoder_ffn_dim t2u_decoder_ffn_dim
-1 n_group topk_group num_expert_group
 # Numbers of layers, grouped heads and experts in use.
+1 n_group topk_group num_expert_group
 2 linear_num_key_heads num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers
 2 num_decoder_layers depth layers num_encoder_layers encoder_num_hidden_layers decoder_num_hidden_layers
 2 speech_encoder_layers t2u_encoder_layers t2u_decoder_layers conf_num_hidden_layers num_experts_per_tok
@@ -52,6 +53,7 @@ _TABLE = """
 64 max_decoder_position_embeddings
 # Less than the length of the inputs, so that the window matters.
 9 sliding_window
+# The rest.
 3 num_channels in_channels out_channels
 260 vocab_size vocab_size_per_layer_input decoder_vocab_size src_vocab_size tgt_vocab_size t2u_vocab_size
 260 audio_vocab_size char_vocab_size unit_hifi_gan_vocab_size entity_vocab_size pronunciation_vocab_size
