@@ -144,7 +144,8 @@ def _keep(ffns: list[FFN], knobs: Collection[Knob], left: dict[str, str], reason
 
 
 def _count(ffns: Sequence[FFN], knob: Knob) -> str:
-    return f"{sum(ffn.knob == knob for ffn in ffns)} FFNs"
+    driven = [ffn for ffn in ffns if ffn.knob == knob]
+    return f"{len(driven)} FFNs such as {driven[0].name}"
 
 
 def _probe(windows: Windows | Inputs) -> Batch:

@@ -1,5 +1,6 @@
 """How many neurons each layer keeps, so that the whole model loses least."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,8 @@ def kept_width(ffn: FFN, ratio: float, multiple_of: int) -> int:
     Raises:
         ValueError: see `uniform_width`.
     """
-    return int(ffn.scale * uniform_width(int(ffn.width / ffn.scale), ratio, multiple_of))
+    step = math.lcm(multiple_of, ffn.knob.step)
+    return int(ffn.scale * uniform_width(int(ffn.width / ffn.scale), ratio, step))
 
 
 def allocate(

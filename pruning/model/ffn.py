@@ -1,8 +1,8 @@
 """The feed-forward networks (FFNs) of a model in memory, bound to its parameters (`pruning.model.knobs`)."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -100,11 +100,13 @@ class FFN:
     """One FFN of a model; the experts of a mixture are FFNs of their own.
 
     Attributes:
-        name: of the smallest module that contains it, with the index of the expert.
+        name: of the smallest module that contains it, with the index of the expert; of its output projection, if there
+            are several in that module.
         block: that module.
         layer: the outermost repeated module around it: its output is the input of the next layer.
         inputs: projections `[N, d]`, or `[2 N, d]` for a fused gate and up projection.
         output: projection `[d, N]`.
+        vectors: other parameters `[N]`, such as a scale of each neuron: module and name.
         knob: the config entry that sets its width.
         scale: neurons per unit of that entry.
         attributes: integer attributes of modules that follow the width: module, name, change per neuron.
@@ -117,6 +119,7 @@ class FFN:
     layer: nn.Module
     inputs: tuple[Projection, ...]
     output: Projection
+    vectors: tuple[tuple[nn.Module, str], ...]
     knob: Knob
     scale: Fraction
     attributes: tuple[tuple[nn.Module, str, Fraction], ...]
@@ -170,7 +173,13 @@ def bind_ffns(model: PreTrainedModel, class_: type[PreTrainedModel]) -> list[FFN
     places = [(knob, place) for knob in knobs.found for place in knob.places]
     order = {name: index for index, name in enumerate(modules)}
     places.sort(key=lambda pair: order.get(pair[1].output.name.rpartition(".")[0], 0))
-    return [ffn for knob, place in places for ffn in _bind(model, modules, owners, knob, place)]
+    ffns = [ffn for knob, place in places for ffn in _bind(model, modules, owners, knob, place)]
+    names = [ffn.name for ffn in ffns]
+    outputs = {id(m): name for name, m in modules.items()}
+    return [
+        replace(ffn, name=outputs[id(ffn.output.owners[0])]) if names.count(ffn.name) > 1 else ffn
+        for ffn in ffns
+    ]
 
 
 def knobs_of(ffns: Sequence[FFN]) -> list[Knob]:
@@ -186,10 +195,10 @@ def check_found(class_name: str, knobs: Knobs) -> None:
     """
     if knobs.found:
         return
-    reasons = "; ".join(f"{entry} does not qualify: {reason}" for entry, reason in knobs.rejected.items())
+    reason = next((f"; {entry}: {reason}" for entry, reason in knobs.rejected.items()), "")
     raise ValueError(
         f"{class_name}: expected a config entry that sets the width of its feed-forward networks and of nothing else, "
-        f"got none{'; ' + reasons if reasons else ''}; this architecture cannot be pruned"
+        f"got none{reason}; this architecture cannot be pruned"
     )
 
 
@@ -219,7 +228,7 @@ def _bind(
     """The FFN at a place, or each expert of the stack there."""
     switch = any(getattr(text_config(model), name, None) is not None for name in BIAS_SWITCHES)
     stacked = place.experts is not None
-    weights = [slot for slot in place.inputs if _parameter(modules, slot.name).ndim > 1]
+    weights = [slot for slot in place.inputs if _parameter(modules, slot.name).ndim > 1 + stacked]
     ffns = []
     for expert in [None] if place.experts is None else range(place.experts):
         output = _projection(modules, owners, place.output, True, expert)
@@ -230,6 +239,7 @@ def _bind(
                 layer=modules[_layer_name(modules, place.name)],
                 inputs=tuple(_projection(modules, owners, slot, False, expert) for slot in weights),
                 output=output,
+                vectors=tuple(_vectors(modules, place, weights)),
                 knob=knob,
                 scale=place.scale,
                 attributes=tuple(
@@ -240,6 +250,17 @@ def _bind(
             )
         )
     return ffns
+
+
+def _vectors(
+    modules: Mapping[str, nn.Module], place: Place, weights: Sequence[Slot]
+) -> Iterator[tuple[nn.Module, str]]:
+    """The parameters of a place that are neither weights nor their biases."""
+    biases = {slot.name.removesuffix("weight") + "bias" for slot in weights}
+    for slot in place.inputs if place.experts is None else ():
+        if slot not in weights and slot.name not in biases:
+            module, _, name = slot.name.rpartition(".")
+            yield modules[module], name
 
 
 def _projection(

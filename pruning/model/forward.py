@@ -1,6 +1,7 @@
 """How a model is called to compute only the outputs of the windows that it is given."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,13 @@ def comparable_part(model: PreTrainedModel) -> PreTrainedModel:
     otherwise the model without its head, such as a classifier's."""
     part: PreTrainedModel = model if is_causal(model) else model.base_model
     return part
+
+
+def body_of(model: PreTrainedModel, inputs: Mapping[str, Any]) -> PreTrainedModel:
+    """The part of the model that is enough to compute all FFNs: without its head, if that takes the same inputs."""
+    body: PreTrainedModel = model.base_model
+    named = inspect.signature(body.forward).parameters
+    return body if inputs.keys() <= named.keys() else model
 
 
 def _names_cache(module: nn.Module) -> bool:

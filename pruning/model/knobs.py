@@ -11,10 +11,12 @@ projections with rows that compute them.
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
+from math import nextafter
 from typing import Any
 
 from torch import nn
@@ -25,6 +27,10 @@ from pruning.model.architecture import empty_model
 
 STEP = 32
 """Added to an entry; a multiple of what classes require, such as an even number."""
+SMALLEST = 16
+"""No FFN is narrower; a smaller entry is a number of something else."""
+RATIOS = ("ratio", "mult", "expansion")
+"""Parts of the names of entries that may set the width as a multiple of the hidden size."""
 NOT_WIDTHS = ("head", "rank", "lora", "vocab", "position", "patch", "layers", "ffn_widths")
 """Parts of the names of entries that never set the width of an FFN. Attention heads and low-rank projections can have
 the shapes of one."""
@@ -78,13 +84,31 @@ class Knob:
 
     Attributes:
         path: of the entry in the config; an integer is an index of a list.
-        value: of the entry.
+        value: of the entry, times `unit`.
         places: of its FFNs, in the order of the model.
+        unit: 1, or what an entry that is a ratio is multiplied by to give the width.
+        step: `value` has to be a multiple of this: `unit` for a ratio that has to be an integer, otherwise 1.
     """
 
     path: tuple[str | int, ...]
     value: int
     places: tuple[Place, ...]
+    unit: int = 1
+    step: int = 1
+
+    def entry(self, value: int) -> float:
+        """What to write into the config for another `value`."""
+        if self.unit == 1:
+            return value
+        ratio = value / self.unit
+        # Classes round `ratio * unit` down.
+        return (
+            int(ratio)
+            if ratio.is_integer()
+            else ratio
+            if int(ratio * self.unit) == value
+            else nextafter(ratio, 9e9)
+        )
 
     def __str__(self) -> str:
         return ".".join(map(str, self.path))
@@ -104,7 +128,8 @@ class Knobs:
 
 
 class _Rejected(Exception):  # noqa: N818, not an error: this entry is no knob
-    pass
+    parameters: frozenset[str] = frozenset()
+    """What grows with it."""
 
 
 def find_knobs(class_: type[PreTrainedModel], config: PretrainedConfig) -> Knobs:
@@ -167,25 +192,30 @@ def _find_knobs(class_: type[PreTrainedModel], hashed: _Config) -> Knobs:
     except Exception as error:
         raise ValueError(f"{class_.__name__} cannot be built from its config: {error}") from error
     sizes = {size for parameter in base.parameters() for size in parameter.shape}
+    sizes |= {2 * size for size in sizes} | {size // 2 for size in sizes}
     found, rejected = [], {}
+    named: set[str] = set()
     for path, value in _entries(config):
-        if value is not None and value not in sizes:
+        is_ratio = any(word in str(path[-1]) for word in RATIOS)
+        if value is not None and not is_ratio and (value < SMALLEST or value not in sizes):
             continue  # no FFN has this width
         try:
-            knob = _experiment(class_, config, base, path, value)
+            knob = _experiment(class_, config, base, path, value, is_ratio=is_ratio)
         except _Rejected as reason:
             if str(reason):
                 rejected[".".join(map(str, path))] = str(reason)
+                named |= reason.parameters
         else:
-            if knob is not None:
+            if knob is not None and any(_is_repeated(base, place.name) for place in knob.places):
                 found.append(knob)
+    named |= {place.output.name for knob in found for place in knob.places}
+    if without := _without_knob(base, named):
+        rejected["(no entry)"] = f"{len(without)} such as {without[0]}, whose width no entry sets"
     return Knobs(_in_order(base, found), rejected)
 
 
-def _entries(
-    config: Any, path: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], int | None]]:
-    """Integer entries of a config, its sub-configs and lists, and those that may be set instead of None."""
+def _entries(config: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Integer entries of a config, its sub-configs and lists, ratios, and those that may be set instead of None."""
     for name, value in (config if isinstance(config, dict) else vars(config)).items():
         if not isinstance(name, str) or name.startswith("_") or any(word in name for word in NOT_WIDTHS):
             continue
@@ -196,7 +226,11 @@ def _entries(
             if value and all(type(item) is int for item in value):
                 for index, item in enumerate(value):
                     yield (*here, index), item
-        elif type(value) is int or (value is None and name in UNSET):
+        elif (
+            type(value) is int
+            or (type(value) is float and any(word in name for word in RATIOS))
+            or (value is None and name in UNSET)
+        ):
             yield here, value
 
 
@@ -205,7 +239,9 @@ def _experiment(
     config: PretrainedConfig,
     base: PreTrainedModel,
     path: tuple[str | int, ...],
-    value: int | None,
+    value: Any,
+    *,
+    is_ratio: bool = False,
 ) -> Knob | None:
     """The knob at `path`, or None if nothing grows.
 
@@ -214,12 +250,26 @@ def _experiment(
     """
     if value is None:
         return _unset_knob(class_, config, base, path)
-    larger = _build(class_, config, path, value + STEP)
+    step = 1 if is_ratio else STEP
+    larger = _build(class_, config, path, value + step)
     moved = _moved(base, larger)
     if not moved:
         return None
-    places = _places(base, larger, moved, value)
-    return Knob(path, value, places)
+    # A ratio is multiplied by the growth of the first FFN.
+    unit = next(iter(moved.values()))[0][1] if is_ratio else 1
+    try:
+        places = _places(base, larger, moved, int(value * unit), unit if is_ratio else STEP)
+    except _Rejected as reason:
+        reason.parameters = frozenset(moved)
+        raise
+    knob = Knob(path, int(value * unit), places, unit)
+    if not is_ratio:
+        return knob
+    try:
+        _build(class_, config, path, knob.entry(knob.value - 1))
+    except _Rejected:  # it has to be an integer
+        return replace(knob, step=unit)
+    return knob
 
 
 def _unset_knob(
@@ -243,7 +293,7 @@ def _unset_knob(
 
 
 def _build(
-    class_: type[PreTrainedModel], config: PretrainedConfig, path: tuple[str | int, ...], value: int
+    class_: type[PreTrainedModel], config: PretrainedConfig, path: tuple[str | int, ...], value: float
 ) -> PreTrainedModel:
     changed = copy.deepcopy(config)
     try:
@@ -278,7 +328,11 @@ def _moved(base: nn.Module, larger: nn.Module) -> dict[str, list[tuple[int, int]
 
 
 def _places(
-    base: PreTrainedModel, larger: PreTrainedModel, moved: dict[str, list[tuple[int, int]]], value: int
+    base: PreTrainedModel,
+    larger: PreTrainedModel,
+    moved: dict[str, list[tuple[int, int]]],
+    value: int,
+    step: int,
 ) -> tuple[Place, ...]:
     """Divide the parameters that grew into FFNs.
 
@@ -299,12 +353,10 @@ def _places(
             inputs[name] = axes[0][0]
     left, places = dict(moved), []
     for output in outputs:
-        name, members = _surroundings(output, moved, inputs)
-        if not members or sum(member in outputs for member in members) != 1:
-            continue
-        if place := _place(base, larger, name, output, [m for m in members if m != output], moved, value):
+        name, members = _surroundings(output, moved, inputs, outputs)
+        if members and (place := _place(base, larger, name, output, members, moved, value, step)):
             places.append(place)
-            for member in members:
+            for member in (*members, output):
                 left.pop(member, None)
     if not places:
         raise _Rejected
@@ -329,7 +381,7 @@ def _role(
             return None  # the number of experts
         if parameter.ndim == 2:
             return "input"
-        contracted = 1 if _is_transposed(owner, name.rpartition(".")[0], moved) else 2
+        contracted = 1 if _is_transposed(owner, moved) else 2
     else:
         return None
     return "output" if axis == contracted else "input"
@@ -341,31 +393,69 @@ def _is_stack(owner: nn.Module, parameter: nn.Parameter) -> bool:
     return largest == 3 and parameter.ndim in (2, 3) and not isinstance(owner, nn.modules.conv._ConvNd)
 
 
-def _is_transposed(owner: nn.Module, name: str, moved: dict[str, list[tuple[int, int]]]) -> bool:
+def _is_transposed(owner: nn.Module, moved: dict[str, list[tuple[int, int]]]) -> bool:
     """Whether the experts of a stack are stored as `[in, out]` instead of `[out, in]`."""
     if hasattr(owner, "is_transposed"):
         return bool(owner.is_transposed)
     # A fused gate and up projection grows twice as fast; the axis in which it grows is that of its outputs.
-    prefix = f"{name}." if name else ""
-    growth = {
-        axes[0]
-        for parameter, axes in moved.items()
-        if parameter.rpartition(".")[0] == name and getattr(owner, parameter.removeprefix(prefix)).ndim == 3
-    }
-    return max(growth, key=lambda step: step[1])[0] == 2
+    growth = {axes[0] for axes in moved.values() if axes[0][0] > 0}
+    fastest = max(grew for _, grew in growth)
+    axes = {axis for axis, grew in growth if grew == fastest}
+    return axes == {2}
 
 
 def _surroundings(
-    output: str, moved: Mapping[str, object], inputs: Mapping[str, object]
+    output: str, moved: Mapping[str, object], inputs: Mapping[str, object], outputs: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """The smallest module that contains an output projection and an input projection, and what grew in it."""
+    """The smallest module that contains an output projection and an input projection, and what else grew in it.
+
+    If it contains several output projections, only what comes behind the one before.
+    """
     module = output.rpartition(".")[0]
-    while True:
-        prefix = f"{module}." if module else ""
-        members = [name for name in moved if name.startswith(prefix)]
-        if any(name in inputs for name in members) or not module:
-            return module, members
+    while module:
+        members = [name for name in moved if name.startswith(f"{module}.")]
+        if any(name in inputs for name in members):
+            break
         module = module.rpartition(".")[0]
+    else:
+        return "", []
+    if sum(name in outputs for name in members) > 1:
+        end = members.index(output)
+        start = max((i + 1 for i, name in enumerate(members[:end]) if name in outputs), default=0)
+        members = members[start:end]
+    return module, [name for name in members if name != output]
+
+
+def _is_repeated(base: nn.Module, name: str) -> bool:
+    """Whether a module is in a list of layers, unlike projectors and heads."""
+    steps = name.split(".")
+    return any(
+        isinstance(base.get_submodule(".".join(steps[:depth])), nn.ModuleList)
+        for depth in range(1, len(steps))
+    )
+
+
+def _without_knob(base: nn.Module, known: Collection[str]) -> list[str]:
+    """The output projections that look like those of FFNs in a list of layers but are not among the `known` weights."""
+    names = []
+    for name, module in base.named_modules():
+        linears = [(n, m) for n, m in module.named_children() if isinstance(m, nn.Linear)]
+        for (_, first), (child, second) in pairwise(linears):
+            output = f"{name}.{child}"
+            returns = first.in_features == second.out_features
+            widens = first.out_features in (second.in_features, 2 * second.in_features) and (
+                second.in_features > first.in_features
+            )
+            attends = "att" in name.rpartition(".")[2].lower()
+            if (
+                returns
+                and widens
+                and not attends
+                and f"{output}.weight" not in known
+                and _is_repeated(base, name)
+            ):
+                names.append(output)
+    return names
 
 
 def _place(
@@ -376,13 +466,14 @@ def _place(
     inputs: list[str],
     moved: dict[str, list[tuple[int, int]]],
     value: int,
+    step: int,
 ) -> Place | None:
     axis, growth = moved[output][0]
     weight = base.get_parameter(output)
     owner = base.get_submodule(output.rpartition(".")[0])
     stacked = weight.ndim == 3
     width = weight.shape[axis]
-    scale = Fraction(growth, STEP)
+    scale = Fraction(growth, step)
     if scale * value != width:
         return None  # not proportional to the entry
     slots = []
@@ -396,8 +487,10 @@ def _place(
             or len(shape) not in (weight.ndim, weight.ndim - 1)
         ):
             return None
-        if _role(holder, parameter, moved[parameter], moved) != "input":
-            raise _Rejected(f"{parameter} has a value per neuron and is no projection")
+        if stacked and shape[0] != weight.shape[0]:
+            raise _Rejected(f"{parameter} has {shape[0]} experts, {output} {weight.shape[0]}")
+        if "norm" in type(holder).__name__.lower():
+            raise _Rejected(f"{parameter} belongs to a norm over the neurons")
         interleaved = copies == 2 and not getattr(holder, "is_concatenated", True)
         slots.append(Slot(parameter, at - stacked, int(copies), interleaved))
     attributes = tuple(
@@ -420,5 +513,17 @@ def _place(
 
 
 def _in_order(base: PreTrainedModel, found: list[Knob]) -> tuple[Knob, ...]:
+    """The knobs in the order of their FFNs, without those that only set FFNs which another one sets too, such as the
+    number of shared experts."""
+    places = {knob.path: {place.output.name for place in knob.places} for knob in found}
+    found = [
+        knob
+        for i, knob in enumerate(found)
+        if not any(
+            places[knob.path] < places[other.path] or (places[knob.path] == places[other.path] and j < i)
+            for j, other in enumerate(found)
+            if other is not knob
+        )
+    ]
     order = {name: index for index, (name, _) in enumerate(base.named_parameters())}
     return tuple(sorted(found, key=lambda knob: order[knob.places[0].output.name]))

@@ -36,7 +36,7 @@ def check_config(
     for ffn, width in zip(ffns, widths, strict=True):
         entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
     for knob, entry in entries.items():
-        set_entry(config, knob.path, entry)
+        set_entry(config, knob.path, knob.entry(entry))
     if adds_bias:
         for switch in BIAS_SWITCHES:
             if hasattr(config.get_text_config(), switch):
@@ -120,6 +120,8 @@ def _pruned_shapes(
     shapes: Shapes = {}
     for ffn in ffns:
         width = int(ffn.scale * entries[ffn.knob])
+        for owner, name in ffn.vectors:
+            shapes |= dict.fromkeys(names[id(getattr(owner, name))], (width,))
         for projection in ffn.projections:
             stacked = int(projection.expert is not None)
             shape = list(projection.parameter.shape)

@@ -23,6 +23,7 @@ class Snapshot(NamedTuple):
 def take_snapshot(ffns: Sequence[FFN]) -> Snapshot:
     """The current parameters of the FFNs."""
     owners = dict.fromkeys(owner for ffn in ffns for part in ffn.projections for owner in part.owners)
+    owners |= dict.fromkeys(owner for ffn in ffns for owner, _ in ffn.vectors)
     attributes = dict.fromkeys(
         [(module, name) for ffn in ffns for module, name, _ in ffn.attributes]
         + [

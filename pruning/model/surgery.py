@@ -60,7 +60,7 @@ def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
     for knob in knobs:
         driven = [ffn for ffn in ffns if ffn.knob == knob]
         entries = [int(ffn.width / ffn.scale) for ffn in driven]
-        set_entry(model.config, knob.path, max(entries))
+        set_entry(model.config, knob.path, knob.entry(max(entries)))
         holder = read_entry(model.config, knob.path[:-1])
         if len(set(entries)) > 1:
             setattr(holder, WIDTHS, [ffn.width for ffn in driven])
@@ -86,11 +86,11 @@ def _prune_stack(plans: Sequence[Plan]) -> None:
     stacked = first.is_routed
     if stacked:
         plans = sorted(plans, key=lambda plan: plan.ffn.output.expert or 0)
-        experts, kept = len(first.output.parameter), {len(plan.keep) for plan in plans}
-        if len(plans) != experts or len(kept) > 1:
+        experts, counts = len(first.output.parameter), {len(plan.keep) for plan in plans}
+        if len(plans) != experts or len(counts) > 1:
             raise ValueError(
                 f"{first.name}: expected all {experts} experts to keep equally many neurons, got {len(plans)} experts "
-                f"that keep {sorted(kept)}"
+                f"that keep {sorted(counts)}"
             )
 
     def rebuilt(parameter: Tensor, change: Callable[[Plan, Tensor], Tensor]) -> Tensor:
@@ -120,6 +120,10 @@ def _prune_stack(plans: Sequence[Plan]) -> None:
         new.append((output, output.bias_name, bias))
     for projection, name, values in new:
         _set(projection, name, values)
+    for owner, name in first.vectors:
+        values = getattr(owner, name)
+        kept = nn.Parameter(values.detach()[plans[0].keep], requires_grad=values.requires_grad)
+        owner.register_parameter(name, kept)
     for module, attribute, change in first.attributes:
         setattr(module, attribute, int(getattr(module, attribute) + change * (first.width - before)))
     for owner in first.output.owners + sum((projection.owners for projection in first.inputs), ()):

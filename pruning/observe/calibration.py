@@ -123,7 +123,10 @@ def _check(model: PreTrainedModel, windows: Windows) -> None:
         raise ValueError(
             f"sequence_length: expected at most the {longest} positions of the model, got {length}"
         )
-    vocabulary = model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings()
+    if not isinstance(embeddings, nn.Embedding):  # such as one table for each codebook of audio
+        return
+    vocabulary = embeddings.num_embeddings
     low = min(int(sequence.min()) for sequence in windows.sequences)
     high = max(int(sequence.max()) for sequence in windows.sequences)
     if low < 0 or high >= vocabulary:

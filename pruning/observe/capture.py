@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
-from pruning.model.forward import without_cache
+from pruning.model.forward import body_of, without_cache
 from pruning.observe.batches import Batch, model_inputs
 from pruning.observe.neurons import Masks, observed_neurons
 
@@ -133,10 +133,10 @@ def capture(
             is not an expert.
     """
     recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
-    body = model.base_model  # without the language-model head, whose output is not needed
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
             inputs = model_inputs(batch, model.device)
+            body = body_of(model, inputs)
             with observed_neurons(
                 model, ffns, Masks.of(inputs), lambda part: recorders[part.ffn].add(part.z, part.gates)
             ):

@@ -23,6 +23,7 @@ class Neurons(NamedTuple):
         z: `[t, N]`, its neurons.
         added: `[t, d]`, its output; of an expert, before its gate and its bias.
         token: `[t]`, which of the T tokens; None for all of them.
+        n_rows: of the product, T unless the tokens of an expert are chosen elsewhere.
         gates: `[t]`, by which a mixture multiplies the outputs of this expert; None for other FFNs.
     """
 
@@ -32,6 +33,7 @@ class Neurons(NamedTuple):
     added: Tensor
     token: Tensor | None
     gates: Tensor | None
+    n_rows: int
 
 
 OnNeurons = Callable[[Neurons], Tensor | None]
@@ -104,7 +106,7 @@ def observed_neurons(
         z, added, read = values.flatten(0, -2), product.flatten(0, -2), reads.pop(ffn)
         rows, token, gates = _rows(ffn, z, masks, routed)
         chosen = slice(None) if rows is None else rows
-        part = Neurons(ffn, read[chosen], z[chosen], added[chosen], token, gates)
+        part = Neurons(ffn, read[chosen], z[chosen], added[chosen], token, gates, len(z))
         change = on_neurons(part)
         if change is None:
             return None

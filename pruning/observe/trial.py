@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
-from pruning.model.forward import without_cache
+from pruning.model.forward import body_of, without_cache
 from pruning.model.knobs import Knob
 from pruning.model.snapshot import restored
 from pruning.model.surgery import Plan, Solution, prune_ffns
@@ -44,7 +44,8 @@ def reached_knobs(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
             )
     if not reached:
         raise ValueError(
-            f"calibration: expected inputs that reach an FFN of {type(model).__name__}, got none"
+            f"calibration: expected inputs that reach an FFN of {type(model).__name__} that can be pruned, such as "
+            f"{ffns[0].name}, got none"
         )
     return reached
 
@@ -85,7 +86,7 @@ def _first_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) ->
     """The neurons `[T, N]` of each FFN that runs, from its first call."""
     seen: dict[FFN, Tensor] = {}
     inputs = model_inputs(batch, model.device)
-    body = model.base_model
+    body = body_of(model, inputs)
 
     def keep_first(part: Neurons) -> None:
         seen.setdefault(part.ffn, part.z)

@@ -21,6 +21,7 @@ from pruning.model.ffn import FFN
 from pruning.observe.batches import select_tokens
 from pruning.observe.neurons import Neurons, OnNeurons
 
+ADVICE = "use repair='lstsq' for this model"
 TINY = torch.finfo(torch.float32).tiny
 TOLERANCE = 0.1
 """Largest relative deviation from a form that counts as rounding in 16 bits."""
@@ -95,10 +96,14 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
     parts: list[Neurons] = []
     with _leaf_calls(ffns[0].layer) as calls:
         after = run(lambda part: parts.append(part)).float()
+    if any(part.ffn.is_routed and part.gates is None and part.n_rows != len(after) for part in parts):
+        raise ValueError(f"{ffns[0].name}: expected experts whose routing is known, got others; {ADVICE}")
     if len(ffns) > 1:
         return Form(_scale_of_mixture(ffns, after, run), is_mixture=True)
     if len(parts) != 1:
-        raise ValueError(f"{ffns[0].name}: expected its layer to run it once, got {len(parts)} times")
+        raise ValueError(
+            f"{ffns[0].name}: expected its layer to run it once, got {len(parts)} times; {ADVICE}"
+        )
     part = parts[0]
     added = part.added.float()
     # For each token the addition is as large as the output of the layer; a smaller one would be lost in rounding.
@@ -126,7 +131,7 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
             if _close(norm * unit, y):
                 return Form(norm=norm)
     raise ValueError(
-        f"{part.ffn.name}: expected a layer that adds the output of its FFN, or normalizes it, got neither"
+        f"{part.ffn.name}: expected a layer that adds the output of its FFN, or normalizes it, got neither; {ADVICE}"
     )
 
 

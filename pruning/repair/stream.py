@@ -15,12 +15,10 @@ from transformers import PreTrainedModel
 
 from pruning.model.ffn import FFN
 from pruning.model.first_call import Call, first_call
-from pruning.model.forward import without_cache
+from pruning.model.forward import body_of, without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 from pruning.observe.neurons import Masks, Neurons, OnNeurons, observed_neurons
-from pruning.repair.form import Form, Run, find_form
-
-ADVICE = "use repair='lstsq' for this model"
+from pruning.repair.form import ADVICE, Form, Run, find_form
 
 
 class LayerPass(NamedTuple):
@@ -69,7 +67,6 @@ class Stream:
         self._calls: list[list[Call]] = []  # by batch: the arguments of each layer but the hidden states
         self._real: list[Tensor | None] = []  # by batch: the positions that are not padding
         self.forms: list[Form] = []
-        options = without_cache(model.base_model)
         self.hidden: list[Tensor] = []
         by_shape: dict[torch.Size, list[Call]] = {}
         for batch in batches:
@@ -78,7 +75,8 @@ class Stream:
                 raise ValueError(f"{ffns[0].name}: expected calibration text for sequential repair; {ADVICE}")
             real, shape = real_positions(inputs), inputs["input_ids"].shape
             self._real.append(real)
-            run = partial(model.base_model, **inputs, **options)
+            body = body_of(model, inputs)
+            run = partial(body, **inputs, **without_cache(body))
             with torch.no_grad():
                 # Without padding, masks and positions depend on the shape of the batch only.
                 if real is None and shape in by_shape:
