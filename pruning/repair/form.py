@@ -42,6 +42,7 @@ class Form:
         is_mixture: whether there are several FFNs.
         normalizes_sum: whether it is a normalized sum.
         norm: `[d]` float32, the weight of the norm of the output of the only FFN, or None.
+        epsilon: of that norm, added to the mean square.
         block_is_ffn: whether the block of the only FFN can be run on its own.
     """
 
@@ -49,6 +50,7 @@ class Form:
     is_mixture: bool = False
     normalizes_sum: bool = False
     norm: Tensor | None = None
+    epsilon: float = 0.0
     block_is_ffn: bool = False
 
     @property
@@ -56,6 +58,10 @@ class Form:
         """Added to the squared weights of the norm when dividing by them: a dimension with hardly any weight need not
         be fitted to the error of earlier layers, and would change the norm of all others. None without a norm."""
         return None if self.norm is None else (DAMPING * self.norm.abs().median()).square()
+
+    def rms(self, added: Tensor) -> Tensor:
+        """The root mean square that the norm divides each row by, `[T, 1]` float32."""
+        return (added.float().square().mean(1, keepdim=True) + self.epsilon).sqrt().clamp_min(1e-12)
 
     def outcome(self, after: Tensor, parts: Sequence[Neurons]) -> Tensor:
         """`[T, d]` float32, what repair brings closest to the dense stream: the output of the layer `after`, or the sum
@@ -74,7 +80,7 @@ class Form:
         gains = []
         for part in parts:
             if self.norm is not None:
-                gains.append(self.norm / rms(part.added))
+                gains.append(self.norm / self.rms(part.added))
             elif part.gates is not None:
                 gains.append(self.scale * part.gates.float()[:, None])
             elif self.is_mixture and not part.ffn.is_routed:
@@ -126,18 +132,24 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
         return Form(normalizes_sum=True)
     for x, y in inputs:
         if torch.equal(x, added) and not torch.equal(x, y):
-            unit = added / rms(added)
-            norm = (y * unit).sum(0) / unit.square().sum(0).clamp_min(TINY)
-            if _close(norm * unit, y):
-                return Form(norm=norm)
+            form = _norm(added, y)
+            if form.norm is not None and _close(form.norm * added / form.rms(added), y):
+                return form
     raise ValueError(
         f"{part.ffn.name}: expected a layer that adds the output of its FFN, or normalizes it, got neither; {ADVICE}"
     )
 
 
-def rms(added: Tensor) -> Tensor:
-    """The root mean square of each row, `[T, 1]` float32."""
-    return added.float().square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+def _norm(added: Tensor, normed: Tensor) -> Form:
+    """The RMS norm that makes `normed` of `added`, if it is one."""
+    squares = added.square().mean(1)
+    large = squares >= squares.median()  # for which epsilon does not matter
+    unit = added[large] / squares[large].sqrt()[:, None]
+    norm = (normed[large] * unit).sum(0) / unit.square().sum(0).clamp_min(TINY)
+    smallest = int(squares.argmin())
+    scaled = norm * added[smallest]
+    divisor = scaled.square().sum() / (scaled @ normed[smallest]).clamp_min(TINY)
+    return Form(norm=norm, epsilon=max(float(divisor.square() - squares[smallest]), 0.0))
 
 
 def _scale_of_mixture(ffns: Sequence[FFN], after: Tensor, run: Run) -> float:

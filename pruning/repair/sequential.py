@@ -14,7 +14,7 @@ from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.batches import Batch
 from pruning.observe.capture import MIN_TOKENS
 from pruning.observe.neurons import Neurons
-from pruning.repair.form import rms
+from pruning.repair.form import Form
 from pruning.repair.refine import refine_ffn
 from pruning.repair.ridge import ridge
 from pruning.repair.stream import LayerPass, Stream
@@ -70,7 +70,7 @@ def examples_in_sequence(
                     observe(part)
             lacking = ahead.outcome - behind.outcome
             certainty = ahead.outcome.square().mean(1).clamp_min(1e-12).reciprocal()
-            shares = _shares(behind, lacking, damping=dense.forms[index].damping)
+            shares = _shares(behind, lacking, form=dense.forms[index])
             for part, gain, share in zip(behind.parts, behind.gains, shares, strict=True):
                 rows = slice(None) if part.token is None else part.token
                 output = part.added.float()
@@ -173,8 +173,9 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
     return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1])
 
 
-def _shares(behind: LayerPass, lacking: Tensor, *, damping: Tensor | None) -> list[Tensor]:
+def _shares(behind: LayerPass, lacking: Tensor, *, form: Form) -> list[Tensor]:
     """For each FFN that ran, the share of what is lacking that it should add to its output, per unit."""
+    damping = form.damping
     total = torch.zeros_like(lacking[:, :1]) if damping is None else torch.zeros_like(lacking)
     for part, gain in zip(behind.parts, behind.gains, strict=True):
         if part.token is None:
@@ -182,7 +183,7 @@ def _shares(behind: LayerPass, lacking: Tensor, *, damping: Tensor | None) -> li
         else:
             total.index_add_(0, part.token, gain.square())
     if damping is not None:
-        total = total + damping / rms(behind.parts[0].added).square()
+        total = total + damping / form.rms(behind.parts[0].added).square()
     total = total.clamp_min(1e-30)
     return [
         gain / (total if part.token is None else total[part.token])
