@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
-from math import nextafter
+from math import inf, nextafter
 from typing import Any
 
 from torch import nn
@@ -87,6 +87,7 @@ class Knob:
         value: of the entry, times `unit`.
         places: of its FFNs, in the order of the model.
         unit: 1, or what an entry that is a ratio is multiplied by to give the width.
+        is_float: whether the entry is one.
         step: `value` has to be a multiple of this: `unit` for a ratio that has to be an integer, otherwise 1.
     """
 
@@ -94,6 +95,7 @@ class Knob:
     value: int
     places: tuple[Place, ...]
     unit: int = 1
+    is_float: bool = False
     step: int = 1
 
     def entry(self, value: int) -> float:
@@ -101,14 +103,9 @@ class Knob:
         if self.unit == 1:
             return value
         ratio = value / self.unit
-        # Classes round `ratio * unit` down.
-        return (
-            int(ratio)
-            if ratio.is_integer()
-            else ratio
-            if int(ratio * self.unit) == value
-            else nextafter(ratio, 9e9)
-        )
+        if int(ratio * self.unit) < value:  # classes round down
+            ratio = nextafter(ratio, inf)
+        return int(ratio) if ratio.is_integer() and not self.is_float else ratio
 
     def __str__(self) -> str:
         return ".".join(map(str, self.path))
@@ -262,7 +259,7 @@ def _experiment(
     except _Rejected as reason:
         reason.parameters = frozenset(moved)
         raise
-    knob = Knob(path, int(value * unit), places, unit)
+    knob = Knob(path, int(value * unit), places, unit, type(value) is float)
     if not is_ratio:
         return knob
     try:
