@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pruning.model.knobs import Knob, Knobs, Place, Slot, find_knobs, read_entry
+from pruning.model.knobs import Knob, Knobs, find_knobs, read_entry
+from pruning.model.places import Place, Slot
 
 WIDTHS = "ffn_widths"
 """Our own config entry, beside that of the only knob: the number of neurons of each FFN where they differ, for
@@ -27,7 +28,7 @@ class Projection:
         weight_name, bias_name: of their parameters.
         axis: of the weight, over the neurons (behind the axis of the experts).
         contracts: whether the neurons are its inputs, instead of its outputs.
-        copies, interleaved: see `pruning.model.knobs.Slot`.
+        copies, interleaved: see `pruning.model.places.Slot`.
         expert: index in the stack; None for a single projection.
     """
 

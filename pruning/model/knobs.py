@@ -1,29 +1,23 @@
 """Which config entries set the widths of a model's feed-forward networks (FFNs), found by experiment.
 
 A class is built from its config on the `meta` device, which takes no memory for weights. Then it is built again with
-one integer entry of the config raised, and we look at which axes of which parameters grew. An entry is a knob if
-everything that grew belongs to FFNs. No table of architectures is needed.
-
-A neuron of an FFN is one input of its output projection: `act(gate) * up` in a gated FFN, the output of the activation
-function otherwise. So each FFN has one projection that contracts the neurons, its output projection, and input
-projections with rows that compute them.
+one entry of the config raised, and we look at which axes of which parameters grew. An entry is a knob if everything
+that grew belongs to FFNs (`pruning.model.places`). No table of architectures is needed.
 """
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from math import inf, nextafter
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from pruning.model.architecture import empty_model
+from pruning.model.places import Growth, Place, RejectedError, find_places, is_repeated, lookalikes
 
 STEP = 32
 """Added to an entry; a multiple of what classes require, such as an even number."""
@@ -36,46 +30,6 @@ NOT_WIDTHS = ("head", "rank", "lora", "vocab", "position", "patch", "layers", "f
 the shapes of one."""
 UNSET = ("n_inner", "intermediate_size", "ffn_hidden_size", "ffn_dim", "dim_feedforward")
 """Entries that may be None, for a multiple of the hidden size; set to a number, they are knobs as well."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A parameter with one axis over the neurons of an FFN.
-
-    Attributes:
-        name: of the parameter.
-        axis: over the neurons; in a stack of experts, the axis behind that of the experts counts as 0.
-        copies: entries per neuron along the axis; 2 in a fused gate and up projection.
-        interleaved: whether the copies for one neuron are adjacent, instead of blocks of N.
-    """
-
-    name: str
-    axis: int
-    copies: int = 1
-    interleaved: bool = False
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one FFN, or one stack of experts, is in a class of models.
-
-    Attributes:
-        name: of the smallest module that contains it.
-        inputs: weights, and biases behind their weights, with rows that compute neurons.
-        output: weight of the output projection.
-        output_bias: whether there is one.
-        experts: number of experts in the stack; None for a single FFN.
-        scale: neurons per unit of the config entry.
-        attributes: integer attributes of modules that follow the width: module, name, change per neuron.
-    """
-
-    name: str
-    inputs: tuple[Slot, ...]
-    output: Slot
-    output_bias: bool
-    experts: int | None
-    scale: Fraction
-    attributes: tuple[tuple[str, str, Fraction], ...]
 
 
 @dataclass(frozen=True)
@@ -122,11 +76,6 @@ class Knobs:
 
     found: tuple[Knob, ...]
     rejected: Mapping[str, str]
-
-
-class _Rejected(Exception):  # noqa: N818, not an error: this entry is no knob
-    parameters: frozenset[str] = frozenset()
-    """What grows with it."""
 
 
 def find_knobs(class_: type[PreTrainedModel], config: PretrainedConfig) -> Knobs:
@@ -198,15 +147,15 @@ def _find_knobs(class_: type[PreTrainedModel], hashed: _Config) -> Knobs:
             continue  # no FFN has this width
         try:
             knob = _experiment(class_, config, base, path, value, is_ratio=is_ratio)
-        except _Rejected as reason:
+        except RejectedError as reason:
             if str(reason):
                 rejected[".".join(map(str, path))] = str(reason)
                 named |= reason.parameters
         else:
-            if knob is not None and any(_is_repeated(base, place.name) for place in knob.places):
+            if knob is not None and any(is_repeated(base, place.name) for place in knob.places):
                 found.append(knob)
     named |= {place.output.name for knob in found for place in knob.places}
-    if without := _without_knob(base, named):
+    if without := lookalikes(base, named):
         rejected["(no entry)"] = f"{len(without)} such as {without[0]}, whose width no entry sets"
     return Knobs(_in_order(base, found), rejected)
 
@@ -243,7 +192,7 @@ def _experiment(
     """The knob at `path`, or None if nothing grows.
 
     Raises:
-        _Rejected: what grows are not FFNs alone.
+        RejectedError: what grows are not FFNs alone.
     """
     if value is None:
         return _unset_knob(class_, config, base, path)
@@ -255,8 +204,8 @@ def _experiment(
     # A ratio is multiplied by the growth of the first FFN.
     unit = next(iter(moved.values()))[0][1] if is_ratio else 1
     try:
-        places = _places(base, larger, moved, int(value * unit), unit if is_ratio else STEP)
-    except _Rejected as reason:
+        places = find_places(base, larger, moved, int(value * unit), unit if is_ratio else STEP)
+    except RejectedError as reason:
         reason.parameters = frozenset(moved)
         raise
     knob = Knob(path, int(value * unit), places, unit, type(value) is float)
@@ -264,7 +213,7 @@ def _experiment(
         return knob
     try:
         _build(class_, config, path, knob.entry(knob.value - 1))
-    except _Rejected:  # it has to be an integer
+    except RejectedError:  # it has to be an integer
         return replace(knob, step=unit)
     return knob
 
@@ -297,18 +246,18 @@ def _build(
         set_entry(changed, path, value)
         return empty_model(class_, changed)
     except Exception as error:
-        raise _Rejected from error  # the entry cannot change alone
+        raise RejectedError from error  # the entry cannot change alone
 
 
-def _moved(base: nn.Module, larger: nn.Module) -> dict[str, list[tuple[int, int]]]:
+def _moved(base: nn.Module, larger: nn.Module) -> Growth:
     """The axes that grew, and by how much, of each parameter.
 
     Raises:
-        _Rejected: parameters or buffers appeared, or a buffer grew: the entry sets more than widths.
+        RejectedError: parameters or buffers appeared, or a buffer grew: the entry sets more than widths.
     """
     before, after = dict(base.named_parameters()), dict(larger.named_parameters())
     if before.keys() != after.keys() or any(p.ndim != after[name].ndim for name, p in before.items()):
-        raise _Rejected
+        raise RejectedError
     moved = {
         name: [
             (axis, new - old)
@@ -320,193 +269,8 @@ def _moved(base: nn.Module, larger: nn.Module) -> dict[str, list[tuple[int, int]
     }
     buffers = {name: buffer.shape for name, buffer in base.named_buffers()}
     if moved and buffers != {name: buffer.shape for name, buffer in larger.named_buffers()}:
-        raise _Rejected
+        raise RejectedError
     return moved
-
-
-def _places(
-    base: PreTrainedModel,
-    larger: PreTrainedModel,
-    moved: dict[str, list[tuple[int, int]]],
-    value: int,
-    step: int,
-) -> tuple[Place, ...]:
-    """Divide the parameters that grew into FFNs.
-
-    Raises:
-        _Rejected: with a reason if some of them are FFNs.
-    """
-    outputs, inputs = [], {}
-    for name, axes in moved.items():
-        owner = base.get_submodule(name.rpartition(".")[0])
-        if len(axes) > 1 or isinstance(owner, nn.Embedding):
-            raise _Rejected  # the size of the hidden states
-        role = _role(owner, name, axes, moved)
-        if role is None:
-            continue
-        if role == "output":
-            outputs.append(name)
-        else:
-            inputs[name] = axes[0][0]
-    left, places = dict(moved), []
-    for output in outputs:
-        name, members = _surroundings(output, moved, inputs, outputs)
-        if members and (place := _place(base, larger, name, output, members, moved, value, step)):
-            places.append(place)
-            for member in (*members, output):
-                left.pop(member, None)
-    if not places:
-        raise _Rejected
-    if left:
-        names = ", ".join(sorted(left)[:3])
-        raise _Rejected(f"it also sets the shape of {names}" + (" and others" if len(left) > 3 else ""))
-    return tuple(places)
-
-
-def _role(
-    owner: nn.Module, name: str, axes: list[tuple[int, int]], moved: dict[str, list[tuple[int, int]]]
-) -> str | None:
-    """Whether a parameter computes neurons ("input") or contracts them ("output"), by the axis that grew."""
-    parameter = getattr(owner, name.rpartition(".")[2])
-    axis = axes[0][0]
-    if isinstance(owner, (nn.Linear, Conv1D)):
-        if parameter.ndim == 1:
-            return "input"
-        contracted = 0 if isinstance(owner, Conv1D) else 1
-    elif _is_stack(owner, parameter):
-        if axis == 0:
-            return None  # the number of experts
-        if parameter.ndim == 2:
-            return "input"
-        contracted = 1 if _is_transposed(owner, moved) else 2
-    else:
-        return None
-    return "output" if axis == contracted else "input"
-
-
-def _is_stack(owner: nn.Module, parameter: nn.Parameter) -> bool:
-    """Whether the parameter holds the weights or biases of a stack of experts, `[E, ., .]` or `[E, .]`."""
-    largest = max((p.ndim for p in owner.parameters(recurse=False)), default=0)
-    return largest == 3 and parameter.ndim in (2, 3) and not isinstance(owner, nn.modules.conv._ConvNd)
-
-
-def _is_transposed(owner: nn.Module, moved: dict[str, list[tuple[int, int]]]) -> bool:
-    """Whether the experts of a stack are stored as `[in, out]` instead of `[out, in]`."""
-    if hasattr(owner, "is_transposed"):
-        return bool(owner.is_transposed)
-    # A fused gate and up projection grows twice as fast; the axis in which it grows is that of its outputs.
-    growth = {axes[0] for axes in moved.values() if axes[0][0] > 0}
-    fastest = max(grew for _, grew in growth)
-    axes = {axis for axis, grew in growth if grew == fastest}
-    return axes == {2}
-
-
-def _surroundings(
-    output: str, moved: Mapping[str, object], inputs: Mapping[str, object], outputs: Sequence[str]
-) -> tuple[str, list[str]]:
-    """The smallest module that contains an output projection and an input projection, and what else grew in it.
-
-    If it contains several output projections, only what comes behind the one before.
-    """
-    module = output.rpartition(".")[0]
-    while module:
-        members = [name for name in moved if name.startswith(f"{module}.")]
-        if any(name in inputs for name in members):
-            break
-        module = module.rpartition(".")[0]
-    else:
-        return "", []
-    if sum(name in outputs for name in members) > 1:
-        end = members.index(output)
-        start = max((i + 1 for i, name in enumerate(members[:end]) if name in outputs), default=0)
-        members = members[start:end]
-    return module, [name for name in members if name != output]
-
-
-def _is_repeated(base: nn.Module, name: str) -> bool:
-    """Whether a module is in a list of layers, unlike projectors and heads."""
-    steps = name.split(".")
-    return any(
-        isinstance(base.get_submodule(".".join(steps[:depth])), nn.ModuleList)
-        for depth in range(1, len(steps))
-    )
-
-
-def _without_knob(base: nn.Module, known: Collection[str]) -> list[str]:
-    """The output projections that look like those of FFNs in a list of layers but are not among the `known` weights."""
-    names = []
-    for name, module in base.named_modules():
-        linears = [(n, m) for n, m in module.named_children() if isinstance(m, nn.Linear)]
-        for (_, first), (child, second) in pairwise(linears):
-            output = f"{name}.{child}"
-            returns = first.in_features == second.out_features
-            widens = first.out_features in (second.in_features, 2 * second.in_features) and (
-                second.in_features > first.in_features
-            )
-            attends = "att" in name.rpartition(".")[2].lower()
-            if (
-                returns
-                and widens
-                and not attends
-                and f"{output}.weight" not in known
-                and _is_repeated(base, name)
-            ):
-                names.append(output)
-    return names
-
-
-def _place(
-    base: PreTrainedModel,
-    larger: PreTrainedModel,
-    name: str,
-    output: str,
-    inputs: list[str],
-    moved: dict[str, list[tuple[int, int]]],
-    value: int,
-    step: int,
-) -> Place | None:
-    axis, growth = moved[output][0]
-    weight = base.get_parameter(output)
-    owner = base.get_submodule(output.rpartition(".")[0])
-    stacked = weight.ndim == 3
-    width = weight.shape[axis]
-    scale = Fraction(growth, step)
-    if scale * value != width:
-        return None  # not proportional to the entry
-    slots = []
-    for parameter in inputs:
-        holder = base.get_submodule(parameter.rpartition(".")[0])
-        (at, grew), shape = moved[parameter][0], base.get_parameter(parameter).shape
-        copies = Fraction(grew, growth)
-        if (
-            copies not in (1, 2)
-            or shape[at] != copies * width
-            or len(shape) not in (weight.ndim, weight.ndim - 1)
-        ):
-            return None
-        if stacked and shape[0] != weight.shape[0]:
-            raise _Rejected(f"{parameter} has {shape[0]} experts, {output} {weight.shape[0]}")
-        if "norm" in type(holder).__name__.lower():
-            raise _Rejected(f"{parameter} belongs to a norm over the neurons")
-        interleaved = copies == 2 and not getattr(holder, "is_concatenated", True)
-        slots.append(Slot(parameter, at - stacked, int(copies), interleaved))
-    attributes = tuple(
-        (module_name, attribute, Fraction(after - before, growth))
-        for module_name, module in base.named_modules(prefix="")
-        if module_name == name or module_name.startswith(f"{name}.")
-        for attribute, before in vars(module).items()
-        if type(before) is int and (after := vars(larger.get_submodule(module_name))[attribute]) != before
-    )
-    bias = f"{output.rpartition('.')[2]}_bias" if stacked else "bias"
-    return Place(
-        name,
-        tuple(slots),
-        Slot(output, axis - stacked),
-        getattr(owner, bias, None) is not None,
-        weight.shape[0] if stacked else None,
-        scale,
-        attributes,
-    )
 
 
 def _in_order(base: PreTrainedModel, found: list[Knob]) -> tuple[Knob, ...]:
