@@ -92,8 +92,9 @@ class Projection:
         rows = self.weight.t() if self.contracts else self.weight
         if self.copies == 1:
             return rows
-        order = self.entries(torch.arange(self.width, device=rows.device))
-        return rows[order].view(self.copies, self.width, -1).transpose(0, 1).flatten(1)
+        if self.interleaved:
+            return rows.reshape(self.width, -1)
+        return rows.reshape(self.copies, self.width, -1).transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
