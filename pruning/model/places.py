@@ -229,10 +229,12 @@ def _place(
             raise RejectedError(f"{parameter} belongs to a norm over the neurons")
         interleaved = copies == 2 and not getattr(holder, "is_concatenated", True)
         slots.append(Slot(parameter, at - stacked, int(copies), interleaved))
+    own = {parameter.rpartition(".")[0] for parameter in (*inputs, output)}
+    of_others = {parameter.rpartition(".")[0] for parameter in moved} - own
     attributes = tuple(
         (module_name, attribute, Fraction(after - before, growth))
         for module_name, module in base.named_modules(prefix="")
-        if module_name == name or module_name.startswith(f"{name}.")
+        if (module_name == name or module_name.startswith(f"{name}.")) and module_name not in of_others
         for attribute, before in vars(module).items()
         if type(before) is int and (after := vars(larger.get_submodule(module_name))[attribute]) != before
     )

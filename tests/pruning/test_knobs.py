@@ -9,6 +9,7 @@ import transformers
 
 from pruning.model.ffn import find_ffns
 from pruning.model.knobs import Knob, find_knobs, read_entry, set_entry
+from pruning.model.surgery import resize_ffn
 
 from tiny import tiny, tiny_config
 
@@ -179,6 +180,15 @@ def test_the_layout_ffn_of_lilt_is_a_quarter_as_wide_and_in_the_same_layer():
         [f"{layer}.{name}.dense.{kind}" for kind in ("weight", "bias")]
         for name in ("intermediate", "layout_intermediate")
     ]
+
+
+def test_pruned_modules_say_their_size_also_where_two_ffns_are_in_one_layer():
+    model = tiny("LiltModel", num_hidden_layers=1)
+    for ffn in find_ffns(model):
+        resize_ffn(ffn, ffn.width - 8)
+    linears = [module for module in model.encoder.modules() if isinstance(module, torch.nn.Linear)]
+    assert [(m.out_features, m.in_features) for m in linears] == [tuple(m.weight.shape) for m in linears]
+    assert model.encoder.layer[0].intermediate.dense.out_features == 56
 
 
 def test_albert_shares_one_ffn_among_all_layers():
