@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ def calibration_windows(
         if tokenizer is None:
             raise ValueError("tokenizer: expected one for calibration text, got None")
         return text_windows(model, tokenizer, weighted, settings, n_tokens=settings.calibration_tokens)
+    if isinstance(calibration, Iterator):
+        calibration = list(calibration)  # which can be read more than once
     padding = getattr(text_config(model), "pad_token_id", None) or 0
     if (batches := _model_batches(calibration, model)) is not None:
         return Inputs(batches, f"{len(batches)} batches with {', '.join(batches[0])}")
