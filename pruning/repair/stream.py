@@ -89,10 +89,7 @@ class Stream:
             if real is None:
                 by_shape[shape] = calls
             if not self.forms:
-                self.forms = [
-                    find_form(stage.ffns, real, self._rerun(stage, position, 0, layer_inputs[position]))
-                    for stage, position in zip(self.stages, self._positions, strict=True)
-                ]
+                self.forms = list(self._find_forms(layer_inputs))
         self._advance_to(0, self._positions[0])
 
     def copy(self) -> "Stream":
@@ -141,6 +138,16 @@ class Stream:
                 self.hidden[i] = hidden.clone()
                 self.hidden[i][real] = after
         self._advance_to(self._positions[index] + 1, self._next(index))
+
+    def _find_forms(self, layer_inputs: Sequence[Tensor]) -> Iterator[Form]:
+        for stage, position in zip(self.stages, self._positions, strict=True):
+            try:
+                run = self._rerun(stage, position, 0, layer_inputs[position])
+                yield find_form(stage.ffns, self._real[0], run)
+            except (TypeError, RuntimeError, AttributeError, IndexError) as error:
+                raise ValueError(
+                    f"{stage.ffns[0].name}: expected a layer that runs on its own, got: {error}; {ADVICE}"
+                ) from error
 
     def _next(self, index: int) -> int:
         """The position of the stage behind `index`; behind the last one, that of the next layer."""
