@@ -96,10 +96,10 @@ def readme_text(statuses: Mapping[str, tuple[str, str]]) -> str:
     known = [kind for kind in NAMED.split() if by_type[kind] == {"pruned"}]
     refused = sorted(kind for kind, found in by_type.items() if found == {"refused"})
     text = (
-        f"Any architecture works whose config sets the widths of its FFNs. Of {len(statuses)} tiny random models, of every "
-        f"text, vision-language and speech-to-text class of transformers, {n_pruned} are pruned right ([each with its "
-        f"result](docs/architectures.md)), among them {', '.join(known)}. The others are refused by name before the weights "
-        f"are read, all configurations of {', '.join(refused)}."
+        "Any architecture works whose config sets the widths of its FFNs. "
+        f"Of {len(statuses)} tiny random models, of every text, vision-language and speech-to-text class of "
+        f"transformers, {n_pruned} are pruned right ([each with its result](docs/architectures.md)), among them "
+        f"{', '.join(known)}. The others are refused by name, all configurations of {', '.join(refused)}."
     )
     return textwrap.fill(text, 112, break_long_words=False, break_on_hyphens=False) + "\n"
 
