@@ -21,6 +21,10 @@ from pruning.observe.neurons import Masks, Neurons, OnNeurons, observed_neurons
 from pruning.repair.form import ADVICE, Form, Run, find_form
 
 
+DIMENSIONS = 3
+"""Of hidden states `[B, L, d]`; some architectures have several streams of them."""
+
+
 class LayerPass(NamedTuple):
     """What happened when one layer processed one batch of windows `[B, L]`; T tokens, without padding.
 
@@ -240,18 +244,14 @@ def _take_hidden(call: Call) -> tuple[Tensor, Call]:
     """The hidden states among the arguments of a layer, and the other arguments."""
     keywords = dict(call.keywords)
     hidden = call.args[0] if call.args else keywords.pop("hidden_states", None)
-    if not isinstance(hidden, Tensor):
-        raise ValueError(
-            f"expected layers that read hidden states first, got {type(hidden).__name__}; {ADVICE}"
-        )
+    if not isinstance(hidden, Tensor) or hidden.ndim != DIMENSIONS:
+        raise ValueError(f"expected layers that read hidden states [B, L, d] first, got others; {ADVICE}")
     return hidden, Call(call.args[1:], keywords)
 
 
 def _output_hidden(output: Any) -> Tensor:
     """The hidden states among the outputs of a layer."""
     hidden = output if isinstance(output, Tensor) else output[0]
-    if not isinstance(hidden, Tensor):
-        raise ValueError(
-            f"expected layers that output hidden states first, got {type(hidden).__name__}; {ADVICE}"
-        )
+    if not isinstance(hidden, Tensor) or hidden.ndim != DIMENSIONS:
+        raise ValueError(f"expected layers that output hidden states [B, L, d] first, got others; {ADVICE}")
     return hidden
