@@ -52,14 +52,16 @@ def prune(
     """Drop the redundant neurons of every FFN of `model`, in place.
 
     Args:
-        model: a Hugging Face model of a known layout (`pruning.model.ffn`), de-quantized, in memory.
+        model: a Hugging Face model, de-quantized, in memory, whose config sets the widths of its FFNs
+            (`pruning.model.knobs`).
         tokenizer: of the model; may be None if `calibration` is a tensor.
         calibration: what to run the model on. Text, of which about `calibration_tokens` are read, in windows of
             `sequence_length`: a str; a Path of text, JSON lines or Parquet; sources (`pruning.observe.sources`); a
             data set (of `datasets`) with a column `text` or `messages`. A list of texts, each a sequence of its own.
             Token ids, all of which are used: an integer tensor or NumPy array `[n, L]`, a list of sequences, a
             dict with `input_ids` and optionally `attention_mask` (a `BatchEncoding`), or an iterable of such dicts (a
-            `DataLoader`). Padding does not count. By default half of the language reference that ships with CPython.
+            `DataLoader`). Padding does not count. Batches of other inputs by name, such as `pixel_values`, are used as
+            they are. By default half of the language reference that ships with CPython.
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
             `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
             `budget="kl"` needs and the file lacks. They must be of this very model, and calibration that is given or
@@ -80,9 +82,10 @@ def prune(
         checkpoint that stock transformers can load (with `budget="uniform"`).
 
     Raises:
-        ValueError: settings out of range, no known FFN, a layer that does not read the output of the one before (with
-            sequential repair), too little text, a ratio that rounding or the cap makes unreachable, statistics of
-            another model, calibration or estimator, NaN or infinite activations. The model is then unchanged.
+        ValueError: settings out of range, no config entry that sets the width of FFNs, an FFN whose neurons depend on
+            each other, layers that cannot be followed (with `repair="sequential"`), too little text, a ratio that
+            rounding or the cap makes unreachable, statistics of another model, calibration or estimator, NaN or
+            infinite activations. The model is then unchanged.
         OSError: no such statistics file, or no folder to save one in, or other data in its place.
     """
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there

@@ -25,7 +25,7 @@ SMALLEST = 16
 """No FFN is narrower; a smaller entry is a number of something else."""
 RATIOS = ("ratio", "mult", "expansion")
 """Parts of the names of entries that may set the width as a multiple of the hidden size."""
-NOT_WIDTHS = ("head", "rank", "lora", "vocab", "position", "patch", "layers", "ffn_widths")
+NOT_WIDTHS = ("head", "attention", "rank", "lora", "vocab", "position", "patch", "layers", "ffn_widths")
 """Parts of the names of entries that never set the width of an FFN. Attention heads and low-rank projections can have
 the shapes of one."""
 UNSET = ("n_inner", "intermediate_size", "ffn_hidden_size", "ffn_dim", "dim_feedforward")

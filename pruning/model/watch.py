@@ -71,10 +71,13 @@ class Watch(TorchFunctionMode):
 @contextmanager
 def one_by_one(model: Any) -> Iterator[None]:
     """Run the experts of a mixture one by one, so that each product can be observed."""
-    if not hasattr(model, "get_experts_implementation"):
+    if not hasattr(model, "set_experts_implementation"):
         yield
         return
-    before = model.get_experts_implementation()
+    if hasattr(model, "get_experts_implementation"):
+        before = model.get_experts_implementation()
+    else:  # transformers 5.17
+        before = model.config._experts_implementation
     model.set_experts_implementation("eager")
     try:
         yield

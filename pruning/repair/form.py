@@ -103,7 +103,9 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
     with _leaf_calls(ffns[0].layer) as calls:
         after = run(lambda part: parts.append(part)).float()
     if any(part.added.shape[1] != after.shape[1] for part in parts):
-        raise ValueError(f"{ffns[0].name}: expected FFNs that write to the hidden states, got others; {ADVICE}")
+        raise ValueError(
+            f"{ffns[0].name}: expected FFNs that write to the hidden states, got others; {ADVICE}"
+        )
     if any(part.ffn.is_routed and part.gates is None and part.n_rows != len(after) for part in parts):
         raise ValueError(f"{ffns[0].name}: expected experts whose routing is known, got others; {ADVICE}")
     if len(ffns) > 1:

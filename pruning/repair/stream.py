@@ -21,6 +21,10 @@ from pruning.observe.neurons import Masks, Neurons, OnNeurons, observed_neurons
 from pruning.repair.form import ADVICE, Form, Run, find_form
 
 
+DIMENSIONS = 3
+"""Of hidden states `[B, L, d]`; some architectures have several streams of them."""
+
+
 class LayerPass(NamedTuple):
     """What happened when one layer processed one batch of windows `[B, L]`; T tokens, without padding.
 
@@ -89,10 +93,7 @@ class Stream:
             if real is None:
                 by_shape[shape] = calls
             if not self.forms:
-                self.forms = [
-                    find_form(stage.ffns, real, self._rerun(stage, position, 0, layer_inputs[position]))
-                    for stage, position in zip(self.stages, self._positions, strict=True)
-                ]
+                self.forms = list(self._find_forms(layer_inputs))
         self._advance_to(0, self._positions[0])
 
     def copy(self) -> "Stream":
@@ -141,6 +142,16 @@ class Stream:
                 self.hidden[i] = hidden.clone()
                 self.hidden[i][real] = after
         self._advance_to(self._positions[index] + 1, self._next(index))
+
+    def _find_forms(self, layer_inputs: Sequence[Tensor]) -> Iterator[Form]:
+        for stage, position in zip(self.stages, self._positions, strict=True):
+            try:
+                run = self._rerun(stage, position, 0, layer_inputs[position])
+                yield find_form(stage.ffns, self._real[0], run)
+            except (TypeError, RuntimeError, AttributeError, IndexError) as error:
+                raise ValueError(
+                    f"{stage.ffns[0].name}: expected a layer that runs on its own, got: {error}; {ADVICE}"
+                ) from error
 
     def _next(self, index: int) -> int:
         """The position of the stage behind `index`; behind the last one, that of the next layer."""
@@ -233,18 +244,14 @@ def _take_hidden(call: Call) -> tuple[Tensor, Call]:
     """The hidden states among the arguments of a layer, and the other arguments."""
     keywords = dict(call.keywords)
     hidden = call.args[0] if call.args else keywords.pop("hidden_states", None)
-    if not isinstance(hidden, Tensor):
-        raise ValueError(
-            f"expected layers that read hidden states first, got {type(hidden).__name__}; {ADVICE}"
-        )
+    if not isinstance(hidden, Tensor) or hidden.ndim != DIMENSIONS:
+        raise ValueError(f"expected layers that read hidden states [B, L, d] first, got others; {ADVICE}")
     return hidden, Call(call.args[1:], keywords)
 
 
 def _output_hidden(output: Any) -> Tensor:
     """The hidden states among the outputs of a layer."""
     hidden = output if isinstance(output, Tensor) else output[0]
-    if not isinstance(hidden, Tensor):
-        raise ValueError(
-            f"expected layers that output hidden states first, got {type(hidden).__name__}; {ADVICE}"
-        )
+    if not isinstance(hidden, Tensor) or hidden.ndim != DIMENSIONS:
+        raise ValueError(f"expected layers that output hidden states [B, L, d] first, got others; {ADVICE}")
     return hidden

@@ -5,7 +5,8 @@ import collections
 import multiprocessing
 import os
 import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,14 @@ from judge import Verdict, judge
 from overrides import UNBUILT
 from zoo import cases
 
+README = Path(__file__).parents[2] / "README.md"
+MARKS = ("<!-- architectures -->\n", "<!-- /architectures -->")
+NAMED = (
+    "llama qwen2 qwen3 qwen3_moe qwen2_moe mistral mixtral gemma gemma2 gemma3 phi phi3 olmo2 olmoe granite granitemoe "
+    "gpt2 gpt_neox gpt_oss deepseek_v3 glm4_moe llama4_text smollm3 bert roberta modernbert deberta-v2 albert t5 bart "
+    "whisper vit dinov2 clip siglip llava qwen2_vl"
+)
+"""Types of models that the README names if every configuration of them is pruned."""
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 STATUSES = {
     "pruned": "pruned, and checked: equal to the dense model with those neurons set to zero; the checkpoint loads in "
@@ -25,7 +34,7 @@ STATUSES = {
     "wrong": "pruned into something else than the dense model without some neurons, or that cannot be loaded",
     "crash": "ended in a foreign error",
 }
-ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| [^|]+ \| (?P<status>\w+) \|")
+ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<type>[^|]+) \| (?P<status>\w+) \|")
 
 
 def render(verdicts: Sequence[Verdict]) -> str:
@@ -74,10 +83,43 @@ def _row(verdict: Verdict) -> str:
     return f"| `{verdict.name}` | {verdict.architecture} | {verdict.status} | {ffns} | {what} |"
 
 
+def readme_text(statuses: Mapping[str, tuple[str, str]]) -> str:
+    """What the README says about architectures: counts, known types, and the types that are refused.
+
+    Args:
+        statuses: for each case its type and result.
+    """
+    by_type = collections.defaultdict(set)
+    for kind, status in statuses.values():
+        by_type[kind].add(status)
+    n_pruned = sum(status == "pruned" for _, status in statuses.values())
+    known = [kind for kind in NAMED.split() if by_type[kind] == {"pruned"}]
+    refused = sorted(kind for kind, found in by_type.items() if found == {"refused"})
+    text = (
+        "Any architecture works whose config sets the widths of its FFNs. "
+        f"Of {len(statuses)} tiny random models, of every text, vision-language and speech-to-text class of "
+        f"transformers, {n_pruned} are pruned right ([each with its result](docs/architectures.md)), among them "
+        f"{', '.join(known)}. The others are refused by name, all configurations of {', '.join(refused)}."
+    )
+    return textwrap.fill(text, 112, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def update_readme(paragraph: str) -> str:
+    """The text of the README with this paragraph."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    return before + MARKS[0] + paragraph + MARKS[1] + rest.split(MARKS[1])[1]
+
+
+def stored_types() -> dict[str, tuple[str, str]]:
+    """The type and result of each case in the stored table."""
+    rows = map(ROW.match, TABLE.read_text(encoding="utf-8").splitlines()) if TABLE.exists() else ()
+    return {row["name"]: (row["type"], row["status"]) for row in rows if row}
+
+
 def stored_statuses() -> dict[str, str]:
     """The result of each case in the stored table."""
-    rows = map(ROW.match, TABLE.read_text(encoding="utf-8").splitlines()) if TABLE.exists() else ()
-    return {row["name"]: row["status"] for row in rows if row}
+    return {name: status for name, (_, status) in stored_types().items()}
 
 
 def judge_all(names: Iterable[str], workers: int) -> list[Verdict]:
@@ -101,6 +143,8 @@ def main() -> None:
     arguments = parser.parse_args()
     verdicts = judge_all([case.name for case in cases()], arguments.workers)
     arguments.out.write_text(render(verdicts), encoding="utf-8")
+    if arguments.out == TABLE:
+        README.write_text(update_readme(readme_text(stored_types())), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from transformers.models.auto import modeling_auto
 
 from judge import judge
 from overrides import UNBUILT
-from table import stored_statuses
+from table import README, readme_text, stored_statuses, stored_types, update_readme
 from zoo import MAPPINGS, Case, cases
 
 SAMPLE = (
@@ -68,3 +68,7 @@ def test_the_stored_table_is_complete_and_meets_the_targets():
     assert stored.keys() == by_name().keys()
     assert set(stored.values()) <= {"pruned", "refused"}
     assert sum(status == "pruned" for status in stored.values()) >= LEAST_PRUNED
+
+
+def test_the_readme_says_what_the_stored_table_says():
+    assert update_readme(readme_text(stored_types())) == README.read_text(encoding="utf-8")
