@@ -15,7 +15,10 @@ def without_cache(model: PreTrainedModel) -> dict[str, Any]:
     """
     own = inspect.signature(model.forward).parameters
     passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values())
-    accepts = _names_cache(model) or (passes_on and _names_cache(model.base_model))
+    parts = [
+        part for part in model.modules() if isinstance(part, PreTrainedModel)
+    ]  # such as a language model
+    accepts = _names_cache(model) or (passes_on and any(map(_names_cache, parts)))
     return {"use_cache": False} if accepts else {}
 
 
