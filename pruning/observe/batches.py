@@ -87,11 +87,8 @@ class Inputs:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of text, or examples of anything else."""
-        return sum(
-            int(batch["input_ids"].numel() if "input_ids" in batch else _examples(batch))
-            for batch in self.batches
-        )
+        """Tokens of text without padding, or examples of anything else."""
+        return sum(map(_n_tokens, self.batches))
 
     @property
     def longest(self) -> int:
@@ -167,8 +164,11 @@ def unpadded(ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         yield ids[row, int(real[0]) : int(real[-1]) + 1]
 
 
-def _examples(batch: Mapping[str, Tensor]) -> int:
-    return len(next(iter(batch.values())))
+def _n_tokens(batch: Mapping[str, Tensor]) -> int:
+    if "input_ids" not in batch:
+        return len(next(iter(batch.values())))
+    real = real_positions(batch)
+    return batch["input_ids"].numel() if real is None else int(real.sum())
 
 
 def _batch(sequences: Sequence[Tensor], padding: int) -> Batch:
