@@ -20,7 +20,6 @@ from pruning.observe.batches import Batch, model_inputs, real_positions, select_
 from pruning.observe.neurons import Masks, Neurons, OnNeurons, observed_neurons
 from pruning.repair.form import ADVICE, Form, Run, find_form
 
-
 DIMENSIONS = 3
 """Of hidden states `[B, L, d]`; some architectures have several streams of them."""
 
