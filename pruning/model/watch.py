@@ -40,7 +40,7 @@ class Watch(TorchFunctionMode):
             parameter, expert = projection.parameter, projection.expert
             storage = parameter.untyped_storage().data_ptr()
             offset = 0 if expert is None else expert * parameter.stride(0)
-            self._by_start[storage, parameter.storage_offset() + offset] = projection
+            self._by_start[storage, int(parameter.storage_offset() + offset)] = projection
             if expert is not None:
                 self._stacks.setdefault(storage, []).append(projection)
 
