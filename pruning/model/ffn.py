@@ -1,6 +1,7 @@
 """The feed-forward networks (FFNs) of a model in memory, bound to its parameters (`pruning.model.knobs`)."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -176,12 +177,9 @@ def bind_ffns(model: PreTrainedModel, class_: type[PreTrainedModel]) -> list[FFN
     order = {name: index for index, name in enumerate(modules)}
     places.sort(key=lambda pair: order.get(pair[1].output.name.rpartition(".")[0], 0))
     ffns = [ffn for knob, place in places for ffn in _bind(model, modules, owners, knob, place)]
-    names = [ffn.name for ffn in ffns]
-    outputs = {id(m): name for name, m in modules.items()}
-    return [
-        replace(ffn, name=outputs[id(ffn.output.owners[0])]) if names.count(ffn.name) > 1 else ffn
-        for ffn in ffns
-    ]
+    names = Counter(ffn.name for ffn in ffns)
+    outputs = {module: name for name, module in modules.items()}
+    return [replace(ffn, name=outputs[ffn.output.owners[0]]) if names[ffn.name] > 1 else ffn for ffn in ffns]
 
 
 def knobs_of(ffns: Sequence[FFN]) -> list[Knob]:

@@ -64,6 +64,9 @@ class Knob:
     def __str__(self) -> str:
         return ".".join(map(str, self.path))
 
+    def __hash__(self) -> int:
+        return hash(self.path)  # of all places would be slow
+
 
 @dataclass(frozen=True)
 class Knobs:
@@ -91,13 +94,7 @@ def read_entry(config: PretrainedConfig, path: tuple[str | int, ...]) -> Any:
     """The value of a config entry."""
     value: Any = config
     for step in path:
-        value = (
-            value[step]
-            if isinstance(step, int)
-            else value[step]
-            if isinstance(value, dict)
-            else vars(value)[step]
-        )
+        value = value[step] if isinstance(step, int) or isinstance(value, dict) else vars(value)[step]
     return value
 
 

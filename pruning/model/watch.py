@@ -34,10 +34,15 @@ class Watch(TorchFunctionMode):
     def __init__(self, projections: Sequence[Projection], on_product: OnProduct) -> None:
         super().__init__()
         self._on_product = on_product
-        self._by_storage: dict[int, list[Projection]] = {}
+        self._by_start: dict[tuple[int, int], Projection] = {}  # by storage and offset in it
+        self._stacks: dict[int, list[Projection]] = {}  # by storage
         for projection in projections:
-            key = projection.parameter.untyped_storage().data_ptr()
-            self._by_storage.setdefault(key, []).append(projection)
+            parameter, expert = projection.parameter, projection.expert
+            storage = parameter.untyped_storage().data_ptr()
+            offset = 0 if expert is None else expert * parameter.stride(0)
+            self._by_start[storage, int(parameter.storage_offset() + offset)] = projection
+            if expert is not None:
+                self._stacks.setdefault(storage, []).append(projection)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -47,24 +52,18 @@ class Watch(TorchFunctionMode):
         if operands is None or len(args) <= operands[1] or not isinstance(args[operands[1]], Tensor):
             return result
         values, weight = (args[i] for i in operands)
-        for projection in self._by_storage.get(weight.untyped_storage().data_ptr(), ()):
-            result = self._observe(projection, values, weight, result)
-        return result
-
-    def _observe(self, projection: Projection, values: Tensor, weight: Tensor, result: Tensor) -> Tensor:
-        parameter, expert = projection.parameter.detach(), projection.expert
-        if expert is not None and weight.ndim == parameter.ndim:  # all experts in one product
-            changed = self._on_product(projection, values[expert], result[expert])
-            if changed is not None:
-                result[expert] = changed
+        storage = weight.untyped_storage().data_ptr()
+        stack = self._stacks.get(storage)
+        if stack is not None and weight.ndim == stack[0].parameter.ndim:  # all experts in one product
+            for projection in stack:
+                changed = self._on_product(projection, values[projection.expert], result[projection.expert])
+                if changed is not None:
+                    result[projection.expert] = changed
             return result
-        start = parameter.storage_offset() + (0 if expert is None else expert * parameter.stride(0))
-        if (
-            weight.storage_offset() != start
-            or weight.numel() * (1 if expert is None else len(parameter)) != parameter.numel()
-        ):
+        found = self._by_start.get((storage, weight.storage_offset()))
+        if found is None or weight.numel() != found.weight.numel():
             return result  # another part of the same storage
-        changed = self._on_product(projection, values, result)
+        changed = self._on_product(found, values, result)
         return result if changed is None else changed
 
 
