@@ -27,6 +27,7 @@ from pruning.observe.sources import BUILTIN, open_sources
 from pruning.paths import check_paths
 from pruning.pipeline import prune
 from pruning.prepare import prepare
+from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
@@ -178,7 +179,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         report.notes["evaluation"] = {"text": windows.source} | shape | summary(dense, pruned, speed)
     if warned:
         report.notes["warnings"] = list(warned)
-    save_pruned(model, tokenizer, report, out, force=args.force)
+    save_pruned(model, tokenizer, report, out, source=source_folder(args.model), force=args.force)
     saved.out = out
 
     print("\n" + closing_table(report, dense, pruned, speed))
