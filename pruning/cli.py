@@ -5,8 +5,10 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +41,17 @@ from pruning.terminal import any_encoding, describe, discard_output, warnings_in
 
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # `Settings` checks it
+
+
+TYPES: dict[str, Callable[[str], Any]] = {"threshold": _number_or_text, "multiple_of": int}
+"""How to read options whose default is None and whose values are not just text."""
 ALIASES = {"sequence_length": ("--seqlen",)}
 """Names of options that other packages use."""
 
@@ -315,19 +328,12 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(
             flag,
             *ALIASES.get(option.name, ()),
-            type=_number_or_text if option.name == "threshold" else type(option.default or ""),
+            type=TYPES.get(option.name, type(option.default or "")),
             default=option.default,
             choices=choices(option.name) or None,
             help=help_text(option.name),
         )
     return parser
-
-
-def _number_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text  # `Settings` checks it
 
 
 if __name__ == "__main__":

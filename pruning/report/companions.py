@@ -77,7 +77,7 @@ def _modules(source: Path) -> set[str]:
         paths = [Path(module["path"]) for module in modules]
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    return {path.name for path in paths if len(path.parts) == 1 and not path.name.startswith(".")}
+    return {path.name for path in paths if path.parts == (path.name,) and not path.name.startswith(".")}
 
 
 def _describes(name: Path) -> bool:
