@@ -45,9 +45,10 @@ class Settings:
         candidates: selections that `"random-pairs"` draws, with seeds `seed`, `seed + 1` and so on. The one whose
             model diverges least from the dense model on a few calibration windows is used. With sequential repair
             the candidates are compared after least-squares repair.
-        multiple_of: the number of kept neurons is rounded to the nearest multiple. GGUF's k-quants (Q4_K and the like)
-            need 256; 32 is enough for its Q8_0 and Q4_0, and 128 for GPUs. By default 256 where the dense width is a
-            multiple of it and the rounding moves the ratio by less than 0.02, otherwise 32.
+        multiple_of: the number of kept neurons is rounded to the nearest multiple. GGUF's k-quants (such as Q4_K_M) need
+            256, or the output projections fall back to larger formats; 32 suits only its Q8_0, Q4_0 and Q5_0. By
+            default 256 where the dense width is a multiple of it and the rounding moves the ratio by less than 0.02,
+            otherwise 32.
         calibration_tokens, sequence_length, batch_size: how much text the model reads, in windows of which length, and
             how many windows per forward pass.
         bos: begin every window of text for a causal model with the tokens that the tokenizer puts in front of a text,
@@ -89,8 +90,8 @@ class Settings:
     ] = 1
     multiple_of: Annotated[
         int | None,
-        "round the number of kept neurons per layer to a multiple of this: GGUF's k-quants need 256, Q8_0 and Q4_0 "
-        "32; without it, 256 where that moves the ratio by less than 0.02, otherwise 32",
+        "round the number of kept neurons per layer to a multiple of this: GGUF's k-quants need 256, 32 suits only "
+        "Q8_0 and Q4_0; without it, 256 where that moves the ratio by less than 0.02, otherwise 32",
     ] = None
     calibration_tokens: Annotated[int, "tokens to calibrate on"] = 57_344
     sequence_length: Annotated[int, "tokens per window"] = 512

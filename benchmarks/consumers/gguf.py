@@ -10,16 +10,17 @@ llama.cpp has no Llama with layers of different widths, but its architecture `de
 converter is told to write that one, with the list of widths.
 """
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.record import append, argument_parser, command, row
 from pruning import load_model
 from pruning.cli import main as mi_prune
 from pruning.model.output_folder import MANIFEST
@@ -81,36 +82,41 @@ def transformers_continues(folder: Path) -> tuple[str, bool]:
     return str(text), is_uneven(model.config)
 
 
-def run(*command: str | Path, **environment: Path) -> str:
+def run(*arguments: str | Path, **environment: Path) -> str:
     """What a command prints to standard output; its errors go to ours."""
     variables = os.environ | {name: str(value.resolve()) for name, value in environment.items()}
-    arguments = [str(part) for part in command]
-    done = subprocess.run(arguments, check=True, env=variables, stdout=subprocess.PIPE, text=True)
+    words = [str(argument) for argument in arguments]
+    done = subprocess.run(words, check=True, env=variables, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.consumers.gguf", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argument_parser("benchmarks.consumers.gguf", __doc__ or "", "consumers.jsonl")
     parser.add_argument("model", help="a result of mi-prune, or a model to prune by 20 %% first")
     parser.add_argument("--outtype", default="f32", choices=("f32", "f16", "bf16", "q8_0"))
     args = parser.parse_args(argv)
     folder = Path(args.model)
     if not (folder / MANIFEST).exists():
         folder = TOOLS / "pruned"
-        if mi_prune([args.model, f"--out={folder}", "--force", "--calibration-tokens=16384"]) != 0:
+        options = [f"--out={folder}", "--force", "--calibration-tokens=16384", f"--seed={args.seed}"]
+        if mi_prune([args.model, *options]) != 0:
             return 1
     file = TOOLS / f"{folder.name}-{args.outtype}.gguf"
     TOOLS.mkdir(parents=True, exist_ok=True)
     expected, uneven = transformers_continues(folder)
     convert(folder, file, args.outtype, uneven=uneven)
-    result = {"converter": CONVERTER[0], "bytes": file.stat().st_size, "transformers": expected}
+    result: dict[str, Any] = {"bytes": file.stat().st_size, "transformers": expected}
     if shutil.which("node") and shutil.which("npm"):
         got = llama_cpp_continues(file)
-        result |= {"runner": RUNNER, "llama.cpp": got, "equal": got == expected}
+        result |= {"llama.cpp": got, "equal": got == expected}
     else:
         print("No node and npm here: converted to GGUF, but not run in llama.cpp.", file=sys.stderr)
     print(json.dumps(result, indent=1, ensure_ascii=False))
+    widths = json.loads((folder / MANIFEST).read_text("utf-8")).get("neurons", {}).get("widths")
+    case = {"prompt": PROMPT, "tokens": N_TOKENS, "outtype": args.outtype, "uneven": uneven, "widths": widths}
+    line = command("benchmarks.consumers.gguf", Path(args.model).name, outtype=args.outtype, seed=args.seed)
+    versions = dict(package.replace("==", "@").split("@") for package in (*CONVERTER, RUNNER))
+    append([row("consumers.gguf", line, case, result, versions)], args.out)
     return 0 if result.get("equal", True) or args.outtype != "f32" else 1
 
 

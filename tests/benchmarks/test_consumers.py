@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.consumers import gguf
+from benchmarks.record import load
 from pruning import prune
 from pruning.report.save import save_pruned
 
@@ -42,21 +43,24 @@ def test_another_continuation_is_an_error_where_nothing_is_rounded(
     converted, budget, monkeypatch, capsys, outtype, status
 ):
     folder, asked = converted
+    rows = folder.parent / "rows.jsonl"
     monkeypatch.setattr(shutil, "which", lambda _name: "/usr/bin/node")
     monkeypatch.setattr(gguf, "llama_cpp_continues", lambda _file: "something else")
-    assert gguf.main([str(folder), f"--outtype={outtype}"]) == status
+    assert gguf.main([str(folder), f"--outtype={outtype}", f"--out={rows}"]) == status
     assert json.loads(capsys.readouterr().out)["equal"] is False
     expected, uneven = gguf.transformers_continues(folder)
     monkeypatch.setattr(gguf, "llama_cpp_continues", lambda _file: expected)
-    assert gguf.main([str(folder), f"--outtype={outtype}"]) == 0
+    assert gguf.main([str(folder), f"--outtype={outtype}", f"--out={rows}"]) == 0
     assert asked == [uneven, uneven]
     assert uneven is (budget == "mi")
+    recorded = [row["result"]["equal"] for row in load(rows)]
+    assert recorded == [False, True]
 
 
 def test_without_node_only_the_conversion_is_tried(converted, monkeypatch, capsys):
     folder, asked = converted
     monkeypatch.setattr(shutil, "which", lambda _name: None)
-    assert gguf.main([str(folder)]) == 0
+    assert gguf.main([str(folder), f"--out={folder.parent / 'rows.jsonl'}"]) == 0
     printed = capsys.readouterr()
     assert "not run in llama.cpp" in printed.err
     assert "llama.cpp" not in json.loads(printed.out)
