@@ -15,8 +15,8 @@ MAX_SHIFT = 0.02
 
 
 def rounding(width: int, ratio: float, multiple_of: int | None) -> int:
-    """The multiple that a uniform width is rounded to. None stands for `SUPERBLOCK` where the dense width is a multiple of it
-    and the rounding moves the ratio by less than `MAX_SHIFT`, otherwise for `BLOCK`."""
+    """The multiple that a uniform width is rounded to. None stands for `SUPERBLOCK` where the dense width is a multiple
+    of it and the rounding moves the ratio by less than `MAX_SHIFT`, otherwise for `BLOCK`."""
     if multiple_of is not None:
         return multiple_of
     n_keep = _nearest(width, ratio, SUPERBLOCK)

@@ -3,7 +3,10 @@ import itertools
 import pytest
 import torch
 
-from pruning.choose.budget import allocate, check_cap, rounding, uniform_width
+from pruning import prune
+from pruning.choose.budget import allocate, rounding, uniform_width
+
+from tiny import tiny_model
 
 
 def curves(n_layers, width, seed):
@@ -74,18 +77,19 @@ def test_the_default_rounding_suits_k_quants_where_it_hardly_moves_the_ratio(wid
     kept = uniform_width(width, ratio, None)
     assert kept % expected == 0
     assert abs(1 - kept / width - ratio) < 0.02
-    check_cap(width, ratio, None, max_layer_ratio=0.995)
 
 
 def test_a_given_multiple_is_taken_as_it_is():
     assert [rounding(8192, 0.2, multiple) for multiple in (1, 32, 128, 512)] == [1, 32, 128, 512]
 
 
-def test_uneven_budgets_round_as_the_uniform_one_by_default():
-    widths = allocate(curves(3, 1536, 0), [1.0, 2.0, 3.0], ratio=0.5, multiple_of=None, max_layer_ratio=0.9)
-    assert sum(widths) == 3 * 768
-    assert len(set(widths)) > 1
-    assert all(width % 256 == 0 for width in widths)
+def test_uneven_widths_are_multiples_of_32_by_default(windows):
+    """Coarser steps would make a worse budget."""
+    model = tiny_model("Llama", width=512)
+    report = prune(model, None, calibration=windows, ratio=0.5, budget="mi", repair="none", sample_size=64)
+    assert sum(report.widths) == 3 * 256
+    assert all(width % 32 == 0 for width in report.widths)
+    assert not all(width % 256 == 0 for width in report.widths)
 
 
 def test_small_widths_that_32_cannot_round_are_an_error():
