@@ -45,8 +45,8 @@ class Settings:
         candidates: selections that `"random-pairs"` draws, with seeds `seed`, `seed + 1` and so on. The one whose
             model diverges least from the dense model on a few calibration windows is used. With sequential repair
             the candidates are compared after least-squares repair.
-        multiple_of: the number of kept neurons is rounded to the nearest multiple. GGUF's k-quants (such as Q4_K_M) need
-            256, or the output projections fall back to larger formats; 32 suits only its Q8_0, Q4_0 and Q5_0. By
+        multiple_of: the number of kept neurons is rounded to the nearest multiple. GGUF's k-quants (such as Q4_K_M)
+            need 256, or the output projections fall back to larger formats; 32 suits only its Q8_0, Q4_0 and Q5_0. By
             default 256 where the dense width is a multiple of it and the rounding moves the ratio by less than 0.02,
             otherwise 32.
         calibration_tokens, sequence_length, batch_size: how much text the model reads, in windows of which length, and
