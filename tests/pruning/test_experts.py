@@ -15,7 +15,7 @@ from pruning.repair.separate import PREDICTION_RIDGE
 
 from tiny import VOCABULARY, assert_unchanged, outputs, state_of, tiny
 
-COMMON = {"ratio": 1 / 3, "multiple_of": 8, "sample_size": 64}
+COMMON = {"ratio": 1 / 3, "multiple_of": 8, "sample_size": 64, "batch_size": 24}
 BLOCKS = {
     "MixtralForCausalLM": "mlp",
     "Qwen2MoeForCausalLM": "mlp",
