@@ -267,7 +267,7 @@ def test_experts_with_too_few_tokens_lose_the_smallest_neurons_unrepaired_with_a
         assert not torch.equal(weights(after, expert)[1], weights(before, expert)[1][:, layers[expert].kept])
 
 
-@pytest.mark.parametrize("class_name", ["Qwen2MoeForCausalLM", "GptOssForCausalLM"])
+@pytest.mark.parametrize("class_name", ["MixtralForCausalLM", "GptOssForCausalLM"])
 def test_with_one_penalty_sequential_repair_is_nearer_to_the_dense_stream_than_least_squares_and_none(
     class_name, tokens, monkeypatch
 ):
