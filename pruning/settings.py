@@ -45,8 +45,10 @@ class Settings:
         candidates: selections that `"random-pairs"` draws, with seeds `seed`, `seed + 1` and so on. The one whose
             model diverges least from the dense model on a few calibration windows is used. With sequential repair
             the candidates are compared after least-squares repair.
-        multiple_of: the number of kept neurons is rounded to the nearest multiple. 32 suits GGUF's block formats, 128
-            suits GPUs.
+        multiple_of: the number of kept neurons is rounded to the nearest multiple. GGUF's k-quants (such as Q4_K_M) need
+            256, or the output projections fall back to larger formats; 32 suits only its Q8_0, Q4_0 and Q5_0. By
+            default 256 under the uniform budget where the dense width is a multiple of it and the rounding moves the
+            ratio by less than 0.02, otherwise 32.
         calibration_tokens, sequence_length, batch_size: how much text the model reads, in windows of which length, and
             how many windows per forward pass.
         bos: begin every window of text for a causal model with the tokens that the tokenizer puts in front of a text,
@@ -86,7 +88,11 @@ class Settings:
         "selections that random-pairs draws (seeds seed, seed + 1, ...); the one whose model stays closest to the "
         "dense model is used",
     ] = 1
-    multiple_of: Annotated[int, "round the number of kept neurons per layer to a multiple of this"] = 32
+    multiple_of: Annotated[
+        int | None,
+        "round the number of kept neurons per layer to a multiple of this: GGUF's k-quants need 256, 32 suits only "
+        "Q8_0 and Q4_0; without it, 256 where that moves the ratio by less than 0.02, otherwise 32",
+    ] = None
     calibration_tokens: Annotated[int, "tokens to calibrate on"] = 57_344
     sequence_length: Annotated[int, "tokens per window"] = 512
     batch_size: Annotated[int, "windows per forward pass"] = 4
@@ -119,8 +125,9 @@ class Settings:
                 raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
         sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
         for name in (*sizes, "clusters", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value}")
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")
@@ -142,7 +149,7 @@ def _plain(name: str, value: Any) -> Any:
     hint = get_type_hints(Settings)[name]
     if hint is bool:
         return flag(value, name)
-    if hint is int:
+    if hint is int or (hint == (int | None) and value is not None):
         number = integer(value, name)
         if not -(2**63) <= number < 2**63:
             raise ValueError(f"{name}: expected an integer of 64 bits, got {number}")

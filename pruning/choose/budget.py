@@ -8,14 +8,30 @@ from torch import Tensor
 
 from pruning.model.ffn import FFN
 
+SUPERBLOCK, BLOCK = 256, 32
+"""Widths of GGUF's formats: k-quants such as Q4_K need rows of multiples of 256, Q8_0 and Q4_0 of 32."""
+MAX_SHIFT = 0.02
+"""By how much rounding to `SUPERBLOCK` may move the ratio, by default."""
 
-def uniform_width(width: int, ratio: float, multiple_of: int) -> int:
-    """Neurons to keep in a layer of `width`: the multiple nearest to `width * (1 - ratio)`.
+
+def rounding(width: int, ratio: float, multiple_of: int | None) -> int:
+    """The multiple that a uniform width is rounded to. None stands for `SUPERBLOCK` where the dense width is a multiple of it
+    and the rounding moves the ratio by less than `MAX_SHIFT`, otherwise for `BLOCK`."""
+    if multiple_of is not None:
+        return multiple_of
+    n_keep = _nearest(width, ratio, SUPERBLOCK)
+    close = abs(1 - n_keep / width - ratio) < MAX_SHIFT
+    return SUPERBLOCK if width % SUPERBLOCK == 0 and 0 < n_keep < width and close else BLOCK
+
+
+def uniform_width(width: int, ratio: float, multiple_of: int | None) -> int:
+    """Neurons to keep in a layer of `width`: the multiple (see `rounding`) nearest to `width * (1 - ratio)`.
 
     Raises:
         ValueError: rounding keeps all neurons or none.
     """
-    n_keep = round(width * (1 - ratio) / multiple_of) * multiple_of
+    multiple_of = rounding(width, ratio, multiple_of)
+    n_keep = _nearest(width, ratio, multiple_of)
     if not 0 < n_keep < width:
         raise ValueError(
             f"ratio: expected to keep between 0 and {width} neurons (exclusive), got {n_keep} for ratio={ratio} "
@@ -24,14 +40,15 @@ def uniform_width(width: int, ratio: float, multiple_of: int) -> int:
     return n_keep
 
 
-def kept_width(ffn: FFN, ratio: float, multiple_of: int) -> int:
+def kept_width(ffn: FFN, ratio: float, multiple_of: int | None) -> int:
     """Neurons to keep in an FFN under the uniform budget; the config entry that sets its width is rounded.
 
     Raises:
         ValueError: see `uniform_width`.
     """
-    step = math.lcm(multiple_of, ffn.knob.step)
-    return int(ffn.scale * uniform_width(int(ffn.width / ffn.scale), ratio, step))
+    entry = int(ffn.width / ffn.scale)
+    step = math.lcm(rounding(entry, ratio, multiple_of), ffn.knob.step)
+    return int(ffn.scale * uniform_width(entry, ratio, step))
 
 
 def allocate(
@@ -87,6 +104,10 @@ def check_cap(width: int, ratio: float, multiple_of: int, max_layer_ratio: float
         ValueError: see `allocate`.
     """
     _drop_counts(width, ratio, multiple_of, max_layer_ratio)
+
+
+def _nearest(width: int, ratio: float, multiple: int) -> int:
+    return round(width * (1 - ratio) / multiple) * multiple
 
 
 def _drop_counts(width: int, ratio: float, multiple_of: int, max_layer_ratio: float) -> list[int]:

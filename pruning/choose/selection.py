@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.choose import sensitivity
-from pruning.choose.budget import allocate, kept_width
+from pruning.choose.budget import BLOCK, allocate, kept_width
 from pruning.choose.candidates import divergences
 from pruning.choose.clusters import cluster_neurons
 from pruning.choose.evidence import Evidence
@@ -78,7 +78,7 @@ def _widths(
         [layer.damage for layer in evidence],
         weights,
         ratio=settings.ratio,
-        multiple_of=settings.multiple_of,
+        multiple_of=settings.multiple_of or BLOCK,
         max_layer_ratio=settings.max_layer_ratio,
     )
     return widths, weights

@@ -9,6 +9,7 @@ from pruning.model.output_folder import MANIFEST, check_output, complete_folder,
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
 from pruning.progress import timed
+from pruning.report.companions import copy_companions
 from pruning.report.manifest import Report
 
 
@@ -18,10 +19,16 @@ def save_pruned(
     report: Report,
     out: str | Path,
     *,
+    source: str | Path | None = None,
     force: bool = False,
 ) -> None:
     """Write the pruned model, its tokenizer and the manifest to the folder `out`, completely or not at all
     (`pruning.model.output_folder`); the time and the names of the files go into the report.
+
+    Args:
+        source: the folder of the dense model. Its files that are not weights come along, such as the licence, the
+            model card and the configs of processors (`pruning.report.companions`); what the model and the tokenizer
+            write themselves is not replaced.
 
     Raises:
         FileExistsError, OSError: as `check_output`, or from writing, or what was written is not what is in memory.
@@ -37,6 +44,8 @@ def save_pruned(
             check_saved(folder, model)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
+            if source is not None:
+                copy_companions(Path(source), folder)
             report.files = sorted({MANIFEST, *files_in(folder)})
             for name in files_in(folder):
                 sync(folder / name)

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from pruning.choose.budget import allocate, uniform_width
+from pruning.choose.budget import allocate, check_cap, rounding, uniform_width
 
 
 def curves(n_layers, width, seed):
@@ -54,3 +54,40 @@ def test_a_cap_that_makes_the_ratio_unreachable_is_an_error():
         ValueError, match=r"lets a layer of 32 lose the 24 neurons .* got 12 for max_layer_ratio=0\.4"
     ):
         allocate(curves(2, 32, 0), [1.0, 1.0], ratio=0.75, multiple_of=4, max_layer_ratio=0.4)
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "expected"),
+    [
+        (8192, 0.2, 256),  # 6553.6 -> 6656, a ratio of 0.1875
+        (1536, 0.5, 256),
+        (1536, 0.2, 32),  # 1228.8 -> 1280 would be a ratio of 0.167
+        (5120, 0.22, 32),  # 3993.6 -> 4096 would be a ratio of exactly 0.2
+        (11008, 0.5, 256),
+        (4864, 0.01, 32),  # would keep all
+        (8192, 0.99, 32),  # would keep none
+        (6912 + 32, 0.2, 32),  # the dense width is no multiple
+    ],
+)
+def test_the_default_rounding_suits_k_quants_where_it_hardly_moves_the_ratio(width, ratio, expected):
+    assert rounding(width, ratio, None) == expected
+    kept = uniform_width(width, ratio, None)
+    assert kept % expected == 0
+    assert abs(1 - kept / width - ratio) < 0.02
+    check_cap(width, ratio, None, max_layer_ratio=0.995)
+
+
+def test_a_given_multiple_is_taken_as_it_is():
+    assert [rounding(8192, 0.2, multiple) for multiple in (1, 32, 128, 512)] == [1, 32, 128, 512]
+
+
+def test_uneven_budgets_round_as_the_uniform_one_by_default():
+    widths = allocate(curves(3, 1536, 0), [1.0, 2.0, 3.0], ratio=0.5, multiple_of=None, max_layer_ratio=0.9)
+    assert sum(widths) == 3 * 768
+    assert len(set(widths)) > 1
+    assert all(width % 256 == 0 for width in widths)
+
+
+def test_small_widths_that_32_cannot_round_are_an_error():
+    with pytest.raises(ValueError, match=r"got 32 for ratio=0\.2 rounded to a multiple of 32"):
+        uniform_width(32, 0.2, None)

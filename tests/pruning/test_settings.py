@@ -49,7 +49,7 @@ def test_numbers_of_other_libraries_become_plain_ones(number):
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
 def test_integers_of_other_libraries_become_plain_ones(kind):
-    names = [f.name for f in fields(Settings) if type(f.default) is int]
+    names = [f.name for f in fields(Settings) if type(f.default) is int or f.name == "multiple_of"]
     settings = Settings(**{name: kind(9) for name in names}, criterion="random-pairs")
     assert settings == Settings(**dict.fromkeys(names, 9), criterion="random-pairs")
     assert '"seed": 9' in json.dumps(asdict(settings))
@@ -67,11 +67,22 @@ def test_values_of_another_kind_are_refused_by_name(name, value):
         Settings(**{name: value})
 
 
-@pytest.mark.parametrize("value", [4.0, True, "4", None, float("nan")])
-@pytest.mark.parametrize("name", ["nodes", "seed", "batch_size", "multiple_of", "clusters"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in ("nodes", "seed", "batch_size", "multiple_of", "clusters")
+        for value in (4.0, True, "4", None, float("nan"))
+        if (name, value) != ("multiple_of", None)
+    ],
+)
 def test_integers_are_not_rounded(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected an integer"):
         Settings(**{name: value})
+
+
+def test_the_command_reads_a_multiple():
+    assert _parser().parse_args(["model", "--out=out", "--multiple-of", "8"]).multiple_of == 8
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1])
