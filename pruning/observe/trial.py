@@ -1,6 +1,7 @@
 """Trying on a few tokens that dropping neurons is what it should be: the kept neurons do not change."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,10 +52,12 @@ def reached_knobs(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
 
 
 def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> None:
-    """Drop every other neuron from one FFN of each kind, and compare the kept neurons with those before.
+    """Drop every other neuron from one FFN of each kind, and compare the kept neurons with those before, and the output
+    of the layer with that of the dense one without the outputs of the dropped neurons.
 
-    They differ if the FFN normalizes over its neurons, mixes them, or stores them in an order that we do not know. The
-    model is unchanged afterwards.
+    The neurons differ if the FFN normalizes over them, mixes them, or stores them in an order that we do not know. The
+    outputs differ if the layer uses the neurons, or their number, apart from the output projection. The model is
+    unchanged afterwards.
 
     Args:
         batch: reaches each kind of FFN.
@@ -65,12 +68,16 @@ def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
     dense = _first_neurons(model, ffns, batch)
     for kind in _kinds(ffns):
         stack = next(stack for stack in kind if any(ffn in dense for ffn in stack))
+        before, silent = (_first_output(model, stack, batch, silence=silence) for silence in (False, True))
         with restored(stack):
             prune_ffns(_every_other(ffn) for ffn in stack)
             pruned = _first_neurons(model, stack, batch)
+            after = _first_output(model, stack, batch)
         for ffn in stack:
             if ffn in dense:
                 _compare(ffn, dense[ffn], pruned.get(ffn))
+        if before is not None and silent is not None and after is not None:
+            _compare_outputs(stack[0], before, silent, after)
 
 
 def _kinds(ffns: Sequence[FFN]) -> list[list[list[FFN]]]:
@@ -100,6 +107,37 @@ def _first_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) ->
     return seen
 
 
+def _first_output(
+    model: PreTrainedModel, stack: Sequence[FFN], batch: Batch, *, silence: bool = False
+) -> Tensor | None:
+    """The output of the layer of FFNs from its first call; None if it is no tensor.
+
+    Args:
+        silence: subtract the outputs of the neurons that `_every_other` drops.
+    """
+    seen: list[Any] = []
+    inputs = model_inputs(batch, model.device)
+    body = body_of(model, inputs)
+
+    def subtract(part: Neurons) -> Tensor | None:
+        return -part.z[:, 1::2] @ part.ffn.output.weight[:, 1::2].t() if silence else None
+
+    handle = stack[0].layer.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    everywhere = Masks(None, None, text_only=False)  # padding too, as in the pruned model
+    try:
+        with (
+            torch.inference_mode(),
+            evaluation_mode(model),
+            observed_neurons(model, stack, everywhere, subtract),
+        ):
+            body(**inputs, **without_cache(body))
+    finally:
+        handle.remove()
+    output = next(iter(seen), None)
+    output = output[0] if isinstance(output, (tuple, list)) and output else output
+    return output if isinstance(output, Tensor) else None
+
+
 def _every_other(ffn: FFN) -> Plan:
     keep = torch.arange(0, ffn.width, 2, device=ffn.output.weight.device)
     return Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))
@@ -114,4 +152,15 @@ def _compare(ffn: FFN, dense: Tensor, pruned: Tensor | None) -> None:
         raise ValueError(
             f"{ffn.name}: expected neurons that do not depend on each other, got others when every second one was "
             f"dropped (relative difference {difference:.2g}); this architecture cannot be pruned"
+        )
+
+
+def _compare_outputs(ffn: FFN, dense: Tensor, silent: Tensor, pruned: Tensor) -> None:
+    """Relative to the effect of the dropped neurons, with a margin for rounding of the hidden states."""
+    margin = TOLERANCE.get(dense.dtype, HALF_PRECISION) * (silent.double() - dense.double()).norm()
+    margin = margin + 4 * torch.finfo(dense.dtype).eps * silent.double().norm()
+    if pruned.shape != silent.shape or (pruned.double() - silent.double()).norm() > margin:
+        raise ValueError(
+            f"{ffn.name}: expected a layer that uses its neurons only in their output projection, got another output "
+            f"when every second one was dropped than without what they add; this architecture cannot be pruned"
         )

@@ -44,6 +44,18 @@ def halves(_self, gate_up):
     return (up + 1) * gate * torch.sigmoid(gate)
 
 
+def scaled(self, x):
+    """The number of neurons counts."""
+    z = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+    return self.down_proj(z) * 40 / self.intermediate_size
+
+
+def leaking(self, x):
+    """The neurons are used twice."""
+    z = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+    return self.down_proj(z) + z.mean(-1, keepdim=True)
+
+
 BROKEN = {
     "a norm over neurons": ("LlamaForCausalLM", LlamaMLP, "forward", normalized),
     "mixed neurons": ("LlamaForCausalLM", LlamaMLP, "forward", mixed),
@@ -70,6 +82,17 @@ def test_a_family_whose_kept_neurons_change_is_refused_by_name_and_left_unchange
     assert model.config.to_dict() == config
     widths = {"LlamaForCausalLM": 40, "Phi3ForCausalLM": 40, "GptOssForCausalLM": 24}
     assert {ffn.width for ffn in find_ffns(model)} == {widths[class_name]}
+
+
+@pytest.mark.parametrize("forward", [scaled, leaking])
+def test_a_layer_that_uses_its_neurons_in_another_way_is_refused_by_name(forward, windows, monkeypatch):
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    model = tiny("LlamaForCausalLM")
+    before = state_of(model)
+    expected = r"layers\.0\.mlp: expected a layer that uses its neurons only in their output projection"
+    with pytest.raises(ValueError, match=expected):
+        prune(model, None, calibration=windows, repair="none", **COMMON)
+    assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
