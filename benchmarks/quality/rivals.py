@@ -6,7 +6,6 @@ projections, which no rival changes. Packages are imported where they are used.
 
 import importlib.util
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.ffn import FFN, WIDTH, find_ffns, text_config
+from pruning.model.ffn import FFN, find_ffns
+from pruning.model.knobs import set_entry
 from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
 
 BATCH = 4  # windows per forward pass, where the rival does not prescribe it
@@ -78,7 +78,7 @@ class Rival:
         dense = [_rows(ffn) for ffn in ffns]
         with evaluation_mode(model):
             self.run(model, windows.to(model.device), n_keep)
-        setattr(text_config(model), WIDTH, n_keep)
+        set_entry(model.config, ffns[0].knob.path, n_keep)
         pruned = find_ffns(model)  # raises where a width is not the one asked for
         update_config(model, pruned)
         return [_positions(before, _rows(after)) for before, after in zip(dense, pruned, strict=True)]
@@ -97,10 +97,11 @@ def osscar(*, dampening: float = 0.01) -> Run:
 
         def compress(ffn: FFN, z: Tensor) -> None:
             empty = torch.zeros(ffn.width, ffn.width, device=z.device)
-            hessian, _ = code.accumulate_hessian(z, ffn.output, empty, 0)
+            linear = ffn.output.owners[0]
+            hessian, _ = code.accumulate_hessian(z, linear, empty, 0)
             _, weight = code.sparsify_weight(
-                module=ffn.output,
-                hessians_dict={ffn.output: hessian},
+                module=linear,
+                hessians_dict={linear: hessian},
                 num_keep=n_keep,
                 num_cin=ffn.width,
                 update_iter=1,
@@ -222,10 +223,7 @@ def _in_sequence(model: PreTrainedModel, windows: Tensor, compress: Callable[[FF
             compress(ffn, activations.pop())
             return block.forward(*args, **kwargs)
 
-        block = model.get_submodule(
-            re.match(r".*?\.\d+", ffn.name)[0]
-        )  # the block, up to the index of the layer
-        handles.extend([recorder, block.register_forward_hook(hook, with_kwargs=True)])
+        handles.extend([recorder, ffn.layer.register_forward_hook(hook, with_kwargs=True)])
 
     try:
         for ffn in find_ffns(model):
@@ -242,7 +240,7 @@ def _torch_pruning(model: PreTrainedModel, windows: Tensor, n_keep: int, importa
     import torch_pruning as tp
 
     ffns = find_ffns(model)
-    roots = {linear for ffn in ffns for linear in ffn.inputs}
+    roots = {projection.owners[0] for ffn in ffns for projection in ffn.inputs}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # norms, whose width does not change
         pruner = tp.pruner.MetaPruner(

@@ -26,9 +26,6 @@ TINY = torch.finfo(torch.float32).tiny
 TOLERANCE = 0.1
 """Largest relative deviation from a form that counts as rounding in 16 bits."""
 
-DAMPING = 0.3
-"""Share of the median weight of a norm."""
-
 Run = Callable[[OnNeurons], Tensor]
 """Runs the layer on a batch and returns its output `[T, d]`, without padding."""
 
@@ -52,12 +49,6 @@ class Form:
     norm: Tensor | None = None
     epsilon: float = 0.0
     block_is_ffn: bool = False
-
-    @property
-    def damping(self) -> Tensor | None:
-        """Added to the squared weights of the norm when dividing by them: a dimension with hardly any weight need not
-        be fitted to the error of earlier layers, and would change the norm of all others. None without a norm."""
-        return None if self.norm is None else (DAMPING * self.norm.abs().median()).square()
 
     def rms(self, added: Tensor) -> Tensor:
         """The root mean square that the norm divides each row by, `[T, 1]` float32."""

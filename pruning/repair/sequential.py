@@ -70,7 +70,7 @@ def examples_in_sequence(
                     observe(part)
             lacking = ahead.outcome - behind.outcome
             certainty = ahead.outcome.square().mean(1).clamp_min(1e-12).reciprocal()
-            shares = _shares(behind, lacking, form=dense.forms[index])
+            shares = _shares(behind, lacking, dense.forms[index])
             for part, gain, share in zip(behind.parts, behind.gains, shares, strict=True):
                 rows = slice(None) if part.token is None else part.token
                 output = part.added.float()
@@ -173,17 +173,21 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
     return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1])
 
 
-def _shares(behind: LayerPass, lacking: Tensor, *, form: Form) -> list[Tensor]:
-    """For each FFN that ran, the share of what is lacking that it should add to its output, per unit."""
-    damping = form.damping
-    total = torch.zeros_like(lacking[:, :1]) if damping is None else torch.zeros_like(lacking)
+def _shares(behind: LayerPass, lacking: Tensor, form: Form) -> list[Tensor]:
+    """For each FFN that ran, the share of what is lacking that it should add to its output, per unit.
+
+    None behind a norm, where the FFN should do what the dense one does with the same input: on Gemma 3 270M at 20 %,
+    with 8,192 tokens, making up for earlier layers through the linearized norm raised the perplexity by 18 %, without
+    it by 16 % (8 windows of 512 tokens of WikiText-2).
+    """
+    if form.norm is not None:
+        return [torch.zeros_like(gain) for gain in behind.gains]
+    total = torch.zeros_like(lacking[:, :1])
     for part, gain in zip(behind.parts, behind.gains, strict=True):
         if part.token is None:
             total += gain.square()
         else:
             total.index_add_(0, part.token, gain.square())
-    if damping is not None:
-        total = total + damping / form.rms(behind.parts[0].added).square()
     total = total.clamp_min(1e-30)
     return [
         gain / (total if part.token is None else total[part.token])
