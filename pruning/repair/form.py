@@ -5,8 +5,8 @@ Four forms are known:
 - sum: the layer outputs `skipped + scale * added` (Llama; Granite has a scale that is not 1).
 - mixture: it outputs `skipped + sum_k gain_k * added_k` over its experts k, with a gain for each token.
 - normalized sum: it outputs a norm of `read + added` (BERT). We fit the sum in front of the norm.
-- normalized: it outputs `skipped + norm(added)`, with an RMS norm (Gemma 2 and 3, OLMo 2). The norm is linearized at
-  the output of the FFN: token t has the gain `weight / rms(added_t)`, another one in each dimension.
+- normalized: it outputs `skipped + norm(added)`, with an RMS norm (Gemma 2 and 3, OLMo 2). Linearized at the output of
+  the FFN, token t has the gain `weight / rms(added_t)`, another one in each dimension.
 """
 
 from collections.abc import Callable, Iterator, Sequence
