@@ -22,7 +22,7 @@ from pruning.model.places import Growth, Place, RejectedError, find_places, is_r
 STEP = 32
 """Added to an entry; a multiple of what classes require, such as an even number."""
 SMALLEST = 16
-"""No FFN is narrower; a smaller entry is a number of something else."""
+"""A smaller entry is a number of something else, such as channels; narrower FFNs are not looked for."""
 RATIOS = ("ratio", "mult", "expansion")
 """Parts of the names of entries that may set the width as a multiple of the hidden size."""
 NOT_WIDTHS = ("head", "attention", "rank", "lora", "vocab", "position", "patch", "layers", "ffn_widths")

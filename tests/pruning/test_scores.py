@@ -60,12 +60,12 @@ def test_the_redundancy_order_is_greedy(n, seed):
 
 
 def test_saliencies_equal_their_formulas():
-    ffn = find_ffns(tiny_model("Llama", width=12))[0]
+    ffn = find_ffns(tiny_model("Llama", width=20))[0]
     torch.manual_seed(0)
-    z = torch.randn(300, 12) * torch.arange(1, 13) + 1
+    z = torch.randn(300, 20) * torch.arange(1, 21) + 1
     statistics = statistics_of(z)
     down, (gate, up) = ffn.output.weight.detach(), [linear.weight.detach() for linear in ffn.inputs]
-    for i in range(12):
+    for i in range(20):
         expected = torch.cat([gate[i], up[i], down[:, i]]).norm()
         torch.testing.assert_close(scores.magnitude(ffn)[i], expected)
         expected = (down[:, i].abs() * z[:, i].square().mean().sqrt()).mean().double()
