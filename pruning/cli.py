@@ -201,7 +201,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
             f"Conditions: {len(windows)} windows of {settings.sequence_length} tokens of {windows.source}, "
             f"calibrated on {report.calibration_tokens} tokens of "
             f"{report.notes['calibration'].get('source', args.statistics)}; {settings.criterion}, "
-            f"{settings.repair} repair, {settings.budget} budget, seed {settings.seed}."
+            f"{report.settings['repair']} repair, {settings.budget} budget, seed {settings.seed}."
         )
     for name, sentence in (("dense", dense.sentence), ("pruned", pruned.sentence)):
         if sentence is not None:
