@@ -97,6 +97,7 @@ class Recorder:
 
     def _add_moments(self, z: Tensor, gates: Tensor | None) -> None:
         # Chan, Golub, LeVeque 1983; the batch is centered first, so that large means cost no precision.
+        self.n_tokens += len(z)
         values = z.detach().float()
         if gates is None:
             weight = float(len(z))
@@ -116,7 +117,6 @@ class Recorder:
         self._scatter.addr_(between.float(), between.float())
         self._mean += shift * (weight / total)
         self._weight = total
-        self.n_tokens += len(z)
 
 
 def capture(
