@@ -18,7 +18,7 @@ from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows
 from pruning.observe.capture import MIN_TOKENS
 from pruning.observe.trial import check_neurons, reached_knobs
-from pruning.repair.stream import Stream
+from pruning.repair.stream import check_stream
 from pruning.settings import Settings
 
 TOKENS_PER_NEURON = 4
@@ -82,7 +82,7 @@ def prepare(
     windows, probe = None, []
     if need_windows:
         windows = calibration_windows(model, tokenizer, calibration, settings)
-        probe = [_probe(windows)]
+        probe = _probe(windows)
         ffns = _keep(ffns, reached_knobs(model, ffns, probe[0]), left, "which the calibration does not reach")
     if measured is not None:
         known = {ffn.knob for ffn in ffns if ffn.name in measured}
@@ -128,13 +128,7 @@ def _chosen(model: PreTrainedModel, ffns: list[FFN], settings: Settings) -> tupl
     chosen = [ffn for ffn in ffns if f"{ffn.knob}.".startswith(f"{settings.only}.")]
     if not chosen:
         raise ValueError(f"only: expected the beginning of one of {', '.join(names)}, got {settings.only!r}")
-    taken = knobs_of(chosen)
-    left |= {
-        str(knob): f"{_count(ffns, knob)}, by only={settings.only!r}"
-        for knob in knobs_of(ffns)
-        if knob not in taken
-    }
-    return chosen, left
+    return _keep(ffns, knobs_of(chosen), left, f"by only={settings.only!r}"), left
 
 
 def _keep(ffns: list[FFN], knobs: Collection[Knob], left: dict[str, str], reason: str) -> list[FFN]:
@@ -148,12 +142,12 @@ def _count(ffns: Sequence[FFN], knob: Knob) -> str:
     return f"{len(driven)} FFNs such as {driven[0].name}"
 
 
-def _probe(windows: Windows | Inputs) -> Batch:
-    """A few tokens, or one batch of other inputs, to try the model on."""
+def _probe(windows: Windows | Inputs) -> list[Batch]:
+    """Two batches to try the model on: of a few tokens each, the second ones in reverse, or of other inputs."""
     if isinstance(windows, Inputs):
-        return windows.batches[0]
-    few = Windows([windows.sequences[0][:PROBE_TOKENS]], decoder_start=windows.decoder_start)
-    return few.split(1)[0]
+        return list(windows.batches[:2])
+    first = windows.sequences[0][:PROBE_TOKENS]
+    return replace(windows, sequences=[first, first.flip(0)]).split(1)
 
 
 def _resolved(
@@ -168,7 +162,7 @@ def _resolved(
         return settings
     try:
         with evaluation_mode(model):
-            Stream(model, ffns, probe)
+            check_stream(model, ffns, probe)
     except ValueError:
         if settings.repair == "sequential" or settings.refine:
             raise

@@ -24,6 +24,10 @@ DIMENSIONS = 3
 """Of hidden states `[B, L, d]`; some architectures have several streams of them."""
 
 
+STREAM_TOLERANCE = 0.01
+"""Relative difference from rounding; the operations are the same."""
+
+
 class LayerPass(NamedTuple):
     """What happened when one layer processed one batch of windows `[B, L]`; T tokens, without padding.
 
@@ -81,15 +85,16 @@ class Stream:
             body = body_of(model, inputs)
             run = partial(body, **inputs, **without_cache(body))
             with torch.no_grad():
-                # Without padding, masks and positions depend on the shape of the batch only.
-                if real is None and shape in by_shape:
+                # Of text without padding, masks and positions depend on the shape of the batch only.
+                plain = inputs.keys() == {"input_ids"}
+                if plain and shape in by_shape:
                     self.hidden.append(_take_hidden(first_call(self._layers[0], run))[0])
                     self._calls.append(by_shape[shape])
                     continue
                 layer_inputs, calls = _layer_calls(self._layers, run)
             self.hidden.append(layer_inputs[0])
             self._calls.append(calls)
-            if real is None:
+            if plain:
                 by_shape[shape] = calls
             if not self.forms:
                 self.forms = list(self._find_forms(layer_inputs))
@@ -182,6 +187,37 @@ class Stream:
     def _run(self, position: int, batch: int, hidden: Tensor) -> Tensor:
         call = self._calls[batch][position]
         return _output_hidden(self._layers[position](hidden, *call.args, **call.keywords))
+
+
+def check_stream(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
+    """Run the layers one by one over different batches of one shape, and compare with plain forward passes.
+
+    They differ where a layer gets other things that depend on the tokens, or that another layer leaves behind.
+
+    Raises:
+        ValueError: they differ, or see `Stream`.
+    """
+    stream = Stream(model, ffns, batches)
+    for index in range(len(stream.stages)):
+        stream.advance(index)
+    outputs: list[Tensor] = []
+    handle = stream.stages[-1].layer.register_forward_hook(
+        lambda _module, _args, output: outputs.append(_output_hidden(output))
+    )
+    try:
+        for batch in batches:
+            inputs = model_inputs(batch, model.device)
+            body = body_of(model, inputs)
+            with torch.no_grad():
+                body(**inputs, **without_cache(body))
+    finally:
+        handle.remove()
+    for got, expected in zip(stream.hidden, outputs, strict=True):
+        if float((got.float() - expected.float()).norm()) > STREAM_TOLERANCE * float(expected.float().norm()):
+            raise ValueError(
+                f"{ffns[0].name}: expected layers that depend on their input only, got other hidden states one by one "
+                f"than in the whole model; {ADVICE}"
+            )
 
 
 def _layers(model: nn.Module, ffns: Sequence[FFN]) -> list[nn.Module]:

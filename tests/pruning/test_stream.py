@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from pruning import prune
 from pruning.model.ffn import find_ffns
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.repair.stream import Stream
@@ -109,3 +110,15 @@ def test_layers_without_an_ffn_in_between_are_run(windows):
     stream.advance(0)
     expected = model.model(input_ids=windows, output_hidden_states=True).hidden_states[2]
     torch.testing.assert_close(stream.hidden[0], expected)
+
+
+def test_layers_that_get_more_from_the_tokens_than_their_input_are_not_followed(windows):
+    """Such as an embedding for each layer: one by one they would get that of another batch."""
+    model = tiny_model("Llama")
+    embedded = []
+    model.model.embed_tokens.register_forward_hook(lambda _m, _args, output: embedded.append(output))
+    model.model.layers[1].register_forward_hook(lambda _m, _args, output: output + embedded[-1][:, :1])
+    options = {"calibration": windows, "ratio": 0.25, "multiple_of": 2}
+    with pytest.raises(ValueError, match="layers that depend on their input only"):
+        prune(model, None, repair="sequential", **options)
+    assert prune(model, None, **options).settings["repair"] == "lstsq"
