@@ -207,6 +207,13 @@ def text_config(model: PreTrainedModel) -> PretrainedConfig:
     return model.config.get_text_config()
 
 
+def switch_biases_on(config: PretrainedConfig) -> None:
+    """Let the class of this text config store biases in its FFNs, in place."""
+    for switch in BIAS_SWITCHES:
+        if hasattr(config, switch):
+            setattr(config, switch, True)
+
+
 def widths_in_config(config: PretrainedConfig, ffns: Sequence[FFN]) -> list[int]:
     """The width of each FFN that the config describes."""
     listed = {knob: iter(getattr(read_entry(config, knob.path[:-1]), WIDTHS, ())) for knob in knobs_of(ffns)}

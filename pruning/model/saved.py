@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from pruning.model.architecture import empty_model
-from pruning.model.ffn import BIAS_SWITCHES, FFN
+from pruning.model.ffn import FFN, switch_biases_on
 from pruning.model.headers import DTYPES, read_headers
 from pruning.model.knobs import Knob, set_entry
 from pruning.model.loaded import name_some
@@ -38,9 +38,7 @@ def check_config(
     for knob, entry in entries.items():
         set_entry(config, knob.path, knob.entry(entry))
     if adds_bias:
-        for switch in BIAS_SWITCHES:
-            if hasattr(config.get_text_config(), switch):
-                setattr(config.get_text_config(), switch, True)
+        switch_biases_on(config.get_text_config())
     change = ", ".join(f"{knob}={entry}" for knob, entry in entries.items())
     try:
         stock = empty_model(type(model), config)

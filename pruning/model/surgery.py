@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.model.ffn import BIAS_SWITCHES, FFN, WIDTHS, Projection, knobs_of, text_config
+from pruning.model.ffn import FFN, WIDTHS, Projection, knobs_of, switch_biases_on, text_config
 from pruning.model.knobs import read_entry, set_entry
 
 
@@ -67,10 +67,7 @@ def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
         elif hasattr(holder, WIDTHS):
             delattr(holder, WIDTHS)
     if any(ffn.output.bias is not None and not ffn.had_bias for ffn in ffns):
-        config = text_config(model)
-        for switch in BIAS_SWITCHES:
-            if hasattr(config, switch):
-                setattr(config, switch, True)
+        switch_biases_on(text_config(model))
         for ffn in ffns:
             for projection in ffn.inputs:
                 if projection.bias_parameter is None:

@@ -66,8 +66,7 @@ class Windows:
 
     def evenly(self, count: int) -> "Windows":
         """`count` of the sequences, spread evenly over all of them; all if there are fewer."""
-        count = min(count, len(self))
-        return self[[i * len(self) // count for i in range(count)]]
+        return self[_spread(len(self), count)]
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,7 @@ class Inputs:
 
     def evenly(self, count: int) -> "Inputs":
         """`count` of the batches, spread evenly over all of them; all if there are fewer."""
-        count = min(count, len(self))
-        return replace(self, batches=[self.batches[i * len(self) // count] for i in range(count)])
+        return replace(self, batches=[self.batches[i] for i in _spread(len(self), count)])
 
 
 def with_decoder(batch: Batch, start: int) -> dict[str, Tensor]:
@@ -162,6 +160,12 @@ def unpadded(ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
                 f"calibration: expected an attention_mask with padding at the ends of sequences, got padding {got}"
             )
         yield ids[row, int(real[0]) : int(real[-1]) + 1]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """`count` of the indices below `length`, evenly spread; all if there are fewer."""
+    count = min(count, length)
+    return [i * length // count for i in range(count)]
 
 
 def _n_tokens(batch: Mapping[str, Tensor]) -> int:
