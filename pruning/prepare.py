@@ -56,6 +56,8 @@ def prepare(
 ) -> Prepared:
     """Check the settings against the model, read the calibration text, and try the model on a few tokens.
 
+    The model's own samples, which take minutes, are not written here: other text stands in for them.
+
     Args:
         need_windows: whether to read the calibration.
         measured: names of the FFNs in a statistics file, if there is one: others are left.
@@ -81,7 +83,7 @@ def prepare(
         )
     windows, probe = None, []
     if need_windows:
-        windows = calibration_windows(model, tokenizer, calibration, settings)
+        windows = calibration_windows(model, tokenizer, calibration, settings, stand_in=True)
         probe = _probe(windows)
         ffns = _keep(ffns, reached_knobs(model, ffns, probe[0]), left, "which the calibration does not reach")
     if measured is not None:

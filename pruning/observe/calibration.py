@@ -16,14 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.model.ffn import text_config
 from pruning.model.forward import is_causal
 from pruning.observe.batches import Batch, Inputs, Windows, unpadded
+from pruning.observe.samples import Samples, sample_sequences, start_of_text
 from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
-from pruning.observe.sources import BUILTIN, MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, open_source
-from pruning.observe.text import builtin_text
+from pruning.observe.sources import MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, builtin, open_source
 from pruning.settings import Settings
 
 Calibration = Any
 """Everything that `pruning.prune` lists."""
-Weighted = Sequence[tuple[Source, float]]
+Weighted = Sequence[tuple[Source | Samples, float]]
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 COMPARISON_TOKENS = 2048
 """Enough tokens to tell layers and selections apart."""
@@ -38,8 +38,14 @@ def calibration_windows(
     tokenizer: PreTrainedTokenizerBase | None,
     calibration: Calibration,
     settings: Settings,
+    *,
+    stand_in: bool = False,
+    progress: bool = False,
 ) -> Windows | Inputs:
     """Windows of token ids, or batches of other inputs, from everything that `pruning.prune` accepts.
+
+    Args:
+        stand_in, progress: see `text_windows`.
 
     Raises:
         ValueError: something else, too little text, ids that the model does not have, or windows longer than it
@@ -52,7 +58,8 @@ def calibration_windows(
         _expect_text(model)
         if tokenizer is None:
             raise ValueError("tokenizer: expected one for calibration text, got None")
-        return text_windows(model, tokenizer, weighted, settings, n_tokens=settings.calibration_tokens)
+        options = {"n_tokens": settings.calibration_tokens, "stand_in": stand_in, "progress": progress}
+        return text_windows(model, tokenizer, weighted, settings, **options)  # type: ignore[arg-type]
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # which can be read more than once
     padding = getattr(text_config(model), "pad_token_id", None) or 0
@@ -75,20 +82,37 @@ def text_windows(
     settings: Settings,
     *,
     n_tokens: int,
+    stand_in: bool = False,
+    progress: bool = False,
 ) -> Windows:
     """About `n_tokens` of the sources, each in proportion to its weight.
 
+    Args:
+        stand_in: read the text that ships with Python in place of the model's own samples, which take minutes; enough
+            to check everything else.
+        progress: show a progress bar while the model writes samples.
+
     Raises:
-        ValueError: too little text, or windows longer than the model accepts.
+        ValueError: too little text, windows longer than the model accepts, or samples of a model that cannot write
+            any.
     """
     total = sum(weight for _, weight in weighted)
     sequences: list[Tensor] = []
     for source, weight in weighted:
+        share = int(n_tokens * weight / total)
+        if isinstance(source, Samples):
+            _check_can_write(model, tokenizer, settings)
+            samples = [] if stand_in else _own_samples(model, tokenizer, settings, share, progress=progress)
+            sequences += samples
+            share -= sum(map(len, samples))
+            if samples and share < settings.sequence_length:
+                continue
+            source = builtin()  # also in place of samples that were dropped
         sequences += token_sequences(
             source,
             tokenizer,
             length=settings.sequence_length,
-            n_tokens=int(n_tokens * weight / total),
+            n_tokens=share,
             special_tokens=not is_causal(model),
             bos=settings.bos,
         )
@@ -97,6 +121,56 @@ def text_windows(
     windows = Windows(sequences, name, tokenizer.pad_token_id or 0, _decoder_start(model))
     _check(model, windows)
     return windows
+
+
+def has_samples(calibration: Calibration) -> bool:
+    """Whether the calibration is a list of sources with the model's own samples."""
+    return isinstance(calibration, list) and any(
+        isinstance(item, tuple) and isinstance(item[0], Samples) for item in calibration
+    )
+
+
+def _own_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    n_tokens: int,
+    *,
+    progress: bool,
+) -> list[Tensor]:
+    try:
+        return sample_sequences(
+            model,
+            tokenizer,
+            length=settings.sequence_length,
+            n_tokens=n_tokens,
+            bos=settings.bos,
+            seed=settings.seed,
+            progress=progress,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"calibration: expected {type(model).__name__} to write text for 'self', got {type(error).__name__}: "
+            f"{error}; name a text to calibrate on"
+        ) from error
+
+
+def _check_can_write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
+    """Everything about the model's own samples that can be known before they are written.
+
+    Raises:
+        ValueError: a model or a tokenizer that cannot start a text, or windows longer than the model accepts.
+    """
+    if not is_causal(model):
+        raise ValueError(
+            f"calibration: expected a model that predicts the next token for 'self', got {type(model).__name__}; "
+            f"name a text to calibrate on"
+        )
+    if not start_of_text(tokenizer):
+        raise ValueError("calibration: expected a tokenizer with a BOS or EOS token for 'self', got neither")
+    _check_length(model, settings.sequence_length)
 
 
 def comparison_batches(windows: Windows | Inputs | Tensor, batch_size: int) -> Sequence[Batch]:
@@ -119,12 +193,16 @@ def longest_sequence(model: PreTrainedModel) -> int | None:
     return longest if isinstance(longest, int) and longest > 0 else None
 
 
-def _check(model: PreTrainedModel, windows: Windows) -> None:
-    longest, length = longest_sequence(model), max(map(len, windows.sequences))
+def _check_length(model: PreTrainedModel, length: int) -> None:
+    longest = longest_sequence(model)
     if longest is not None and length > longest:
         raise ValueError(
             f"sequence_length: expected at most the {longest} positions of the model, got {length}"
         )
+
+
+def _check(model: PreTrainedModel, windows: Windows) -> None:
+    _check_length(model, windows.longest)
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding):  # such as one table for each codebook of audio
         return
@@ -140,7 +218,7 @@ def _check(model: PreTrainedModel, windows: Windows) -> None:
 def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
     """The sources of text that the calibration stands for; None if it holds token ids."""
     if calibration is None:
-        return [(Records(BUILTIN, [builtin_text()[0]], separator="\n\n"), 1.0)]
+        return [(builtin(), 1.0)]
     if isinstance(calibration, Path):
         return [(open_source(calibration), 1.0)]
     if isinstance(calibration, str):
@@ -154,7 +232,7 @@ def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
         return [(Records("data set", calibration, separator="\n\n"), 1.0)]
     if isinstance(calibration, (list, tuple)) and calibration:
         first = calibration[0]
-        if all(isinstance(item, tuple) and hasattr(item[0], "documents") for item in calibration):
+        if all(isinstance(item, tuple) for item in calibration):
             return calibration
         if all(isinstance(item, Path) for item in calibration):
             return [(open_source(path), 1.0) for path in calibration]

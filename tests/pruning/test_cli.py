@@ -52,8 +52,8 @@ def test_the_command_prunes_evaluates_saves_and_verifies(folders, tmp_path):
     assert re.search("prune +:", done.stderr)
     assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == 30
     evaluation = manifest_of(out)["evaluation"]
-    assert evaluation["windows"] == 16
-    assert evaluation["perplexity_pruned"] > 0
+    assert [(text["text"], text["windows"]) for text in evaluation["texts"]] == [("builtin", 16)]
+    assert evaluation["texts"][0]["perplexity_pruned"] > 0
     low, high = evaluation["tokens_per_second_ratio"]["quartiles"]
     assert low <= evaluation["tokens_per_second_ratio"]["median"] <= high
 
@@ -79,7 +79,7 @@ def test_an_encoder_is_compared_by_its_hidden_states(mi_prune, folders, tmp_path
     assert "hidden-state cosine" in output
     assert bars == ""
     evaluation = manifest_of(tmp_path / "out")["evaluation"]
-    assert 0 < evaluation["hidden_state_cosine"] < 1
+    assert 0 < evaluation["texts"][0]["hidden_state_cosine"] < 1
     assert evaluation["tokens_per_second_ratio"]["pairs"] > 0
 
 
@@ -90,7 +90,7 @@ def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path)
     status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
     assert status == 0
     manifest = manifest_of(tmp_path / "out")
-    assert manifest["calibration"]["source"] == manifest["evaluation"]["text"] == str(text)
+    assert manifest["calibration"]["source"] == manifest["evaluation"]["texts"][0]["text"] == str(text)
 
 
 def test_the_names_of_other_packages_count_windows(mi_prune, folders, tmp_path):
