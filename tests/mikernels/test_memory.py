@@ -90,7 +90,9 @@ def test_best_pairs_need_no_matrix(peak_bytes):
 
 def test_ranking_of_ties_stays_within_the_budget(peak_bytes):
     budget = 112 * MIB
-    used = peak_bytes("torch.randn(16384, 512).relu_()", f"top_pairs(x, 100, nodes=2, memory_budget={budget})")
+    used = peak_bytes(
+        "torch.randn(16384, 512).relu_()", f"top_pairs(x, 100, nodes=2, memory_budget={budget})"
+    )
     assert used < budget + ALLOWANCE
 
 
