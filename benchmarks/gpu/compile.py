@@ -250,9 +250,11 @@ def main() -> int:
         cells = case.chip, case.kernel, case.precision, case.block_nodes, tile, c.warps if c else 4
         cells += c.stages if c else "-", found["registers"], found["spills"], found["shared_bytes"]
         print(FORMAT.format(*cells), found["matrix_instructions"], "; ".join(problems), flush=True)
+        if args.no_record:
+            continue
         described = case._asdict() | {"config": c._asdict() if c else None}
         rows.append(row("compile", rerun, described, found | {"faults": problems}, versions))
-    if not args.no_record:
+    if rows:
         append(rows, RESULTS / "compile.jsonl")
     return int(failed > 0)
 

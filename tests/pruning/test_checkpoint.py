@@ -13,7 +13,7 @@ from pruning.cli import main
 from pruning.model.precision import set_dtypes
 from pruning.report.save import save_pruned
 
-from tiny import outputs, tiny_model
+from tiny import outputs, reload_here, tiny_model
 
 
 @pytest.fixture
@@ -187,8 +187,9 @@ def test_a_config_that_does_not_describe_the_model_gives_no_output(pruned, tmp_p
 
 @pytest.mark.parametrize(("dtype", "tied"), [("float32", False), ("float16", True), ("bfloat16", False)])
 def test_the_command_saves_the_stored_dtype_and_weights_it_does_not_prune_bit_for_bit(
-    stored, tmp_path, capsys, dtype, tied
+    stored, tmp_path, capsys, monkeypatch, dtype, tied
 ):
+    reload_here(monkeypatch)
     model = tiny_model("Llama", tie_word_embeddings=tied).to(getattr(torch, dtype))
     folder, out = stored(model), tmp_path / "result" / "out"
     options = ["--sequence-length=32", "--calibration-tokens=1024", "--multiple-of=2", "--ratio=0.25"]
