@@ -96,6 +96,13 @@ def test_ranking_of_ties_stays_within_the_budget(peak_bytes):
     assert used < budget + ALLOWANCE
 
 
+def test_stream_stays_within_its_budget(peak_bytes):
+    budget = 160 * MIB  # of which the counts take 128, and their products for a whole batch would take 64
+    script = f"GridStream(x[:512], memory_budget={budget})"
+    call = f"(lambda stream: (stream.update(x), stream.mutual_information()))({script})"
+    assert peak_bytes("torch.randn(16_384, 256)", call) < budget + ALLOWANCE
+
+
 def test_stream_takes_a_part_of_a_batch_at_a_time(peak_bytes):
     # The shares of the whole batch would take 128 MiB; those of 4096 samples, and the counts, take 44.
     assert peak_bytes("torch.randn(524_288, 16)", "GridStream(x[:512]).update(x)") < 80 * MIB
