@@ -133,7 +133,7 @@ def compile_case(case: Case) -> Any:
         options["num_warps"] = 4  # Triton's default
     else:
         kernel, _ = TILE_KERNELS[case.kernel]
-        values = constants(case.config, case.chip, case.precision) | {"UPPER": True}
+        values = constants(case.config, case.chip, case.precision) | {"UPPER": True, "CHIP": case.chip}
         if nodes := case.block_nodes:
             values |= {"S": nodes, "W": nodes, "INTEGERS": case.precision == "int8"}
         m, n, k = values["BM"], values["BN"], values["BK"]
@@ -145,8 +145,10 @@ def compile_case(case: Case) -> Any:
                 "BC": LADDER_COLUMNS.get(case.chip, TABLE_CELLS),
                 "SMALLEST": SMALLEST_PRODUCT,
                 "DOT_PRECISION": dot_precision(case.chip),
+                "CHIP": case.chip,
             }
         described = {"a": (element, m, k), "b": (element, n, k), "out": ("fp32", m, n // 2)}
+        values = {name: value for name, value in values.items() if name in kernel.arg_names}
         options |= {"num_warps": case.config.warps, "num_stages": case.config.stages}
     signature, divisible = {}, {}
     for index, name in enumerate(kernel.arg_names):

@@ -28,6 +28,7 @@ from mikernels.transforms import Variables
 from mikernels.triton_impl.gather import gather_kernel
 from mikernels.triton_impl.gram import multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded
+from mikernels.triton_impl.log2 import log2
 
 TABLE_CELLS = CELLS[1]
 """Cells along a side of the count tables; the ladder of `CELLS[0]` is the rest of theirs."""
@@ -84,6 +85,7 @@ def ladder_kernel(
     BC: tl.constexpr,  # columns of the finest table to smooth at a time
     SMALLEST: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
+    CHIP: tl.constexpr,
 ):
     i_n = tl.program_id(0) // n_cols
     i_k = tl.program_id(0) % n_cols
@@ -108,20 +110,20 @@ def ladder_kernel(
                     b_half = tl.dot(b_counts, b_columns, input_precision=DOT_PRECISION)
                     b_f = tl.dot(b_kernel, b_half, input_precision=DOT_PRECISION)
                     b_part = tl.load(p_counts + (o_g[:, None] * n_cols * G + o_b[None, :])).to(tl.float32)
-                    total += log_ratio(b_part, b_f, scale)
+                    total += log_ratio(b_part, b_f, scale, CHIP)
             else:  # K on the right of both products needs no transpose
                 b_half = tl.dot(b_counts, b_kernel, input_precision=DOT_PRECISION)
                 b_f = tl.dot(b_half.T, b_kernel, input_precision=DOT_PRECISION)
-                total = log_ratio(b_counts.T, b_f, scale)
+                total = log_ratio(b_counts.T, b_f, scale, CHIP)
             p_value = p_out + (i_rung * n_rows + i_n).to(tl.int64) * n_cols + i_k
             tl.store(p_value, total * factor)
 
 
 @triton.jit
-def log_ratio(b_counts, b_f, scale):
+def log_ratio(b_counts, b_f, scale, CHIP: tl.constexpr):
     """Sum of `counts log2 [((f - 3/2)^2 + 1/12) scale]`."""
     b_f -= 1.5
-    return tl.sum(b_counts * tl.log2((b_f * b_f + 1 / 12) * scale))
+    return tl.sum(b_counts * log2((b_f * b_f + 1 / 12) * scale, CHIP))
 
 
 @triton.jit
@@ -233,6 +235,7 @@ class Adaptive:
             BC=LADDER_COLUMNS.get(self.launcher.chip, g),
             SMALLEST=SMALLEST_PRODUCT,
             DOT_PRECISION=dot_precision(self.launcher.chip),
+            CHIP=self.launcher.chip,
             num_warps=LADDER_WARPS,
         )
         return ratios

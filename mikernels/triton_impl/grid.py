@@ -25,6 +25,7 @@ from mikernels.transforms import Variables
 from mikernels.triton_impl.gather import gather_kernel
 from mikernels.triton_impl.gram import multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded
+from mikernels.triton_impl.log2 import log2
 
 MAX_BLOCK_NODES = 64
 
@@ -42,6 +43,7 @@ def grid_kernel(
     S: tl.constexpr,  # a block is S x S,
     W: tl.constexpr,  # a whole joint table W x W
     INTEGERS: tl.constexpr,
+    CHIP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -71,7 +73,7 @@ def grid_kernel(
 
     # u is about 1, so the logs are small, and so are their rounding errors.
     b_u = tl.maximum(b_joint.to(tl.float32) * scale, 1e-30)
-    b_terms = (b_u * tl.log2(b_u)).reshape(BM // S, S, BN // S, S)
+    b_terms = (b_u * log2(b_u, CHIP)).reshape(BM // S, S, BN // S, S)
     b_sums = tl.sum(tl.sum(b_terms, 3), 1)  # [BM / S, BN / S]
 
     o_row = i_m * (BM // S) + tl.arange(0, BM // S)
@@ -193,6 +195,7 @@ class Grid:
             S=self.block,
             W=w,
             INTEGERS=a.dtype == torch.int8,
+            CHIP=self.launcher.chip,
         )
         if blocks > 1:
             sums = sums.view(n, blocks, k, blocks).sum((1, 3))

@@ -1,9 +1,12 @@
-"""`kde` on a GPU: M matrix products, the logarithm of each taken in registers.
+"""`kde` on a GPU: M matrix products, a few of which are multiplied with each other before a logarithm is taken.
 
 Operands are `a_n[i, j] = k(x_n[i] - x_n[j]) sqrt(M) / sum_j k(x_n[i] - x_n[j])`, which include the margins:
-`I = 1/M sum_i log sum_j a_ij b_ij`. Memory holds the operands of a few samples i at a time, `[n, i, j]`. One program
-computes one tile of pairs: it loops over (i, j), takes a logarithm after the last j of each i, and adds to the sums
-of earlier samples.
+`I = 1/M sum_i log s_i` with `s_i = sum_j a_ij b_ij`. Memory holds the operands of a few samples i at a time,
+`[n, i, j]`. One program computes one tile of pairs: it loops over (i, j), multiplies the product of the ratios by s_i
+after the last j of each i, and adds the logarithm of the product to those of earlier samples.
+
+The product stays in the range of float32: `1/M <= s_i <= M`, since `sum_j kx_ij ky_ij` is at least `kx_ii ky_ii = 1`
+and at most either row sum, and either row sum is between 1 and M.
 """
 
 import math
@@ -17,23 +20,27 @@ from mikernels.options import Problem
 from mikernels.transforms import Variables
 from mikernels.triton_impl.gram import add_to, multiply_add, tile_of
 from mikernels.triton_impl.launch import Launcher, padded
+from mikernels.triton_impl.log2 import log2
 
-SAMPLES = 16
-"""Samples i whose operands are in memory at once: enough for a long launch, and constant, which fixes the order of
-the sums."""
+MAX_SAMPLES_PER_LOG = 16
+"""More would save little, and the operands of so many samples are in memory at once."""
+MAX_BITS = 120
+"""Bits of the largest product and of its inverse: float32 has 126, and operands in fp8 need some for rounding."""
 
 
 @triton.jit
 def kde_kernel(
     a,  # [n, samples * stride] operands of the rows
     b,  # [k, samples * stride] operands of the columns
-    out,  # [n, stride_out] float32, sum of log2 over the samples so far
+    out,  # [n, stride_out] float32, sum of log2 s_i over the samples so far
     n_rows,
     n_cols,
     stride_out,
     n_inner,  # samples * stride
     stride,  # j, padded with zeros to a multiple of BK
+    factor,  # of all sums over j of a launch, for scaled operands; otherwise 1
     UPPER: tl.constexpr,
+    CHIP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -44,17 +51,17 @@ def kde_kernel(
     i_m, i_n = tile_of(tl.program_id(0), tl.cdiv(n_rows, BM), tl.cdiv(n_cols, BN), GROUP)
     if UPPER and (i_n + 1) * BN <= i_m * BM:
         return
-    b_logs = tl.zeros([BM, BN], dtype=tl.float32)
+    b_product = tl.full([BM, BN], 1.0, dtype=tl.float32) * factor
     b_sum = tl.zeros([BM, BN], dtype=tl.float32)
-    # One loop over (i, j), so that the tensor cores keep working while the logarithms are taken.
+    # One loop over (i, j), so that loads for the next sample are on their way when one ends.
     for o_k in range(0, n_inner, BK):
         b_sum = multiply_add(
             a, b, b_sum, i_m * BM, i_n * BN, o_k, n_rows, n_cols, n_inner, BK, TF32, FP32_EVERY
         )
         if (o_k + BK) % stride == 0:
-            b_logs += tl.log2(b_sum)
+            b_product *= b_sum
             b_sum = tl.zeros([BM, BN], dtype=tl.float32)
-    add_to(out, b_logs, i_m * BM, i_n * BN, n_rows, n_cols, stride_out)
+    add_to(out, log2(b_product, CHIP), i_m * BM, i_n * BN, n_rows, n_cols, stride_out)
 
 
 @triton.jit
@@ -107,7 +114,7 @@ class Kde:
         return 8 * n_samples
 
     def tile_bytes(self, tile: int, n_samples: int) -> int:
-        operand = SAMPLES * (padded(n_samples) * self.launcher.dtype.itemsize + 4)
+        operand = self._samples_per_log(n_samples) * (padded(n_samples) * self.launcher.dtype.itemsize + 4)
         return 2 * tile * operand + 8 * tile**2
 
     def panel(self, variables: Variables, columns: slice) -> Tensor:
@@ -120,8 +127,10 @@ class Kde:
         total = x.new_zeros(len(x), -(-len(y) // 4) * 4)  # a descriptor needs rows aligned to 16 bytes
         # log2 of the sums of the operands' rows: 0 except for rounding, which this corrects
         margin_x, margin_y = (v.new_zeros(len(v), dtype=torch.float64) for v in (x, y))
-        for first in range(0, n_samples, SAMPLES):
-            samples = min(SAMPLES, n_samples - first)
+        step = self._samples_per_log(n_samples)
+        per_sample = n_samples / self._scale(n_samples) ** 2  # s_i from the sum over j
+        for first in range(0, n_samples, step):
+            samples = min(step, n_samples - first)
             a = self._operand(x, first, samples, margin_x)
             b = a if upper else self._operand(y, first, samples, margin_y)
             self.launcher.run_tiles(
@@ -134,19 +143,20 @@ class Kde:
                 total.shape[1],
                 a.shape[1],
                 a.shape[1] // samples,
+                per_sample**samples,
                 adds=True,
                 UPPER=upper,
+                CHIP=self.launcher.chip,
             )
         margin_y = margin_x if upper else margin_y
         mean_log2 = total[:, : len(y)].sub_(margin_x.float()[:, None]).sub_(margin_y.float())
-        mean_log2.mul_(math.log(2) / n_samples)
-        return mean_log2.sub_(2 * math.log(self._scale(n_samples) / math.sqrt(n_samples)))
+        return mean_log2.mul_(math.log(2) / n_samples)
 
     def _operand(self, scores: Tensor, first: int, samples: int, margin: Tensor) -> Tensor:
         """`[n, samples * stride]`; adds the effect of rounding on the sums of the rows to `margin [n]`."""
         scale = self._scale(scores.shape[1])
         operand, sums = self.launcher.rows_of_operand(
-            kernel_rows_kernel, scores, first, samples, SAMPLES, scale
+            kernel_rows_kernel, scores, first, samples, MAX_SAMPLES_PER_LOG, scale
         )
         # In float64, because torch's order of summation depends on the shape.
         margin += sums.div_(scale).log2_().sum(1, dtype=torch.float64)
@@ -156,3 +166,9 @@ class Kde:
         """Sum of an operand's row: sqrt(M), in fp8 times the power of two that maps [0, sqrt(M)] onto its range."""
         root = math.sqrt(n_samples)
         return root * 2.0 ** math.floor(math.log2(448 / root)) if self.launcher.precision == "fp8" else root
+
+    def _samples_per_log(self, n_samples: int) -> int:
+        """How many ratios s_i to multiply before a logarithm, for example 12 at M = 1024: fixed by M and precision."""
+        factor_bits = 2 * math.log2(self._scale(n_samples)) - math.log2(n_samples)
+        bits = max(math.log2(n_samples), factor_bits)
+        return max(1, min(MAX_SAMPLES_PER_LOG, int(MAX_BITS / bits)))
