@@ -342,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(
             flag,
             *ALIASES.get(option.name, ()),
-            type=TYPES.get(option.name, type(option.default or "")),
+            type=TYPES.get(option.name, str if option.default is None else type(option.default)),
             default=option.default,
             choices=choices(option.name) or None,
             help=help_text(option.name),

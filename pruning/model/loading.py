@@ -1,6 +1,8 @@
 """Loading models from a folder, a GGUF file or the Hugging Face hub; weights come from safetensors only."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,7 +21,7 @@ from pruning.model.device import find_device
 from pruning.model.ffn import check_found
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import find_knobs
-from pruning.model.loaded import check_loaded
+from pruning.model.loaded import check_loaded, lacks_head
 from pruning.model.precision import working_dtype
 from pruning.model.uneven import is_uneven, load_uneven
 
@@ -66,15 +68,22 @@ def load_model(
     if path.is_dir() and is_uneven(config):
         model = load_uneven(path, dtype)
     else:
-        stored = stored_dtype(path) if path.is_dir() else None
-        model, info = class_.from_pretrained(
-            source,
-            dtype=dtype or stored or "auto",
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `check_loaded` names them
-        )
+        options: dict[str, Any] = {
+            "dtype": dtype or (stored_dtype(path) if path.is_dir() else None) or "auto",
+            "use_safetensors": True,
+            "trust_remote_code": trust_remote_code,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # `check_loaded` names them
+        }
+        model, info = class_.from_pretrained(source, **options)
+        if lacks_head(model, info):
+            body = type(model.base_model)
+            warnings.warn(
+                f"{source}: the weights of {class_.__name__} beyond {body.__name__} are not stored, so it is loaded "
+                f"and saved as {body.__name__}",
+                stacklevel=2,
+            )
+            model, info = body.from_pretrained(source, **options)
         check_loaded(source, model, info)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)

@@ -75,6 +75,26 @@ def test_layers_that_the_config_does_not_count_are_an_error(stored):
         load_model(folder, device="cpu")
 
 
+def test_a_body_saved_under_the_name_of_a_class_with_a_head_is_loaded_as_the_body(stored, windows):
+    model = tiny_model("Bert")
+    folder = stored(model, config=lambda c: c | {"architectures": ["BertForMaskedLM"]})
+    with pytest.warns(UserWarning, match="of BertForMaskedLM beyond BertModel are not stored"):
+        loaded, _ = load_model(folder, device="cpu")
+    assert type(loaded) is transformers.BertModel
+    assert torch.equal(outputs(loaded, windows), outputs(model, windows))
+    loaded.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(folder, device="cpu")
+
+
+def test_a_body_that_is_incomplete_is_an_error_whatever_the_head(stored):
+    names = without("encoder.layer.1.output.dense.weight")
+    folder = stored(tiny_model("Bert"), names, lambda c: c | {"architectures": ["BertForMaskedLM"]})
+    with pytest.raises(ValueError, match=r"of BertForMaskedLM, got none named bert\.encoder\.layer\.1"):
+        load_model(folder, device="cpu")
+
+
 def test_another_head_is_named_in_a_warning(stored):
     extra = {"value_head.weight": torch.ones(1, 16)}
     folder = stored(tiny_model("Llama"), lambda w: w | extra)
