@@ -144,7 +144,9 @@ def _formats(file: Path) -> dict[str, int]:
     from gguf import GGUFReader
 
     tensors = GGUFReader(file).tensors
-    return dict(collections.Counter(t.tensor_type.name for t in tensors if t.name.endswith("ffn_down.weight")))
+    return dict(
+        collections.Counter(t.tensor_type.name for t in tensors if t.name.endswith("ffn_down.weight"))
+    )
 
 
 def _llama_cpp(*arguments: str | Path) -> None:
@@ -170,8 +172,13 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.model
     if not (folder / MANIFEST).exists():
         folder = TOOLS / "pruned"
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-        if mi_prune([str(args.model), f"--out={folder}", "--force", "--calibration-tokens=16384", *words]) != 0:
+        words = [
+            f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None
+        ]
+        if (
+            mi_prune([str(args.model), f"--out={folder}", "--force", "--calibration-tokens=16384", *words])
+            != 0
+        ):
             return 1
     model, tokenizer = load_model(str(folder), device="cpu")
     uneven, name = is_uneven(model.config), type(model).__name__

@@ -178,7 +178,7 @@ def test_nan_weights_are_refused_by_name(tokenizer):
     model = tiny_model("Llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
-    with pytest.raises(ValueError, match="model.layers.1.mlp: expected finite activations"):
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp: expected finite activations"):
         prune(model, tokenizer, calibration=[(Samples(), 1.0)], **SHORT)
 
 
