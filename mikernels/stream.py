@@ -13,12 +13,12 @@ from mikernels.pairs import Block, fill_matrix
 from mikernels.tables.node_shares import entropy, integer_table
 from mikernels.tiling import tiles
 from mikernels.torch_impl.grid import joint_to_mi
-from mikernels.torch_impl.integer import integer_gram
+from mikernels.torch_impl.integer import integer_gram, product_bytes
 from mikernels.transforms import hash32
 from mikernels.validation import as_samples, read_values, require_float64
 
-SAMPLE_BYTES = 64
-"""Memory for one value of a batch while its rank is found: six temporary 64-bit integers, and copies of the value."""
+VALUE_BYTES = 48
+"""Memory for one value of a batch while its rank is found: six 64-bit numbers."""
 
 
 class GridStream:
@@ -59,9 +59,10 @@ class GridStream:
             raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
         problem = make_problem("grid", nodes, bandwidth, n_samples)
         nodes = problem.nodes
-        self._tile = min(n_variables, max(1, 2048 // nodes))  # variables along one side of a product
-        counts = 8 * (n_variables * nodes) ** 2 + 4 * (self._tile * nodes) ** 2
-        sample = n_variables * (nodes + SAMPLE_BYTES)
+        self._nodes = nodes
+        self._tile = nodes * min(n_variables, max(1, 1024 // nodes))  # nodes along one side of a product
+        counts = 8 * (n_variables * nodes) ** 2 + product_bytes(self._tile)
+        sample = n_variables * (nodes + VALUE_BYTES)
         budget = CPU_MEMORY_BUDGET if options["memory_budget"] is None else options["memory_budget"]
         if counts + 64 * sample > budget:
             raise ValueError(
@@ -76,7 +77,6 @@ class GridStream:
         self._counts = torch.zeros(
             n_variables * nodes, n_variables * nodes, dtype=torch.int64, device=samples.device
         )  # filled on and above the diagonal
-        self._margins = torch.zeros(n_variables, nodes, dtype=torch.int64, device=samples.device)
         self._constant = torch.ones(n_variables, dtype=torch.bool, device=samples.device)
         self._first: Tensor | None = None  # [N] first sample of the stream
         self._seed = options["seed"]
@@ -105,7 +105,6 @@ class GridStream:
             features = self._table[self._ranks(part)].flatten(1)  # [B, N * G]
             for rows, cols in self._node_tiles():
                 self._counts[rows, cols] += integer_gram(features[:, rows], features[:, cols])
-            self._margins += features.sum(0, dtype=torch.int64).view(n_variables, -1)
             self.n_samples += len(part)
 
     @isolated()
@@ -119,8 +118,9 @@ class GridStream:
             raise ValueError(
                 "stream: expected at least one call of update before mutual_information, got none"
             )
-        n_variables, nodes = self._margins.shape
-        h = entropy(self._margins)
+        n_variables, nodes = len(self._sorted), self._nodes
+        # The table of a variable with itself sums to its margin, times the sum of a row of features.
+        h = entropy(self._counts.view(n_variables, nodes, n_variables, nodes).diagonal(0, 0, 2).sum(1).t())
         total = float(self._row_sum) ** 2 * self.n_samples
         blocks = (
             Block(
@@ -142,8 +142,8 @@ class GridStream:
 
     def _node_tiles(self) -> Iterator[tuple[slice, slice]]:
         """Tiles of the counts, on and above the diagonal: whole tables."""
-        size = self._counts.shape[0]
-        return tiles(size, size, self._tile * self._margins.shape[1], upper=True)
+        size = len(self._counts)
+        return tiles(size, size, self._tile, upper=True)
 
     def _ranks(self, samples: Tensor) -> Tensor:
         """Table row of each of `samples [B, N]`: its rank in the reference, random among equal values."""
