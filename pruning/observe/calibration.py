@@ -232,7 +232,7 @@ def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
         return [(Records("data set", calibration, separator="\n\n"), 1.0)]
     if isinstance(calibration, (list, tuple)) and calibration:
         first = calibration[0]
-        if all(isinstance(item, tuple) for item in calibration):
+        if all(isinstance(item, tuple) and _is_source(item[0]) for item in calibration):
             return calibration
         if all(isinstance(item, Path) for item in calibration):
             return [(open_source(path), 1.0) for path in calibration]
@@ -285,6 +285,10 @@ def _decoder_start(model: PreTrainedModel) -> int | None:
         if (token := getattr(model.config, name, None) or getattr(config, name, None)) is not None:
             return int(token)
     return 0
+
+
+def _is_source(item: Any) -> bool:
+    return isinstance(item, Samples) or hasattr(item, "documents")
 
 
 def _is_record(item: Any) -> bool:

@@ -87,7 +87,7 @@ def simulated(monkeypatch):
 
 @pytest.mark.parametrize("estimator", ["grid", "kde", "renyi2", "adaptive"])
 def test_default_options_simulate_nothing(estimator, simulated):
-    for n_samples in (8, 100, 3001):
+    for n_samples in (16, 100, 3001):
         mutual_information(gaussian(n_samples, 2), estimator=estimator, calibrate=True)
         # `adaptive`, `kde` and `renyi2` have no nodes
         problem = make_problem(estimator, 16 if estimator == "grid" else 24, None, n_samples)
@@ -98,7 +98,7 @@ def test_default_options_simulate_nothing(estimator, simulated):
 @pytest.mark.parametrize(
     ("n_samples", "options"),
     [
-        (64, {"estimator": "kde", "bandwidth": 0.5}),
+        (64, {"estimator": "kde", "bandwidth": 0.4}),
         (64, {"estimator": "grid", "nodes": 24}),
         (2**18 + 1, {"estimator": "grid"}),
     ],
