@@ -12,7 +12,7 @@ from cyllama.llama import llama_cpp as lib
 
 Array = np.ndarray[Any, Any]
 
-TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "q6_k": 18, "bf16": 32}
+TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15, "q6_k": 18}
 """llama.cpp's `llama_ftype`."""
 F32 = 0
 OFF = 0
