@@ -133,7 +133,7 @@ def compare(folder: Path, file: Path, ids: Tensor, kind: str, *, uneven: bool) -
     stored, got = in_transformers(folder, ids), in_llama_cpp(file, ids)
     result: dict[str, Any] = {
         "bytes": file.stat().st_size,
-        "formats_of_ffn_down": _formats(file),
+        "formats_of_ffn_down": formats(file),
         "continuation": stored["text"],
         "equal_prompt_ids": torch.equal(got["prompt_ids"], stored["prompt_ids"]),
         "equal_continuation": torch.equal(got["continuation"], stored["continuation"]),
@@ -153,7 +153,7 @@ def compare(folder: Path, file: Path, ids: Tensor, kind: str, *, uneven: bool) -
     return result
 
 
-def _formats(file: Path) -> dict[str, int]:
+def formats(file: Path) -> dict[str, int]:
     """How many output projections of FFNs the file stores in which format."""
     from gguf import GGUFReader
 
