@@ -180,28 +180,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", default="uniform")
     args = parser.parse_args(argv)
     TOOLS.mkdir(parents=True, exist_ok=True)
-    options = {"ratio": args.ratio, "multiple_of": args.multiple_of, "budget": args.budget, "seed": args.seed}
-    folder = args.model
+    folder, options = args.model, {}
     if not (folder / MANIFEST).exists():
         folder = TOOLS / "pruned"
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-        if mi_prune([str(args.model), f"--out={folder}", "--force", "--calibration-tokens=8192", "--sample-size=1024", *words]) != 0:
+        named = {"ratio": args.ratio, "multiple_of": args.multiple_of, "budget": args.budget, "seed": args.seed}
+        options = {name: value for name, value in named.items() if value is not None}
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        words += ["--calibration-tokens=8192", "--sample-size=1024", f"--out={folder}", "--force"]
+        if mi_prune([str(args.model), *words]) != 0:
             return 1
     model, tokenizer = load_model(str(folder), device="cpu")
-    uneven, name = is_uneven(model.config), type(model).__name__
+    uneven = is_uneven(model.config)
     ids = tokenizer(builtin_text()[1][: 16 * N_TOKENS], return_tensors="pt").input_ids[0, :N_TOKENS]
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    case = {
+        "class": type(model).__name__,
+        "pruning": {name: manifest["settings"][name] for name in ("ratio", "criterion", "repair", "budget")},
+        "widths": manifest["neurons"]["widths"],
+        "prompt": PROMPT,
+        "tokens": len(ids),
+    }
     del model
     file = TOOLS / f"{folder.name}-f32.gguf"
     convert(folder, file, uneven=uneven)
-    widths = json.loads((folder / MANIFEST).read_text("utf-8"))["neurons"]["widths"]
     rows = []
     for kind in args.types:
         result = compare(folder, quantize(file, kind), ids, kind, uneven=uneven)
         print(json.dumps({kind: result}, indent=1, ensure_ascii=False))
-        case = {"model": args.model.name, "class": name, "type": kind, "widths": widths, "prompt": PROMPT}
         line = command("benchmarks.consumers.gguf", args.model.name, types=kind, **options)
         versions = dict(package.split("==") for package in PACKAGES)
-        rows.append(row("consumers.gguf", line, case | {"tokens": len(ids)}, result, versions))
+        rows.append(row("consumers.gguf", line, case | {"type": kind}, result, versions))
     append(rows, args.out)
     return 0 if all(line["result"]["agrees"] for line in rows) else 1
 
