@@ -158,7 +158,9 @@ def formats(file: Path) -> dict[str, int]:
     from gguf import GGUFReader
 
     tensors = GGUFReader(file).tensors
-    return dict(collections.Counter(t.tensor_type.name for t in tensors if t.name.endswith("ffn_down.weight")))
+    return dict(
+        collections.Counter(t.tensor_type.name for t in tensors if t.name.endswith("ffn_down.weight"))
+    )
 
 
 def _llama_cpp(*arguments: str | Path) -> None:
@@ -183,7 +185,12 @@ def main(argv: list[str] | None = None) -> int:
     folder, options = args.model, {}
     if not (folder / MANIFEST).exists():
         folder = TOOLS / "pruned"
-        named = {"ratio": args.ratio, "multiple_of": args.multiple_of, "budget": args.budget, "seed": args.seed}
+        named = {
+            "ratio": args.ratio,
+            "multiple_of": args.multiple_of,
+            "budget": args.budget,
+            "seed": args.seed,
+        }
         options = {name: value for name, value in named.items() if value is not None}
         words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         words += ["--calibration-tokens=8192", "--sample-size=1024", f"--out={folder}", "--force"]

@@ -1,7 +1,7 @@
 """What runs in llama.cpp, in a process that has cyllama: `python -m benchmarks.consumers.llama_cpp`.
 
-    quantize SOURCE TARGET TYPE    write the GGUF file SOURCE to TARGET, as TYPE, such as q4_k_m
-    run FILE REQUEST RESULT        the outputs of FILE for what is in REQUEST (`run`)
+quantize SOURCE TARGET TYPE    write the GGUF file SOURCE to TARGET, as TYPE, such as q4_k_m
+run FILE REQUEST RESULT        the outputs of FILE for what is in REQUEST (`run`)
 """
 
 import sys

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-
 BY_NAME = "call pruning.prune in Python, with batches of its inputs by name as calibration"
 """What to do with a model that reads more than text."""
 

@@ -29,7 +29,13 @@ def pruned(request, tmp_path):
     """A pruned model of one or of several widths."""
     model = tiny_model("Llama", vocab_size=300, **SIZES)
     windows = torch.randint(3, VOCABULARY, (16, 32), generator=torch.Generator().manual_seed(0))
-    options = {"ratio": 0.5, "multiple_of": 32, "budget": request.param, "sample_size": 64, "max_layer_ratio": 0.6}
+    options = {
+        "ratio": 0.5,
+        "multiple_of": 32,
+        "budget": request.param,
+        "sample_size": 64,
+        "max_layer_ratio": 0.6,
+    }
     report = prune(model, None, calibration=windows, **options)
     save_pruned(model, tiny_tokenizer(), report, tmp_path / "pruned")
     assert is_uneven(model.config) is (request.param == "mi")

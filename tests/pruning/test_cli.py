@@ -112,7 +112,10 @@ def test_windows_and_tokens_exclude_each_other(capsys):
 @pytest.mark.parametrize(
     ("class_name", "message"),
     [
-        ("ViTModel", "expected a model of text with a tokenizer, got ViTModel, which reads pixel_values; load it"),
+        (
+            "ViTModel",
+            "expected a model of text with a tokenizer, got ViTModel, which reads pixel_values; load it",
+        ),
         ("WhisperForConditionalGeneration", "such as input_features, for Whisper"),
         ("CLIPModel", "CLIPModel: expected a model that runs on its calibration, got: "),
     ],

@@ -323,7 +323,9 @@ def test_text_for_a_model_of_images_is_refused_by_name(calibration, tokenizer):
 
 
 def test_an_error_of_the_model_itself_is_named():
-    with pytest.raises(ValueError, match=r"ViTModel: expected a model that runs on its .*got: Input image size"):
+    with pytest.raises(
+        ValueError, match=r"ViTModel: expected a model that runs on its .*got: Input image size"
+    ):
         prune(tiny("ViTModel"), None, calibration={"pixel_values": torch.randn(2, 3, 24, 24)}, **COMMON)
 
 
