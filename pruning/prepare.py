@@ -93,10 +93,10 @@ def prepare(
         _check_budget(model, ffns, settings)
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
     kept = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
-    _check_experts(ffns, kept, settings)
     check_config(model, ffns, kept, adds_bias=adds_bias)
     if probe:
         check_neurons(model, ffns, probe[0])
+    _check_experts(ffns, kept, settings)
     return Prepared(ffns, windows, _resolved(model, ffns, probe, settings), left, len(every))
 
 

@@ -343,8 +343,8 @@ def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
             weight = projection.parameter
             if weight.dtype not in DTYPES.values() or weight.is_meta:
                 raise ValueError(
-                    f"{ffn.name}: expected floating-point weights of 16 bits or more in memory, got {weight.dtype} on {weight.device}; "
-                    f"load the model de-quantized and without offloading"
+                    f"{ffn.name}: expected floating-point weights of 16 bits or more in memory, got {weight.dtype} on "
+                    f"{weight.device}; load the model de-quantized and without offloading"
                 )
 
 
