@@ -205,3 +205,15 @@ def test_a_tie_that_the_config_does_not_describe_is_refused():
     layers[1].mlp.down_proj.weight = layers[0].mlp.down_proj.weight
     with pytest.raises(ValueError, match=r"expected weights that are tied as in its config.*mlp\.down_proj"):
         check_config(model, find_ffns(model), [30, 30])
+
+
+@pytest.mark.skipif(
+    not hasattr(transformers.PretrainedConfig, "per_layer_config"),
+    reason="transformers has no per_layer_config",
+)
+def test_transformers_does_not_build_layers_of_different_widths_from_a_config():
+    """If it does one day, `per_layer_config` should be written beside our list of widths."""
+    config = tiny_config("LlamaForCausalLM")
+    config.per_layer_config = {0: {"intermediate_size": 32}}
+    with pytest.raises(RuntimeError, match="'intermediate_size' is a per-layer attribute"):
+        transformers.LlamaForCausalLM(config)
