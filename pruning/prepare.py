@@ -23,6 +23,8 @@ from pruning.settings import Settings
 
 TOKENS_PER_NEURON = 4
 """Least squares needs at least this many calibration tokens per kept neuron; with fewer we warn."""
+ROW_BYTES = 16
+"""`torch._grouped_mm`, by which transformers multiplies experts, takes rows of a multiple of this."""
 PROBE_TOKENS = 8
 """Tokens for trying the model out before the long steps."""
 
@@ -96,6 +98,7 @@ def prepare(
     check_config(model, ffns, kept, adds_bias=adds_bias)
     if probe:
         check_neurons(model, ffns, probe[0])
+    _check_experts(ffns, kept, settings)
     return Prepared(ffns, windows, _resolved(model, ffns, probe, settings), left, len(every))
 
 
@@ -119,6 +122,22 @@ def warn_of_unmeasured(layers: Sequence[PrunedLayer]) -> None:
             f"norms of their weights and not repaired; use more calibration tokens",
             stacklevel=4,
         )
+
+
+def _check_experts(ffns: Sequence[FFN], kept: Sequence[int], settings: Settings) -> None:
+    """Raise unless transformers can multiply the experts that are left in groups, as by default.
+
+    Raises:
+        ValueError: the rows of their weights will not be multiples of `ROW_BYTES`.
+    """
+    for ffn, width in zip(ffns, kept, strict=True):
+        step = ROW_BYTES // ffn.output.weight.element_size()
+        if ffn.is_routed and width % step and not ffn.width % step:
+            raise ValueError(
+                f"multiple_of: expected a multiple of {step} for experts in "
+                f"{str(ffn.output.weight.dtype).removeprefix('torch.')}, such as {ffn.name}, which transformers "
+                f"multiplies in groups, got {settings.multiple_of}, which keeps {width} neurons"
+            )
 
 
 def _chosen(model: PreTrainedModel, ffns: list[FFN], settings: Settings) -> tuple[list[FFN], dict[str, str]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import text_config
-from pruning.model.forward import is_causal
+from pruning.model.forward import BY_NAME, is_causal
 from pruning.observe.batches import Batch, Inputs, Windows, unpadded
 from pruning.observe.samples import Samples, sample_sequences, start_of_text
 from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
@@ -203,7 +203,10 @@ def _check_length(model: PreTrainedModel, length: int) -> None:
 
 def _check(model: PreTrainedModel, windows: Windows) -> None:
     _check_length(model, windows.longest)
-    embeddings = model.get_input_embeddings()
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # a pair of models, such as CLIP
+        return
     if not isinstance(embeddings, nn.Embedding):  # such as one table for each codebook of audio
         return
     vocabulary = embeddings.num_embeddings
@@ -263,16 +266,23 @@ def _model_batches(calibration: Any, model: PreTrainedModel) -> list[dict[str, T
         return None
     batches = []
     for item in items:
-        batch = {name: value for name, value in item.items() if name in names and isinstance(value, Tensor)}
+        batch = {n: _tensor(n, v) for n, v in item.items() if n in names and v is not None}
         batches.append({n: v.to(model.dtype) if v.is_floating_point() else v for n, v in batch.items()})
     return batches
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """An argument of the model."""
+    if not isinstance(value, (Tensor, np.ndarray)):
+        raise ValueError(f"calibration: expected a tensor or array for {name}, got {type(value).__name__}")
+    return torch.as_tensor(value)
 
 
 def _expect_text(model: PreTrainedModel) -> None:
     if model.main_input_name != "input_ids":
         raise ValueError(
             f"calibration: expected batches of inputs by name, such as {model.main_input_name}, for "
-            f"{type(model).__name__}, which does not read text; got text or token ids"
+            f"{type(model).__name__}, which does not read text alone, got text or token ids; {BY_NAME}"
         )
 
 

@@ -132,6 +132,25 @@ def test_a_class_that_transformers_does_not_have_is_an_error(stored):
         load_model(folder, device="cpu")
 
 
+def test_weights_of_eight_bits_without_a_word_in_the_config_are_an_error(stored):
+    name = "model.layers.0.mlp.up_proj.weight"
+    folder = stored(tiny_model("Llama"), lambda w: w | {name: w[name].to(torch.float8_e4m3fn)})
+    with pytest.raises(
+        ValueError, match=f"expected weights of 16 bits or more, got F8_E4M3 for {name} and no"
+    ):
+        load_model(folder, device="cpu")
+
+
+def test_weights_of_eight_bits_in_memory_are_an_error(windows):
+    model = tiny_model("Llama")
+    up = model.model.layers[1].mlp.up_proj
+    up.weight = torch.nn.Parameter(up.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp: expected floating-point weights of 16 bits or more"
+    ):
+        prune(model, None, calibration=windows)
+
+
 def test_a_file_that_is_cut_off_is_an_error(stored, tmp_path):
     folder = stored(tiny_model("Llama"))
     file = tmp_path / "model.safetensors"

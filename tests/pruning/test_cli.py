@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning.cli import main
 
-from tiny import tiny_model
+from tiny import tiny, tiny_model
 
 SHORT = ("--sequence-length=32", "--calibration-tokens=2048", "--evaluation-tokens=512", "--multiple-of=2")
 
@@ -107,6 +107,31 @@ def test_windows_and_tokens_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         main(["model", "--out=out", "--num-samples=12", "--calibration-tokens=57344"])
     assert "--calibration-tokens: not allowed with argument --num-samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("class_name", "message"),
+    [
+        (
+            "ViTModel",
+            "expected a model of text with a tokenizer, got ViTModel, which reads pixel_values; load it",
+        ),
+        ("WhisperForConditionalGeneration", "such as input_features, for Whisper"),
+        ("CLIPModel", "CLIPModel: expected a model that runs on its calibration, got: "),
+    ],
+)
+def test_models_of_images_and_sound_are_referred_to_python(
+    mi_prune, tokenizer, tmp_path, capsys, class_name, message
+):
+    tiny(class_name).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    if class_name != "ViTModel":
+        tokenizer.save_pretrained(tmp_path / "model")
+    status, _, error = mi_prune(tmp_path / "model", "--out", tmp_path / "out", "--quiet", *SHORT)
+    assert status == 1
+    assert message in error
+    assert "call pruning.prune in Python, with batches of its inputs by name" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
