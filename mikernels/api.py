@@ -64,7 +64,7 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             to run.
         check_finite: look for NaN, infinities and integers beyond 2^53 first, which waits for the GPU (default).
             Without it such values give wrong numbers instead of an error.
-        device: where to compute; by default where `x` is. It must have float64, which Apple's MPS has not.
+        device: where to compute; by default where `x` is. It must have float64, which Apple's MPS does not.
 
     Returns:
         `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with everything.

@@ -87,7 +87,7 @@ def choose_implementation(options: Options, device: torch.device) -> tuple[Impl,
 
 
 def _runs_triton(device: torch.device) -> bool:
-    """Whether Triton is installed and has kernels for the device; a warning if the device is a GPU without."""
+    """Whether Triton is installed and has kernels for the device; a warning if it is a GPU without them."""
     if device.type != "cuda" or not find_spec("triton"):
         return False
     from mikernels.triton_impl import unsupported

@@ -26,12 +26,7 @@ from pruning.model.ffn import FFN, find_ffns
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import update_config
 from pruning.observe.batches import Batch
-from pruning.observe.calibration import (
-    Calibration,
-    calibration_windows,
-    comparison_batches,
-    has_samples,
-)
+from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches, has_samples
 from pruning.observe.capture import Recorder, prepare_experts
 from pruning.paths import check_statistics_target
 from pruning.prepare import prepare, warn_of_few_tokens, warn_of_unmeasured

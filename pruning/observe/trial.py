@@ -13,7 +13,7 @@ from pruning.model.forward import BY_NAME, body_of, modalities, without_cache
 from pruning.model.knobs import Knob
 from pruning.model.snapshot import restored
 from pruning.model.surgery import Plan, Solution, prune_ffns
-from pruning.observe.batches import Batch, model_inputs
+from pruning.observe.batches import TEXT_INPUTS, Batch, model_inputs
 from pruning.observe.neurons import Masks, Neurons, observed_neurons
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -84,7 +84,7 @@ def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
 
 
 def _is_text(batch: Batch) -> bool:
-    return isinstance(batch, Tensor) or batch.keys() <= {"input_ids", "attention_mask"}
+    return isinstance(batch, Tensor) or batch.keys() <= TEXT_INPUTS
 
 
 def _kinds(ffns: Sequence[FFN]) -> list[list[list[FFN]]]:
