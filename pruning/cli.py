@@ -24,11 +24,7 @@ from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
-from pruning.observe.calibration import (
-    has_samples,
-    longest_sequence,
-    text_windows,
-)
+from pruning.observe.calibration import has_samples, longest_sequence, text_windows
 from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
@@ -161,7 +157,8 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         )
     check_output(out, needed_bytes=weight_bytes(model), force=args.force)
     progress = not args.quiet
-    other = replace(settings, seed=settings.seed + 1)  # own samples that the model is not calibrated on
+    # Own samples that the model is not calibrated on; `^`, because the largest seed has no next one.
+    other = replace(settings, seed=settings.seed ^ 1)
     texts: dict[str, Windows] = {}
     for source, weight in evaluation:
         n_tokens = int(args.evaluation_tokens * weight / sum(w for _, w in evaluation))
@@ -196,7 +193,9 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     pruned = pruned._replace(weight_bytes=weight_bytes(model))
 
     report.notes |= {"model": args.model}
-    calibrated_on = {source.name for source, _ in calibration or ()}
+    # Also from a statistics file; the names are joined as in `text_windows`.
+    named_sources = f", {report.notes['calibration'].get('source', '')}, "
+    calibrated_on = {t for t in texts if f", {t}, " in named_sources or f", {t}=" in named_sources}
     if speed is not None:
         report.notes["evaluation"] = summary(texts, dense, pruned, speed, calibrated_on)
     if warned:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import text_config
 from pruning.model.forward import BY_NAME, is_causal
-from pruning.observe.batches import Batch, Inputs, Windows, unpadded
+from pruning.observe.batches import TEXT_INPUTS, Batch, Inputs, Windows, unpadded
 from pruning.observe.samples import Samples, sample_sequences, start_of_text
 from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
 from pruning.observe.sources import MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, builtin, open_source
@@ -24,7 +24,6 @@ from pruning.settings import Settings
 Calibration = Any
 """Everything that `pruning.prune` lists."""
 Weighted = Sequence[tuple[Source | Samples, float]]
-TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 COMPARISON_TOKENS = 2048
 """Enough tokens to tell layers and selections apart."""
 EXPECTED = (
@@ -58,8 +57,15 @@ def calibration_windows(
         _expect_text(model)
         if tokenizer is None:
             raise ValueError("tokenizer: expected one for calibration text, got None")
-        options = {"n_tokens": settings.calibration_tokens, "stand_in": stand_in, "progress": progress}
-        return text_windows(model, tokenizer, weighted, settings, **options)  # type: ignore[arg-type]
+        return text_windows(
+            model,
+            tokenizer,
+            weighted,
+            settings,
+            n_tokens=settings.calibration_tokens,
+            stand_in=stand_in,
+            progress=progress,
+        )
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # which can be read more than once
     padding = getattr(text_config(model), "pad_token_id", None) or 0
@@ -124,10 +130,8 @@ def text_windows(
 
 
 def has_samples(calibration: Calibration) -> bool:
-    """Whether the calibration is a list of sources with the model's own samples."""
-    return isinstance(calibration, list) and any(
-        isinstance(item, tuple) and isinstance(item[0], Samples) for item in calibration
-    )
+    """Whether the calibration is sources with the model's own samples among them."""
+    return _is_weighted(calibration) and any(isinstance(source, Samples) for source, _ in calibration)
 
 
 def _own_samples(
@@ -235,7 +239,7 @@ def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
         return [(Records("data set", calibration, separator="\n\n"), 1.0)]
     if isinstance(calibration, (list, tuple)) and calibration:
         first = calibration[0]
-        if all(isinstance(item, tuple) and _is_source(item[0]) for item in calibration):
+        if _is_weighted(calibration):
             return calibration
         if all(isinstance(item, Path) for item in calibration):
             return [(open_source(path), 1.0) for path in calibration]
@@ -297,8 +301,12 @@ def _decoder_start(model: PreTrainedModel) -> int | None:
     return 0
 
 
-def _is_source(item: Any) -> bool:
-    return isinstance(item, Samples) or hasattr(item, "documents")
+def _is_weighted(calibration: Any) -> bool:
+    """Whether the calibration is sources with their weights."""
+    return isinstance(calibration, (list, tuple)) and all(
+        isinstance(item, tuple) and (isinstance(item[0], Samples) or hasattr(item[0], "documents"))
+        for item in calibration
+    )
 
 
 def _is_record(item: Any) -> bool:

@@ -8,6 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, GenerationMixin
 
 from pruning import Settings, prune
+from pruning.choose.origin import calibration_identity
 from pruning.cli import main
 from pruning.observe.calibration import calibration_windows
 from pruning.observe.samples import Samples, is_loop, sample_sequences
@@ -128,6 +129,24 @@ def test_weights_share_the_tokens(tokenizer, tmp_path):
     assert torch.equal(torch.stack(list(windows.sequences[:24])), torch.stack(own))
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_the_model_is_calibrated_on_its_samples_and_not_on_what_stands_in_for_them(
+    kind, tokenizer, monkeypatch
+):
+    read = []
+
+    def prepared(*args, **options):
+        read.append(prepare(*args, **options))
+        return read[0]
+
+    monkeypatch.setattr("pruning.pipeline.prepare", prepared)
+    report = prune(tiny_model("Llama"), tokenizer, calibration=kind([(Samples(), 1.0)]), **SHORT)
+    settings = Settings(**SHORT)
+    written = calibration_windows(tiny_model("Llama"), tokenizer, [(Samples(), 1.0)], settings)
+    digests = [calibration_identity(windows, settings)["sha256"] for windows in (written, read[0].windows)]
+    assert [digest == report.notes["calibration"]["sha256"] for digest in digests] == [True, False]
+
+
 def test_a_mixture_is_named_in_the_manifest_and_its_samples_are_timed(tokenizer):
     report = prune(tiny_model("Llama"), tokenizer, calibration=open_sources(["self", "builtin"]), **SHORT)
     assert report.notes["calibration"]["source"] == "self, builtin"
@@ -212,3 +231,27 @@ def test_the_table_shows_each_text_and_which_were_calibrated_on(tokenizer, tmp_p
     assert [entry["calibrated_on"] for entry in entries] == [True, True, False]
     assert main([str(tmp_path / "model"), f"--out={tmp_path / 'out2'}", *options, *evaluate[:2]]) == 0
     assert "Other kinds of text may lose more; add one with --evaluate." in capsys.readouterr().out
+
+
+def test_texts_behind_statistics_are_marked_too(tokenizer, tmp_path, capsys):
+    tiny_model("Llama").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options = [
+        "--ratio=0.25",
+        "--multiple-of=2",
+        "--sequence-length=16",
+        "--calibration-tokens=256",
+        "--quiet",
+    ]
+    options += ["--repair=lstsq", f"--seed={2**63 - 1}"]
+    saved = tmp_path / "statistics.safetensors"
+    command = [str(tmp_path / "model"), *options]
+    assert (
+        main([*command, f"--out={tmp_path / 'a'}", "--calibration=builtin=2", f"--save-statistics={saved}"])
+        == 0
+    )
+    texts = ["--evaluate=builtin", "--evaluate=self", "--evaluation-tokens=128"]
+    assert main([*command, f"--out={tmp_path / 'b'}", f"--statistics={saved}", *texts]) == 0
+    assert "perplexity, builtin *" in capsys.readouterr().out
+    evaluation = json.loads((tmp_path / "b" / "mi_prune.json").read_text())["evaluation"]
+    assert [entry["calibrated_on"] for entry in evaluation["texts"]] == [True, False]
