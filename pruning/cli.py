@@ -24,12 +24,12 @@ from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
-from pruning.observe.calibration import has_samples, longest_sequence, text_windows
+from pruning.observe.mixture import has_samples, longest_sequence, text_windows
 from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
 from pruning.pipeline import prune
-from pruning.prepare import prepare
+from pruning.prepare import calibration_or_default, prepare
 from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
@@ -115,10 +115,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     if args.evaluation_tokens < 1:
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
     device = find_device(args.device)
-    # Statistics bring the identity of their calibration; text is only read to compare it or to continue from it.
-    default = None if args.statistics is not None and settings.repair == "lstsq" else [BUILTIN]
-    named = args.calibration or default
-    calibration = open_sources(named) if named else None
+    calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
     out = Path(args.out)
     inputs = {"the model": args.model}
@@ -141,6 +138,9 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     if computing != stored:
         set_dtypes(model, {}, computing)
     measured = None if args.statistics is None else ffn_names(args.statistics)
+    # Statistics bring the tokens that they were measured on; with least squares none are needed.
+    if calibration is not None or args.statistics is None or settings.repair != "lstsq":
+        calibration = calibration_or_default(calibration, args.statistics, model, tokenizer)
     ffns, read, _, left, n_ffns = prepare(
         model, tokenizer, calibration, settings, need_windows=calibration is not None, measured=measured
     )
@@ -279,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
         help="text to calibrate on: a UTF-8 file of text, .json or .jsonl (text or messages), .parquet, or "
         "NAME[:CONFIG[:SPLIT]] of a data set on the Hugging Face hub; several by repeating the option, with weights "
         f"for their shares of the tokens; {SELF} is what the model writes itself, {BUILTIN} half of the text that "
-        f"ships with Python, which is the default",
+        f"ships with Python; by default both, in equal parts",
     )
     parser.add_argument(
         "--save-statistics",

@@ -10,7 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
 from pruning.choose.evidence import gather_evidence, measure_ffn
-from pruning.choose.evidence_file import ffn_names, has_divergence, load_evidence, read_origin, save_evidence
+from pruning.choose.evidence_file import (
+    ffn_names,
+    has_divergence,
+    load_evidence,
+    load_windows,
+    read_origin,
+    save_evidence,
+)
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import (
     Origin,
@@ -26,10 +33,11 @@ from pruning.model.ffn import FFN, find_ffns
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import update_config
 from pruning.observe.batches import Batch
-from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches, has_samples
+from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
 from pruning.observe.capture import Recorder, prepare_experts
+from pruning.observe.mixture import has_samples
 from pruning.paths import check_statistics_target
-from pruning.prepare import prepare, warn_of_few_tokens, warn_of_unmeasured
+from pruning.prepare import calibration_or_default, prepare, warn_of_few_tokens, warn_of_unmeasured
 from pruning.progress import timed, track
 from pruning.repair.separate import prune_separately
 from pruning.repair.sequential import examples_in_sequence, prune_and_fit, repair_in_sequence
@@ -61,7 +69,8 @@ def prune(
             Token ids, all of which are used: an integer tensor or NumPy array `[n, L]`, a list of sequences, a
             dict with `input_ids` and optionally `attention_mask` (a `BatchEncoding`), or an iterable of such dicts (a
             `DataLoader`). Padding does not count. Batches of other inputs by name, such as `pixel_values`, are used as
-            they are. By default half of the language reference that ships with CPython.
+            they are. By default the tokens in `statistics`, or equal parts of the language reference that ships with
+            CPython and of text that the model writes itself, if it can.
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
             `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
             `budget="kl"` needs and the file lacks. They must be of this very model, and calibration that is given or
@@ -103,6 +112,8 @@ def prune(
         or settings.candidates > 1
         or lacks_divergence
     )
+    if need_windows:
+        calibration = calibration_or_default(calibration, statistics, model, tokenizer)
     ffns, windows, settings, left, n_ffns = prepare(
         model,
         tokenizer,
@@ -126,6 +137,7 @@ def prune(
         if statistics is not None:
             check_calibration(identity, origin.calibration, str(statistics))
         origin = replace(origin, calibration=origin.calibration or identity)
+    tokens = load_windows(statistics) if windows is None and statistics is not None else windows
     notes: dict[str, Any] = {"calibration": origin.calibration}
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
     if statistics is not None:
@@ -140,12 +152,12 @@ def prune(
     if evidence is None:
         evidence = gather_evidence(model, ffns, batches, settings, seconds=seconds, progress=progress)
     if save_statistics is not None:
-        save_evidence(evidence, save_statistics, origin)
+        save_evidence(evidence, save_statistics, origin, tokens)
     if lacks_divergence:
         with timed(seconds, "sensitivity"):
             evidence = with_divergence(model, ffns, evidence, comparison)
         if save_statistics is not None:
-            save_evidence(evidence, save_statistics, origin)
+            save_evidence(evidence, save_statistics, origin, tokens)
     n_tokens = max(layer.statistics.n_tokens for layer in evidence)
     warn_of_few_tokens(n_tokens, ffns, settings)
     with timed(seconds, "select"):

@@ -3,11 +3,13 @@
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.choose.budget import BLOCK, check_cap, kept_width
+from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
@@ -17,6 +19,7 @@ from pruning.model.saved import check_config
 from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows
 from pruning.observe.capture import MIN_TOKENS
+from pruning.observe.mixture import default_sources
 from pruning.observe.trial import check_neurons, reached_knobs
 from pruning.repair.stream import check_stream
 from pruning.settings import Settings
@@ -45,6 +48,30 @@ class Prepared(NamedTuple):
     settings: Settings
     left: dict[str, str]
     n_ffns: int
+
+
+def calibration_or_default(
+    calibration: Calibration,
+    statistics: str | Path | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Calibration:
+    """The calibration that was given, or the tokens that the statistics were measured on, or the default.
+
+    Raises:
+        ValueError: statistics that do not hold what they were measured on.
+    """
+    if calibration is not None:
+        return calibration
+    if statistics is None:
+        return default_sources(model, tokenizer)
+    windows = load_windows(statistics)
+    if windows is None:
+        raise ValueError(
+            f"calibration: expected what {statistics} was measured on, which it does not hold, got none; "
+            f"name the calibration, or measure again"
+        )
+    return windows
 
 
 def prepare(

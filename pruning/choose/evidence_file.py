@@ -15,26 +15,37 @@ from torch import Tensor
 from pruning.choose.evidence import Evidence
 from pruning.choose.origin import Origin
 from pruning.model.ffn import FFN
+from pruning.observe.batches import Inputs, Windows
 from pruning.observe.capture import Statistics, prepare_experts
 
 ORIGIN = "origin"
 """The entry of the header with an `Origin`; it marks a file of evidence."""
 EARLIER = "measured"
 """The entry that marked it in earlier versions, which did not store the model."""
+WINDOWS = "calibration"
+"""Prefix of the tensors that hold the tokens of the calibration."""
 MEASURE_AGAIN = "measure again with save_statistics"
 
 
-def save_evidence(evidence: Sequence[Evidence], path: str | Path, origin: Origin) -> None:
+def save_evidence(
+    evidence: Sequence[Evidence], path: str | Path, origin: Origin, windows: Windows | Inputs | None = None
+) -> None:
     """Write the evidence as safetensors; the file appears complete or not at all.
 
     Args:
         origin: what it was measured on; `load_evidence` checks it.
+        windows: the tokens that it was measured on, for `load_windows`. Other inputs of models are not saved.
 
     Raises:
         OSError: from writing.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
+    if isinstance(windows, Windows):
+        tensors[f"{WINDOWS}.tokens"] = torch.cat([sequence.cpu() for sequence in windows.sequences])
+        tensors[f"{WINDOWS}.lengths"] = torch.tensor([len(sequence) for sequence in windows.sequences])
+        start = -1 if windows.decoder_start is None else windows.decoder_start
+        tensors[f"{WINDOWS}.special"] = torch.tensor([windows.padding, start])
     for layer in evidence:
         name, statistics = layer.statistics.name, layer.statistics
         tensors |= {
@@ -150,6 +161,23 @@ def ffn_names(path: str | Path) -> set[str]:
     read_origin(path)
     with safe_open(path, "pt") as file:
         return {key.removesuffix(".mean") for key in file.keys() if key.endswith(".mean")}  # noqa: SIM118
+
+
+def load_windows(path: str | Path) -> Windows | None:
+    """The tokens that the evidence in a file was measured on; None if it does not hold them.
+
+    Raises:
+        OSError, ValueError: see `read_origin`.
+    """
+    source = read_origin(path).calibration.get("source", "token ids")
+    with safe_open(path, "pt") as file:
+        if f"{WINDOWS}.tokens" not in set(file.keys()):
+            return None
+        tokens, lengths, special = (
+            file.get_tensor(f"{WINDOWS}.{key}") for key in ("tokens", "lengths", "special")
+        )
+    padding, start = special.tolist()
+    return Windows(tokens.split(lengths.tolist()), source, padding, None if start < 0 else start)
 
 
 def has_divergence(path: str | Path) -> bool:

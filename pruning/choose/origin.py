@@ -89,8 +89,7 @@ def check_calibration(given: dict[str, Any], measured: dict[str, Any], file: str
     if measured and given["sha256"] != measured.get("sha256"):
         raise ValueError(
             f"calibration: expected the tokens that {file} was measured on ({_describe(measured)}), got "
-            f"{_describe(given)}; calibrate on the same text with the same options, or use repair='lstsq' without "
-            f"calibration"
+            f"{_describe(given)}; calibrate on the same text with the same options, or leave the calibration out"
         )
 
 

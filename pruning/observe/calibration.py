@@ -10,20 +10,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import text_config
-from pruning.model.forward import BY_NAME, is_causal
+from pruning.model.forward import BY_NAME
 from pruning.observe.batches import TEXT_INPUTS, Batch, Inputs, Windows, unpadded
-from pruning.observe.samples import Samples, sample_sequences, start_of_text
-from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
-from pruning.observe.sources import MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, builtin, open_source
+from pruning.observe.mixture import (
+    Weighted,
+    check_windows,
+    decoder_start,
+    default_sources,
+    is_weighted,
+    text_windows,
+)
+from pruning.observe.sequences import CHARACTERS_PER_TOKEN
+from pruning.observe.sources import (
+    MESSAGES_COLUMNS,
+    TEXT_COLUMNS,
+    Records,
+    open_source,
+)
 from pruning.settings import Settings
 
 Calibration = Any
 """Everything that `pruning.prune` lists."""
-Weighted = Sequence[tuple[Source | Samples, float]]
 COMPARISON_TOKENS = 2048
 """Enough tokens to tell layers and selections apart."""
 EXPECTED = (
@@ -52,7 +63,7 @@ def calibration_windows(
     """
     if isinstance(calibration, (Windows, Inputs)):
         return calibration
-    weighted = _sources(calibration, settings)
+    weighted = _sources(default_sources(model, tokenizer) if calibration is None else calibration, settings)
     if weighted is not None:
         _expect_text(model)
         if tokenizer is None:
@@ -76,105 +87,9 @@ def calibration_windows(
         raise ValueError(f"{EXPECTED}nothing")
     _expect_text(model)
     source = f"{len(sequences)} sequences of token ids"
-    windows = Windows(sequences, source, padding, _decoder_start(model))
-    _check(model, windows)
+    windows = Windows(sequences, source, padding, decoder_start(model))
+    check_windows(model, windows)
     return windows
-
-
-def text_windows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    weighted: Weighted,
-    settings: Settings,
-    *,
-    n_tokens: int,
-    stand_in: bool = False,
-    progress: bool = False,
-) -> Windows:
-    """About `n_tokens` of the sources, each in proportion to its weight.
-
-    Args:
-        stand_in: read the text that ships with Python in place of the model's own samples, which take minutes; enough
-            to check everything else.
-        progress: show a progress bar while the model writes samples.
-
-    Raises:
-        ValueError: too little text, windows longer than the model accepts, or samples of a model that cannot write
-            any.
-    """
-    total = sum(weight for _, weight in weighted)
-    sequences: list[Tensor] = []
-    for source, weight in weighted:
-        share = int(n_tokens * weight / total)
-        if isinstance(source, Samples):
-            _check_can_write(model, tokenizer, settings)
-            samples = [] if stand_in else _own_samples(model, tokenizer, settings, share, progress=progress)
-            sequences += samples
-            share -= sum(map(len, samples))
-            if samples and share < settings.sequence_length:
-                continue
-            source = builtin()  # also in place of samples that were dropped
-        sequences += token_sequences(
-            source,
-            tokenizer,
-            length=settings.sequence_length,
-            n_tokens=share,
-            special_tokens=not is_causal(model),
-            bos=settings.bos,
-        )
-    shares = [1.0 for _ in weighted] == [weight for _, weight in weighted]
-    name = ", ".join(source.name if shares else f"{source.name}={weight:g}" for source, weight in weighted)
-    windows = Windows(sequences, name, tokenizer.pad_token_id or 0, _decoder_start(model))
-    _check(model, windows)
-    return windows
-
-
-def has_samples(calibration: Calibration) -> bool:
-    """Whether the calibration is sources with the model's own samples among them."""
-    return _is_weighted(calibration) and any(isinstance(source, Samples) for source, _ in calibration)
-
-
-def _own_samples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
-    n_tokens: int,
-    *,
-    progress: bool,
-) -> list[Tensor]:
-    try:
-        return sample_sequences(
-            model,
-            tokenizer,
-            length=settings.sequence_length,
-            n_tokens=n_tokens,
-            bos=settings.bos,
-            seed=settings.seed,
-            progress=progress,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"calibration: expected {type(model).__name__} to write text for 'self', got {type(error).__name__}: "
-            f"{error}; name a text to calibrate on"
-        ) from error
-
-
-def _check_can_write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
-    """Everything about the model's own samples that can be known before they are written.
-
-    Raises:
-        ValueError: a model or a tokenizer that cannot start a text, or windows longer than the model accepts.
-    """
-    if not is_causal(model):
-        raise ValueError(
-            f"calibration: expected a model that predicts the next token for 'self', got {type(model).__name__}; "
-            f"name a text to calibrate on"
-        )
-    if not start_of_text(tokenizer):
-        raise ValueError("calibration: expected a tokenizer with a BOS or EOS token for 'self', got neither")
-    _check_length(model, settings.sequence_length)
 
 
 def comparison_batches(windows: Windows | Inputs | Tensor, batch_size: int) -> Sequence[Batch]:
@@ -184,48 +99,8 @@ def comparison_batches(windows: Windows | Inputs | Tensor, batch_size: int) -> S
     return windows.evenly(math.ceil(COMPARISON_TOKENS * len(windows) / windows.n_tokens)).split(batch_size)
 
 
-def longest_sequence(model: PreTrainedModel) -> int | None:
-    """The number of positions of the model; None if its config does not say.
-
-    RoBERTa counts positions from behind its padding index: its table has that many more rows than a text may have
-    tokens.
-    """
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    longest = getattr(text_config(model), "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
-
-
-def _check_length(model: PreTrainedModel, length: int) -> None:
-    longest = longest_sequence(model)
-    if longest is not None and length > longest:
-        raise ValueError(
-            f"sequence_length: expected at most the {longest} positions of the model, got {length}"
-        )
-
-
-def _check(model: PreTrainedModel, windows: Windows) -> None:
-    _check_length(model, windows.longest)
-    try:
-        embeddings = model.get_input_embeddings()
-    except NotImplementedError:  # a pair of models, such as CLIP
-        return
-    if not isinstance(embeddings, nn.Embedding):  # such as one table for each codebook of audio
-        return
-    vocabulary = embeddings.num_embeddings
-    low = min(int(sequence.min()) for sequence in windows.sequences)
-    high = max(int(sequence.max()) for sequence in windows.sequences)
-    if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"calibration: expected token ids from 0 to {vocabulary - 1}, got {low if low < 0 else high}"
-        )
-
-
 def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
     """The sources of text that the calibration stands for; None if it holds token ids."""
-    if calibration is None:
-        return [(builtin(), 1.0)]
     if isinstance(calibration, Path):
         return [(open_source(calibration), 1.0)]
     if isinstance(calibration, str):
@@ -239,7 +114,7 @@ def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
         return [(Records("data set", calibration, separator="\n\n"), 1.0)]
     if isinstance(calibration, (list, tuple)) and calibration:
         first = calibration[0]
-        if _is_weighted(calibration):
+        if is_weighted(calibration):
             return calibration
         if all(isinstance(item, Path) for item in calibration):
             return [(open_source(path), 1.0) for path in calibration]
@@ -288,25 +163,6 @@ def _expect_text(model: PreTrainedModel) -> None:
             f"calibration: expected batches of inputs by name, such as {model.main_input_name}, for "
             f"{type(model).__name__}, which does not read text alone, got text or token ids; {BY_NAME}"
         )
-
-
-def _decoder_start(model: PreTrainedModel) -> int | None:
-    """The token with which the decoder of an encoder-decoder begins; None for other models."""
-    if not model.config.is_encoder_decoder:
-        return None
-    config = text_config(model)
-    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
-        if (token := getattr(model.config, name, None) or getattr(config, name, None)) is not None:
-            return int(token)
-    return 0
-
-
-def _is_weighted(calibration: Any) -> bool:
-    """Whether the calibration is sources with their weights."""
-    return isinstance(calibration, (list, tuple)) and all(
-        isinstance(item, tuple) and (isinstance(item[0], Samples) or hasattr(item[0], "documents"))
-        for item in calibration
-    )
 
 
 def _is_record(item: Any) -> bool:

@@ -25,9 +25,14 @@ RUN = 4
 
 @dataclass(frozen=True)
 class Samples:
-    """The source of text `self`."""
+    """The source of text `self`.
+
+    Attributes:
+        is_default: nobody asked for it; other text takes its place, with a warning, if the model cannot write.
+    """
 
     name: str = SELF
+    is_default: bool = False
 
 
 def sample_sequences(

@@ -13,7 +13,7 @@ from pruning.choose.origin import model_fingerprint
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import Statistics
 
-from tiny import outputs, tiny_model
+from tiny import outputs, tiny, tiny_model
 
 OPTIONS = {"multiple_of": 2, "sample_size": 128}
 
@@ -38,6 +38,27 @@ def test_saved_statistics_serve_any_ratio_and_give_the_same_model(saved, windows
         prune(model, None, ratio=ratio, criterion=criterion, repair="lstsq", **source, **OPTIONS)
         results.append(outputs(model, windows))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("options", [{}, {"repair": "lstsq", "budget": "kl"}])
+def test_saved_statistics_hold_the_tokens_that_a_later_run_needs(saved, tmp_path, windows, options):
+    again = tmp_path / "again.safetensors"
+    prune(tiny_model("Llama"), None, statistics=saved, save_statistics=again, repair="lstsq", **OPTIONS)
+    results = []
+    for source in ({"statistics": again}, {"calibration": windows}):
+        model = tiny_model("Llama")
+        prune(model, None, ratio=0.25, **options, **source, **OPTIONS)
+        results.append(outputs(model, windows))
+    assert torch.equal(*results)
+
+
+def test_statistics_of_inputs_by_name_ask_for_them_again(tmp_path):
+    path, batches = tmp_path / "statistics.safetensors", [{"pixel_values": torch.randn(9, 3, 16, 16)}]
+    options = OPTIONS | {"sample_size": 8, "ratio": 0.5, "repair": "lstsq"}
+    prune(tiny("ViTModel"), None, calibration=batches, save_statistics=path, **options)
+    prune(tiny("ViTModel"), None, statistics=path, **options)
+    with pytest.raises(ValueError, match="which it does not hold, got none; name the calibration"):
+        prune(tiny("ViTModel"), None, statistics=path, **options | {"budget": "kl"})
 
 
 def test_least_squares_with_saved_statistics_runs_no_forward_pass(saved):

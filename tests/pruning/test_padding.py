@@ -7,9 +7,10 @@ import transformers
 from pruning import prune
 from pruning.model.ffn import find_ffns
 from pruning.observe.batches import Windows
-from pruning.observe.calibration import calibration_windows, longest_sequence
+from pruning.observe.calibration import calibration_windows
 from pruning.observe.capture import capture
 from pruning.observe.divergence import DenseOutputs
+from pruning.observe.mixture import longest_sequence
 from pruning.report.quality import hidden_states, perplexity
 from pruning.settings import Settings
 

@@ -1,5 +1,6 @@
 """The calibration `self`: text that the model writes, in its own distribution."""
 
+import copy
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 from pruning import Settings, prune
 from pruning.choose.origin import calibration_identity
 from pruning.cli import main
+from pruning.observe import mixture
 from pruning.observe.calibration import calibration_windows
 from pruning.observe.samples import Samples, is_loop, sample_sequences
 from pruning.observe.sources import builtin, open_sources
@@ -126,7 +128,48 @@ def test_weights_share_the_tokens(tokenizer, tmp_path):
     assert windows.source == f"self=3, {text}=1"
     assert len(windows) == 32
     own = sample_sequences(tiny_model("Llama"), tokenizer, **OPTIONS | {"n_tokens": 384})
-    assert torch.equal(torch.stack(list(windows.sequences[:24])), torch.stack(own))
+    written = [sequence for sequence in windows.sequences if any(torch.equal(sequence, one) for one in own)]
+    assert torch.equal(torch.stack(written), torch.stack(own))
+
+
+def test_any_stretch_of_a_mixture_has_its_weights(tokenizer, tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_text(name * 4000)
+    sources = open_sources([f"{tmp_path / 'a'}=1", f"{tmp_path / 'b'}=2", f"{tmp_path / 'c'}=5"])
+    windows = calibration_windows(tiny_model("Llama"), tokenizer, sources, Settings(**SHORT))
+    letters = "".join(tokenizer.decode(sequence[-1:]) for sequence in windows.sequences)
+    assert {"".join(sorted(letters[start : start + 8])) for start in range(0, 32, 8)} == {"abbccccc"}
+
+
+def test_by_default_half_of_the_text_is_what_a_causal_model_writes(tokenizer):
+    windows = calibration_windows(tiny_model("Llama"), tokenizer, None, Settings(**SHORT))
+    assert windows.source == "builtin, self"
+    own = sample_sequences(tiny_model("Llama"), tokenizer, **OPTIONS | {"n_tokens": 256})
+    written = [sequence for sequence in windows.sequences if any(torch.equal(sequence, one) for one in own)]
+    assert len(windows) == 32
+    assert torch.equal(torch.stack(written), torch.stack(own))
+
+
+def test_by_default_text_takes_the_place_of_samples_that_a_model_cannot_write(tokenizer, monkeypatch):
+    def fails(*_args, **_options):
+        raise RuntimeError("no cache")
+
+    monkeypatch.setattr(mixture, "sample_sequences", fails)
+    with pytest.warns(UserWarning, match="got RuntimeError: no cache; the text that ships with Python is read"):
+        windows = calibration_windows(tiny_model("Llama"), tokenizer, None, Settings(**SHORT))
+    expected = calibration_windows(tiny_model("Llama"), tokenizer, [(builtin(), 1.0)], Settings(**SHORT))
+    assert windows.source == "builtin"
+    assert torch.equal(torch.stack(list(windows.sequences)), torch.stack(list(expected.sequences)))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "no special tokens"])
+def test_by_default_models_that_cannot_write_read_the_text_that_ships_with_python(kind, tokenizer):
+    model = tiny_model("Bert" if kind == "encoder" else "Llama")
+    if kind == "no special tokens":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.bos_token = tokenizer.eos_token = None
+        tokenizer._tokenizer.post_processor = None
+    assert calibration_windows(model, tokenizer, None, Settings(**SHORT)).source == "builtin"
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
