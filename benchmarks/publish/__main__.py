@@ -7,7 +7,7 @@ Without PAGE, all pages whose rows exist are generated.
 
 from pathlib import Path
 
-from benchmarks.publish import accuracy, quality, reliability, stages, throughput
+from benchmarks.publish import accuracy, quality, reliability, stages, texts, throughput
 from benchmarks.record import RESULTS, argument_parser
 
 PAGES = {
@@ -15,6 +15,7 @@ PAGES = {
     "quality": ("quality.jsonl", quality.publish),
     "reliability": ("reliability.jsonl", reliability.publish),
     "stages": ("cpu.jsonl", stages.publish),
+    "texts": ("texts.jsonl", texts.publish),
     "throughput": ("throughput-*.jsonl", throughput.publish),
 }
 """The rows of each page, and the function that takes the file of rows and the folder to write to."""

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.publish import quality as page
+from benchmarks.publish import texts as texts_page
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import budgets, measure, methods
+from benchmarks.quality import budgets, measure, methods, texts
 from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.measure import DENSE, Source
 from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, NOTABLE, unknown_setting
@@ -19,6 +20,7 @@ from benchmarks.record import load
 from pruning import prune
 from pruning.model.ffn import find_ffns
 from pruning.observe.text import builtin_text
+from pruning.report.quality import Perplexity
 
 from tiny import VOCABULARY, outputs, tiny_model, tiny_tokenizer
 
@@ -54,6 +56,10 @@ def data(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "wikitext-2").mkdir()
     (tmp_path / "stsb").mkdir()
+    (tmp_path / "glue" / "RTE").mkdir(parents=True)
+    premises = [f'{i}\t"{" ".join(rng.choice(WORDS, 20))}\tDogs run.\tentailment' for i in range(40)]
+    table = "\n".join(["index\tsentence1\tsentence2\tlabel", *premises])
+    (tmp_path / "glue" / "RTE" / "dev.tsv").write_text(table, encoding="utf-8")
     for name in ("valid", "test"):
         text = " ".join(rng.choice(WORDS, 2000))
         (tmp_path / "wikitext-2" / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -252,3 +258,37 @@ def test_gaussian_mi_is_that_of_the_correlation():
         for ranks in (False, True):
             found = budgets.gaussian_mi(sample, ranks=ranks)
             assert found == pytest.approx(-0.5 * math.log1p(-(rho**2)), abs=0.01)
+
+
+def test_the_ratios_on_several_texts_are_of_the_mean_losses_of_windows():
+    dense = {"a": Perplexity(torch.tensor([1.0, 3.0])), "b": Perplexity(torch.tensor([2.0, 2.0]))}
+    pruned = {"a": Perplexity(torch.tensor([1.5, 3.5])), "b": Perplexity(torch.tensor([2.0, 2.4]))}
+    found = texts.compare(dense, pruned)
+    assert found["texts"]["a"]["ratio"] == pytest.approx(math.exp(0.5), abs=1e-4)
+    assert found["texts"]["b"]["ratio"] == pytest.approx(math.exp(0.2), abs=1e-4)
+    assert found["texts"]["a"]["log_ratio_standard_error"] == 0
+    assert found["texts"]["b"]["log_ratio_standard_error"] == pytest.approx(0.2, abs=1e-4)
+    assert found["geometric_mean"] == pytest.approx(math.exp(0.35), abs=1e-4)
+    assert found["worst"] == pytest.approx(math.exp(0.5), abs=1e-4)
+
+
+def test_every_calibration_is_measured_on_four_texts_and_shown_on_the_page(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "LENGTH", 32)
+    options = ["--ratios=0.25", "--tokens=512", "--methods", "flap, lstsq", "conditional-mi, sequential"]
+    assert run(texts, "tiny", *options, "--calibrations", "self,builtin=2", "wikitext") == 0
+    rows = load(tmp_path / "rows.jsonl")
+    assert [row["case"]["calibration"]["sources"] for row in rows] == ["self,builtin=2"] * 2 + [
+        "wikitext"
+    ] * 2
+    for row in rows:
+        measured = row["result"]["pruned"]["texts"]
+        assert measured.keys() == row["result"]["dense"].keys()
+        assert {len(entry["nll"]) for entry in measured.values()} == {6}
+        for text, entry in measured.items():
+            assert entry["perplexity"] / row["result"]["dense"][text] == pytest.approx(
+                entry["ratio"], rel=1e-3
+            )
+    texts_page.publish(tmp_path / "rows.jsonl", tmp_path)
+    page_text = (tmp_path / "texts.md").read_text()
+    assert page_text.count("conditional MI, sequential") == 2
+    assert f"{rows[0]['result']['pruned']['worst']:.3f}" in page_text

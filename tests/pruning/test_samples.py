@@ -155,7 +155,9 @@ def test_by_default_text_takes_the_place_of_samples_that_a_model_cannot_write(to
         raise RuntimeError("no cache")
 
     monkeypatch.setattr(mixture, "sample_sequences", fails)
-    with pytest.warns(UserWarning, match="got RuntimeError: no cache; the text that ships with Python is read"):
+    with pytest.warns(
+        UserWarning, match="got RuntimeError: no cache; the text that ships with Python is read"
+    ):
         windows = calibration_windows(tiny_model("Llama"), tokenizer, None, Settings(**SHORT))
     expected = calibration_windows(tiny_model("Llama"), tokenizer, [(builtin(), 1.0)], Settings(**SHORT))
     assert windows.source == "builtin"

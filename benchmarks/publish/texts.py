@@ -1,0 +1,53 @@
+"""The page of texts: perplexity on four kinds of text, by calibration."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.publish.page import conditions, latest, write_page
+from benchmarks.quality.methods import METHODS
+from benchmarks.record import Row
+from benchmarks.tables import duration, percent, table
+
+MEASURE = "python -m benchmarks.quality.texts --data DIR"
+
+
+def publish(path: Path, out: Path) -> None:
+    sections = [
+        "What pruning costs on four kinds of text, by what the model was calibrated on: perplexity relative to that of "
+        "the dense model, in parentheses the standard error over paired windows. *Builtin* is half of the language "
+        "reference that ships with CPython (the column *Python reference* is the other half), *self* what the model "
+        "writes itself, *wikitext* the validation split of WikiText-2 (the column is its test split). Prose is news "
+        "from the development set of RTE; code is that of numpy. Lower is better.",
+    ]
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for row in latest(path):
+        groups.setdefault((row["case"]["model"], row["case"]["settings"]["ratio"]), []).append(row)
+    for (model, ratio), rows in groups.items():
+        case, texts = rows[-1]["case"], rows[-1]["result"]["dense"]
+        dense = ", ".join(f"{text} {value:.2f}" for text, value in texts.items())
+        sections += [
+            f"## {model}, {percent(ratio)} of the neurons dropped",
+            f"Perplexity of the dense model: {dense}; {case['windows']} windows of "
+            f"{case['calibration']['length']} tokens of each, in {case['dtype']}. {conditions(rows)}",
+            _table(rows, list(texts)),
+        ]
+    write_page(out / "texts.md", "Quality on other text", path.name, MEASURE, sections)
+
+
+def _table(rows: Sequence[Row], texts: Sequence[str]) -> str:
+    lines = []
+    for row in rows:
+        case, pruned = row["case"], row["result"]["pruned"]
+        method = METHODS[case["method"]]
+        cells = [pruned["texts"][text] for text in texts]
+        lines.append(
+            [
+                f"{case['calibration']['sources']} ({case['calibration']['tokens']:,} tokens)",
+                f"{method.label}, {method.group}",
+                *(f"{cell['ratio']:.3f} ({cell['log_ratio_standard_error']:.3f})" for cell in cells),
+                f"{pruned['geometric_mean']:.3f}",
+                f"{pruned['worst']:.3f}",
+                duration(sum(row["result"]["seconds"].values())),
+            ]
+        )
+    return table(["calibrated on", "method", *texts, "geometric mean", "worst", "pruning takes"], lines)
