@@ -150,7 +150,10 @@ def prune(
         warn_of_unmeasured(layers)
         return Report(asdict(settings), n_tokens, layers, seconds, notes=notes)
     if evidence is None:
-        evidence = gather_evidence(model, ffns, batches, settings, seconds=seconds, progress=progress)
+        any_ratio = save_statistics is not None
+        evidence = gather_evidence(
+            model, ffns, batches, settings, any_ratio=any_ratio, seconds=seconds, progress=progress
+        )
     if save_statistics is not None:
         save_evidence(evidence, save_statistics, origin, tokens)
     if lacks_divergence:
@@ -205,7 +208,10 @@ def _prune_layer_by_layer(
                 examples = next(sequence)
             with timed(seconds, "measure"):
                 statistics = prepare_experts(stage, [recorder.finish() for recorder in recorders.values()])
-                evidence = [measure_ffn(ffn, s, settings) for ffn, s in zip(stage, statistics, strict=True)]
+                evidence = [
+                    measure_ffn(ffn, activations, settings, any_ratio=False)
+                    for ffn, activations in zip(stage, statistics, strict=True)
+                ]
             with timed(seconds, "select"):
                 chosen = select(model, stage, evidence, (), settings)[0]
             layers += chosen

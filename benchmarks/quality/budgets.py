@@ -81,7 +81,9 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[Row]:
     for name, weights in by_statistic.items():
         if weights:
             cap = settings.max_layer_ratio
-            widths = allocate(damage, weights, ratio=ratio, multiple_of=1, max_layer_ratio=cap)
+            widths = allocate(
+                damage, weights, width=ffns[0].width, ratio=ratio, multiple_of=1, max_layer_ratio=cap
+            )
             agreement = round(float(spearmanr(weights, by_statistic["halved layer"]).statistic), 4)
         else:
             widths, agreement = [uniform_width(f.width, ratio, 1) for f in ffns], None

@@ -55,6 +55,7 @@ def allocate(
     damage: Sequence[Tensor],
     sensitivity: Sequence[float],
     *,
+    width: int,
     ratio: float,
     multiple_of: int,
     max_layer_ratio: float,
@@ -66,9 +67,10 @@ def allocate(
     of backward elimination are nearly convex.
 
     Args:
-        damage: for each layer `[N + 1]`, ascending, see `pruning.choose.elimination.conditional_mi`; all layers have
-            the same N.
+        damage: for each layer, ascending, see `pruning.choose.elimination.conditional_mi`; at least to half of the
+            neurons and to the cap.
         sensitivity: for each layer the non-negative cost of halving it, in any unit.
+        width: N, the same in all layers.
         ratio: share of all neurons to drop.
         max_layer_ratio: largest share to drop from one layer.
 
@@ -78,7 +80,6 @@ def allocate(
     Raises:
         ValueError: rounding or the cap makes the ratio unreachable.
     """
-    width = len(damage[0]) - 1
     drops = _drop_counts(width, ratio, multiple_of, max_layer_ratio)
     uniform = drops.index(width - uniform_width(width, ratio, multiple_of))
     cost = torch.stack(

@@ -1,6 +1,6 @@
 """The order of `criterion="conditional-mi"`: backward elimination by conditional mutual information.
 
-An order is `[N]` int64 and starts with the neuron to drop first. Dropping its first n neurons, for any n, gives nested
+An order is int64 and starts with the neuron to drop first. Dropping its first n neurons, for any n, gives nested
 selections: one calibration serves every ratio.
 """
 
@@ -13,23 +13,74 @@ VARIANCE_RIDGE = 0.1
 """Share of each neuron's variance that is added to it. Copies and rank-deficient layers can be solved with much less,
 but then neurons are dropped that others replace only on the calibration text."""
 BLOCK = 64
-"""Neurons to drop between two updates of the inverse and the projection by one matrix product."""
+"""Neurons to drop between two updates of the matrices by one product each."""
 
 
 class Elimination(NamedTuple):
     """An order, and the damage of following it.
 
     Attributes:
-        order: `[N]` int64.
-        damage: `[N + 1]` float64, ascending: the share of the variance of the FFN's output that least squares on the
-            kept neurons cannot restore after the first n neurons of the order were dropped.
+        order: `[n]` int64, the first n of the N neurons to drop.
+        damage: `[n + 1]` float64, ascending: the share of the variance of the FFN's output that least squares on the
+            kept neurons cannot restore after the first 0 to n neurons of the order were dropped.
     """
 
     order: Tensor
     damage: Tensor
 
 
-def conditional_mi(covariance: Tensor, weight: Tensor) -> Elimination:
+class _Projection:
+    """The output projection `W [d, N]` of the kept neurons: each step reads all of it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def begin(self, u: Tensor) -> None:
+        """Begin a block, in which the projection is `weight - lost^T u` with the rows of u that are filled."""
+        self._u, self._lost = u, u.new_zeros(len(u), len(self._weight))
+
+    def drop(self, d: Tensor, i: int, root: Tensor, _column: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop neuron d in step i. Each `w_j` loses a multiple of the vector `w_d / root`; returns the inner products
+        of this vector with all `w_j` `[N]`, and its squared norm."""
+        u = self._u[:i]
+        lost = (self._weight[:, d] - u[:, d] @ self._lost[:i]) / root  # [d]
+        self._lost[i] = lost
+        return lost @ self._weight - (self._lost[:i] @ lost) @ u, lost.square().sum()
+
+    def end(self) -> None:
+        """End the block."""
+        self._weight.addmm_(self._lost.t(), self._u, alpha=-1)
+
+
+class _Gram:
+    """The inner products `W^T W [N, N]` alone: a step reads O(64 N) numbers, for 4 N^2 more operations in products.
+
+    By count it pays where memory is slow beside arithmetic, as on GPUs, where it is not yet measured: for N = 11,008
+    and d = 4,096 a step of `_Projection` reads 180 MB. On a CPU it is slower for N = 4,864 and d = 896
+    (`benchmarks.speed.elimination`).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._gram = weight.t() @ weight
+
+    def begin(self, u: Tensor) -> None:
+        """Begin a block, in which the inner products are `gram - u^T v - v^T u`."""
+        self._u, self._v = u, torch.zeros_like(u)
+
+    def drop(self, d: Tensor, i: int, root: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """See `_Projection.drop`."""
+        u, v = self._u[:i], self._v[:i]
+        overlap = (self._gram[d] - v[:, d] @ u - u[:, d] @ v) / root
+        norm = overlap[d] / root
+        self._v[i] = overlap - norm / 2 * column
+        return overlap, norm
+
+    def end(self) -> None:
+        """End the block."""
+        self._gram.addmm_(torch.cat([self._u, self._v]).t(), torch.cat([self._v, self._u]), alpha=-1)
+
+
+def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None) -> Elimination:
     """Repeatedly drop the neuron that tells least about the output given the kept ones.
 
     For Gaussian activations `z` and an output `y = W z` observed with noise of variance `s^2`, dropping neuron d from
@@ -44,48 +95,57 @@ def conditional_mi(covariance: Tensor, weight: Tensor) -> Elimination:
     Args:
         covariance: `C [N, N]` of the activations, on any device.
         weight: `W [d, N]` of the output projection.
+        n_drop: stop after this many neurons; by default order all N.
 
-    Cost: O(N^3 + d N^2) operations, in matrix-vector products and one matrix product per 64 neurons.
+    Cost: O(N^3) operations for the inverse; for each neuron to drop O(N^2 + d N), in matrix-vector products and one
+    matrix product per 64 neurons. Memory: 3 N^2 float32, on a GPU 4 N^2.
 
     Source: Hassibi, Stork, Second order derivatives for network pruning: Optimal Brain Surgeon, NIPS 1992; for whole
     columns, Meng et al., OSSCAR, arXiv 2403.12983. As conditional information: `benchmarks/quality`.
     """
     covariance, weight = covariance.float(), weight.detach().float()
     n_neurons, device = len(covariance), covariance.device
+    n_drop = n_neurons if n_drop is None else n_drop
+    if n_drop == 0:
+        return Elimination(
+            torch.empty(0, dtype=torch.int64, device=device), torch.zeros(1, device=device).double()
+        )
     deviation = covariance.diagonal().clamp_min(0).sqrt()
     scale = torch.where(deviation > 0, deviation, 1.0)
     correlation = covariance / torch.outer(scale, scale)
     correlation.diagonal().add_(VARIANCE_RIDGE)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlation))  # [N, N]
     weight = weight * deviation  # for neurons of unit variance; constant ones carry nothing
     total = torch.einsum("di,ij,dj->", weight, correlation, weight).double()
-
     # No neuron varies more once others are known: 1 / diagonal is at most its own variance. Half of that is a bound
     # that only rounding breaks, and it keeps the root from a negative number.
     floor = 0.5 / correlation.diagonal()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlation))  # [N, N]
+    del correlation
+    outputs = (_Projection if device.type == "cpu" else _Gram)(weight)
+
     diagonal = inverse.diagonal().maximum(floor)
     energy = weight.square().sum(0)  # |w_d|^2
     dropped = torch.zeros(n_neurons, dtype=torch.bool, device=device)
-    order = torch.empty(n_neurons, dtype=torch.int64, device=device)
-    increase = torch.empty(n_neurons, device=device)
-    for start in range(0, n_neurons, BLOCK):
-        width = min(BLOCK, n_neurons - start)
-        # Within a block the current inverse is inverse - u u^T and the current projection is weight - v u^T.
-        u, v = inverse.new_zeros(n_neurons, width), weight.new_zeros(len(weight), width)
+    order = torch.empty(n_drop, dtype=torch.int64, device=device)
+    increase = torch.empty(n_drop, device=device)
+    for start in range(0, n_drop, BLOCK):
+        width = min(BLOCK, n_drop - start)
+        u = inverse.new_zeros(width, n_neurons)  # within a block the current inverse is inverse - u^T u
+        outputs.begin(u)
         for i in range(width):
             cost = (energy / diagonal).masked_fill(dropped, torch.inf)
             d = cost.argmin()
             order[start + i], increase[start + i] = d, cost[d]
             root = diagonal[d].sqrt()
-            column = (inverse[:, d] - u[:, :i] @ u[d, :i]) / root  # [N]
-            lost = (weight[:, d] - v[:, :i] @ u[d, :i]) / root  # [d]
-            overlap = lost @ weight - (lost @ v[:, :i]) @ u[:, :i].t()  # [N], w_j . lost
-            energy = (energy - 2 * column * overlap + column.square() * lost.square().sum()).clamp_min(0)
+            column = (inverse[d] - u[:i, d] @ u[:i]) / root  # [N]
+            overlap, lost = outputs.drop(d, i, root, column)
+            energy = (energy - 2 * column * overlap + column.square() * lost).clamp_min(0)
             diagonal = (diagonal - column.square()).maximum(floor)
-            u[:, i], v[:, i] = column, lost
+            u[i] = column
             dropped[d] = True
             diagonal = diagonal.masked_fill(dropped, 1.0)
-        inverse.addmm_(u, u.t(), alpha=-1)
-        weight.addmm_(v, u.t(), alpha=-1)
+        if start + width < n_drop:
+            inverse.addmm_(u.t(), u, alpha=-1)
+            outputs.end()
     damage = torch.cat([increase.new_zeros(1), increase.clamp_min(0)]).double().cumsum(0)
     return Elimination(order, damage / total.clamp_min(1e-300))

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import mikernels
+from pruning.choose.budget import kept_width
 from pruning.choose.elimination import conditional_mi
 from pruning.choose.scores import ascending, magnitude
 from pruning.model.ffn import FFN
@@ -25,8 +26,8 @@ class Evidence:
     Attributes:
         statistics: of its activations.
         mi: `[N, N]` float32, nats, 0 on the diagonal.
-        order: `[N]`, see `pruning.choose.elimination.conditional_mi`.
-        damage: `[N + 1]`, see there.
+        order: `[n]`, see `pruning.choose.elimination.conditional_mi`; as long as needed (`order_length`), or N.
+        damage: `[n + 1]`, see there.
         divergence: of the model with half of this FFN (`pruning.choose.sensitivity.with_divergence`), if measured.
     """
 
@@ -48,6 +49,7 @@ def gather_evidence(
     batches: Sequence[Batch],
     settings: Settings,
     *,
+    any_ratio: bool = True,
     seconds: dict[str, float] | None = None,
     progress: bool = False,
 ) -> list[Evidence]:
@@ -56,6 +58,7 @@ def gather_evidence(
     Args:
         batches: windows of tokens `[B, L]`.
         settings: `sample_size`, `estimator`, `nodes` and `seed` are used.
+        any_ratio: see `measure_ffn`.
         seconds: gets the time of the stages "capture" and "measure".
 
     Raises:
@@ -67,13 +70,27 @@ def gather_evidence(
         statistics = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
     with timed(seconds, "measure"):
         pairs = track(list(zip(ffns, statistics, strict=True)), "measure", show=progress)
-        return [measure_ffn(ffn, activations, settings) for ffn, activations in pairs]
+        return [measure_ffn(ffn, activations, settings, any_ratio=any_ratio) for ffn, activations in pairs]
 
 
-def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings) -> Evidence:
+def order_length(ffn: FFN, settings: Settings) -> int:
+    """How many neurons the conditional-MI order has to rank for these settings."""
+    if (
+        settings.budget != "uniform"
+    ):  # the damage of halving a layer, and of dropping as much as the cap allows
+        return max(ffn.width // 2, int(settings.max_layer_ratio * ffn.width))
+    if settings.criterion != "conditional-mi":
+        return 0
+    return ffn.width - kept_width(ffn, settings.ratio, settings.multiple_of)
+
+
+def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings, *, any_ratio: bool) -> Evidence:
     """Measure the mutual information of all pairs of neurons, and the damage to the output of dropping them.
 
     An expert that too few tokens reach is ranked by the norms of its weights; its MI and damage are 0.
+
+    Args:
+        any_ratio: order all neurons, instead of only as many as these settings need.
 
     Raises:
         ValueError: see `mikernels.mutual_information`; the message names the FFN.
@@ -90,5 +107,6 @@ def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings) -> Evidenc
     except ValueError as error:
         raise ValueError(f"{ffn.name}: {error}") from error
     mi.fill_diagonal_(0.0)
-    order, damage = conditional_mi(statistics.covariance, ffn.output.weight)
+    length = ffn.width if any_ratio else order_length(ffn, settings)
+    order, damage = conditional_mi(statistics.covariance, ffn.output.weight, length)
     return Evidence(statistics, mi, order, damage)

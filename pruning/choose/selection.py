@@ -77,6 +77,7 @@ def _widths(
     widths = allocate(
         [layer.damage for layer in evidence],
         weights,
+        width=ffns[0].width,
         ratio=settings.ratio,
         multiple_of=settings.multiple_of or BLOCK,
         max_layer_ratio=settings.max_layer_ratio,

@@ -11,6 +11,7 @@ from benchmarks.publish import throughput as page
 from benchmarks.record import load
 from benchmarks.speed import __main__ as recorder
 from benchmarks.speed import counts, layer, measure
+from benchmarks.speed import elimination as eliminating
 from benchmarks.speed.cases import Case, Series, all_series, powers
 from benchmarks.speed.errors import errors, references
 from benchmarks.speed.measure import Effort, rerun_command, series_rows, take_turns
@@ -192,3 +193,15 @@ def test_times_of_some_pairs_are_scaled_to_all_pairs(monkeypatch):
     assert {name: times["median"] for name, times in found.items()} == {
         name: 3.0 if name in counts.PAIR_BY_PAIR else 1.0 for name in counts.METHODS
     }
+
+
+def test_elimination_gives_one_order_in_every_form_and_keeps_the_form_of_the_package(tmp_path, monkeypatch):
+    out, used = tmp_path / "rows.jsonl", eliminating.elimination._Projection
+    sizes = ["--neurons=96", "--outputs=8", "--ratios", "0.5", "1.0"]
+    monkeypatch.setattr("sys.argv", ["elimination", *sizes, f"--out={out}"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda _n: None)
+    eliminating.main()
+    result = load(out)[0]["result"]
+    assert set(result) == {"projection, 0.5", "projection, 1", "gram, 0.5", "gram, 1"}
+    assert all(found["differing_positions"] == 0 for found in result.values())
+    assert eliminating.elimination._Projection is used

@@ -27,7 +27,7 @@ def predicted(damage, sensitivity, widths):
 @pytest.mark.parametrize("seed", range(5))
 def test_no_other_widths_of_the_same_total_have_a_lower_predicted_damage(seed):
     damage, sensitivity = curves(3, 12, seed), [0.3, 1.0, 2.0]
-    widths = allocate(damage, sensitivity, ratio=0.5, multiple_of=2, max_layer_ratio=0.9)
+    widths = allocate(damage, sensitivity, width=12, ratio=0.5, multiple_of=2, max_layer_ratio=0.9)
     best = min(
         predicted(damage, sensitivity, other)
         for other in itertools.product(range(2, 13, 2), repeat=3)
@@ -39,7 +39,12 @@ def test_no_other_widths_of_the_same_total_have_a_lower_predicted_damage(seed):
 @pytest.mark.parametrize(("width", "multiple", "ratio"), [(48, 8, 0.4), (50, 8, 0.3), (33, 1, 0.2)])
 def test_budgets_keep_as_many_neurons_as_the_uniform_budget_in_multiples(width, multiple, ratio):
     widths = allocate(
-        curves(4, width, 0), [1.0, 2.0, 3.0, 4.0], ratio=ratio, multiple_of=multiple, max_layer_ratio=0.8
+        curves(4, width, 0),
+        [1.0, 2.0, 3.0, 4.0],
+        width=width,
+        ratio=ratio,
+        multiple_of=multiple,
+        max_layer_ratio=0.8,
     )
     assert abs(sum(widths) - 4 * uniform_width(width, ratio, multiple)) <= 4 * (width % multiple)
     assert all(w == width or w % multiple == 0 for w in widths)
@@ -48,7 +53,7 @@ def test_budgets_keep_as_many_neurons_as_the_uniform_budget_in_multiples(width, 
 
 def test_equal_layers_get_equal_widths():
     damage = curves(1, 32, 0) * 3
-    widths = allocate(damage, [1.0, 1.0, 1.0], ratio=0.25, multiple_of=4, max_layer_ratio=0.8)
+    widths = allocate(damage, [1.0, 1.0, 1.0], width=32, ratio=0.25, multiple_of=4, max_layer_ratio=0.8)
     assert widths == [24, 24, 24]
 
 
@@ -56,7 +61,7 @@ def test_a_cap_that_makes_the_ratio_unreachable_is_an_error():
     with pytest.raises(
         ValueError, match=r"lets a layer of 32 lose the 24 neurons .* got 12 for max_layer_ratio=0\.4"
     ):
-        allocate(curves(2, 32, 0), [1.0, 1.0], ratio=0.75, multiple_of=4, max_layer_ratio=0.4)
+        allocate(curves(2, 32, 0), [1.0, 1.0], width=32, ratio=0.75, multiple_of=4, max_layer_ratio=0.4)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning import prune
 from pruning.choose import elimination
 from pruning.choose.elimination import conditional_mi
 
-from tiny import statistics_of
+from tiny import statistics_of, tiny_model
 
 
 def least_squares_error(z, y, kept):
@@ -38,6 +39,40 @@ def test_each_step_drops_the_neuron_that_least_squares_misses_least(seed, monkey
         kept.remove(best)
 
 
+def eliminated_in_float64(covariance, weight):
+    """Without blocks: the projection and the inverse are updated after every step."""
+    deviation = covariance.diagonal().sqrt()
+    correlation = covariance / torch.outer(deviation, deviation)
+    correlation.diagonal().add_(elimination.VARIANCE_RIDGE)
+    inverse, projection, order = correlation.inverse(), weight * deviation, []
+    for _ in range(len(covariance)):
+        cost = projection.square().sum(0) / inverse.diagonal().clamp_min(1e-12)
+        cost[order] = torch.inf
+        d = int(cost.argmin())
+        order.append(d)
+        row = inverse[d] / inverse[d, d]
+        projection = projection - torch.outer(projection[:, d], row)
+        inverse = inverse - torch.outer(inverse[d], row)
+    return torch.tensor(order)
+
+
+@pytest.mark.parametrize("d", [5, 24, 150])
+@pytest.mark.parametrize("form", ["_Projection", "_Gram"])
+def test_both_forms_give_the_order_of_float64_and_stopping_early_its_beginning(d, form, monkeypatch):
+    """Over more than two blocks, with few and many outputs."""
+    monkeypatch.setattr(elimination, "_Projection", getattr(elimination, form))  # which the CPU takes
+    generator = torch.Generator().manual_seed(d)
+    z = torch.randn(600, 150, generator=generator) @ torch.randn(150, 150, generator=generator) / 12
+    covariance = torch.nn.functional.silu(z).double().T.cov(correction=0)
+    weight = torch.randn(d, 150, generator=generator).double()
+    order, damage = conditional_mi(covariance, weight)
+    assert order.tolist() == eliminated_in_float64(covariance, weight).tolist()
+    for n in (0, 1, 64, 65, 149):
+        beginning = conditional_mi(covariance, weight, n)
+        assert beginning.order.equal(order[:n])
+        assert beginning.damage.equal(damage[: n + 1])
+
+
 @given(n=st.integers(2, 40), rank=st.integers(1, 40), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=30)
 def test_the_order_is_a_permutation_and_the_damage_rises_to_1_for_any_rank(n, rank, seed):
@@ -60,3 +95,26 @@ def test_constant_neurons_and_one_of_two_copies_are_dropped_first():
     assert int(order[0]) == 1
     assert int(order[1]) in (2, 4)
     assert float(damage[2]) < 0.05 < float(damage[3])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 20),
+        ({"criterion": "flap"}, 0),
+        ({"budget": "mi"}, 32),  # 0.8 of 40
+        ({"budget": "mi", "max_layer_ratio": 0.4}, 20),  # the damage of half of the layer is compared
+        ({"budget": "kl", "criterion": "flap"}, 32),
+    ],
+)
+def test_only_as_many_neurons_are_ordered_as_the_settings_need(options, expected, windows, monkeypatch):
+    lengths = []
+
+    def spy(covariance, weight, n_drop=None):
+        lengths.append(n_drop)
+        return conditional_mi(covariance, weight, n_drop)
+
+    monkeypatch.setattr("pruning.choose.evidence.conditional_mi", spy)
+    model, sizes = tiny_model("Llama"), {"ratio": 0.375 if "max_layer_ratio" in options else 0.5}
+    prune(model, None, calibration=windows, multiple_of=2, sample_size=128, **(sizes | options))
+    assert lengths == [expected] * 3

@@ -136,10 +136,10 @@ def test_evidence_is_freed_before_sequential_repair(windows, monkeypatch):
 def test_the_uniform_budget_keeps_the_evidence_of_one_layer_at_a_time(windows, monkeypatch):
     measured = []
 
-    def measure(*args):
+    def measure(*args, **options):
         gc.collect()
         assert not any(mi() is not None for mi in measured)
-        evidence = measure_ffn(*args)
+        evidence = measure_ffn(*args, **options)
         measured.append(weakref.ref(evidence.mi))
         return evidence
 
