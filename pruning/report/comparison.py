@@ -1,5 +1,6 @@
 """Compare the dense with the pruned model, for the manifest and for the closing table."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,11 @@ from pruning.report.table import table
 
 MAX_GROWTH = 1.5
 """Growth of the perplexity beyond which closed-form repair is not enough and the model needs distillation."""
+
+
+MAX_GAP = 1.2
+"""Ratio of the growth of the perplexity on text of another kind to that on text like the calibration, beyond which the
+calibration is narrow."""
 
 
 class Evaluation(NamedTuple):
@@ -116,12 +122,8 @@ def closing_table(
             f"Standard error of the change in perplexity on {text}, over {len(before.nll)} paired windows: "
             f"{log_ratio_error(before, after):.1%}."
         )
-    worst = max((pruned.perplexity[t].value / p.value for t, p in dense.perplexity.items()), default=0.0)
-    if worst > MAX_GROWTH:
-        lines.append(
-            "Warning: a perplexity grew by more than half. Closed-form repair is not enough at this ratio or for this "
-            "text; use a smaller ratio, calibrate on such text as well, or distill the pruned model."
-        )
+    growth = {text: pruned.perplexity[text].value / p.value for text, p in dense.perplexity.items()}
+    lines += warnings_of(growth, calibrated_on)
     for text, states in dense.hidden.items():
         cosine = _cosine(states, pruned.hidden[text])
         rows.append((f"hidden-state cosine, {_marked(text, calibrated_on)}", "1", f"{cosine:.4f}", ""))
@@ -141,6 +143,25 @@ def closing_table(
     rows.append(_row("parameters (M)", dense.parameters / 1e6, pruned.parameters / 1e6, "{:.1f}"))
     rows.append(_row("weights (MB)", dense.weight_bytes / 1e6, pruned.weight_bytes / 1e6, "{:.1f}"))
     return "\n".join([table(rows, ("", "dense", "pruned", "change")), "", *lines, _reason(report)])
+
+
+def warnings_of(growth: Mapping[str, float], calibrated_on: Collection[str]) -> list[str]:
+    """What the growth of the perplexity on each text (a ratio) warns of."""
+    near = max((growth[text] for text in growth.keys() & set(calibrated_on)), default=math.inf)
+    far = max((growth[text] for text in growth.keys() - set(calibrated_on)), default=0.0)
+    found = []
+    if far > MAX_GAP * near:
+        found.append(
+            f"Warning: the calibration is narrow: perplexity changes by {far - 1:+.1%} on text of another kind, by "
+            f"{near - 1:+.1%} on text like the calibration. Calibrate on more kinds of text; --calibration self adds "
+            f"what the model writes itself."
+        )
+    if max(growth.values(), default=0.0) > MAX_GROWTH:
+        found.append(
+            "Warning: a perplexity grew by more than half. Closed-form repair is not enough at this ratio or for this "
+            "text; use a smaller ratio, calibrate on such text as well, or distill the pruned model."
+        )
+    return found
 
 
 def _reason(report: Report) -> str:

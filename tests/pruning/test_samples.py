@@ -16,6 +16,7 @@ from pruning.observe.calibration import calibration_windows
 from pruning.observe.samples import Samples, is_loop, sample_sequences
 from pruning.observe.sources import builtin, open_sources
 from pruning.prepare import prepare
+from pruning.report.comparison import warnings_of
 
 from tiny import tiny_model, tiny_tokenizer
 
@@ -300,3 +301,24 @@ def test_texts_behind_statistics_are_marked_too(tokenizer, tmp_path, capsys):
     assert "perplexity, builtin *" in capsys.readouterr().out
     evaluation = json.loads((tmp_path / "b" / "mi_prune.json").read_text())["evaluation"]
     assert [entry["calibrated_on"] for entry in evaluation["texts"]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("growth", "warned"),
+    [
+        ({"own": 1.08, "other": 1.25}, []),
+        (
+            {"own": 1.08, "other": 1.35},
+            ["narrow: perplexity changes by +35.0% on text of another kind, by +8.0%"],
+        ),
+        ({"own": 1.08, "other": 1.7}, ["narrow", "more than half"]),
+        ({"own": 1.6, "other": 1.7}, ["more than half"]),
+        ({"other": 1.4}, []),
+        ({"own": 1.4}, []),
+        ({}, []),
+    ],
+)
+def test_a_narrow_calibration_is_named_by_what_it_costs_on_other_text(growth, warned):
+    found = warnings_of(growth, {"own", "absent"})
+    assert len(found) == len(warned)
+    assert all(words in line for words, line in zip(warned, found, strict=True))
