@@ -92,7 +92,10 @@ def quality_table(sheet: Sheet, methods: Sequence[Method], *, details: bool = Fa
         text = f"**{value(score)}**" if score.loss == best[ratio] else value(score)
         return f"{text} ({change(score, sheet.dense)})" if details else text
 
-    lines = [[DENSE, *[value(sheet.dense)] * len(sheet.ratios), ""]]
+    lines = [
+        ["parameters of the whole model", *(parameters(sheet, ratio) for ratio in sheet.ratios), ""],
+        [DENSE, *[value(sheet.dense)] * len(sheet.ratios), ""],
+    ]
     for group in GROUPS:
         of_group = [m for m in methods if m.group == group]
         if of_group:
@@ -105,6 +108,14 @@ def quality_table(sheet: Sheet, methods: Sequence[Method], *, details: bool = Fa
     head = ["", *map(percent, sheet.ratios), "pruning takes"]
     width = len(head) if details else len(head) - 1
     return table(head[:width], [line[:width] for line in lines])
+
+
+def parameters(sheet: Sheet, ratio: float) -> str:
+    """The change of the number of parameters at a ratio of neurons, which other papers count."""
+    rows = [row for (_, r), row in sheet.rows.items() if r == ratio]
+    changes = sorted({round(r["result"]["parameters"] / r["case"]["parameters"] - 1, 2) for r in rows})
+    ends = [f"{100 * change:+.0f} %" for change in (changes[0], changes[-1])]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def reference_table(sheet: Sheet, methods: Sequence[Method]) -> str:

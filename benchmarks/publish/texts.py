@@ -24,11 +24,13 @@ def publish(path: Path, out: Path) -> None:
         groups.setdefault((row["case"]["model"], row["case"]["settings"]["ratio"]), []).append(row)
     for (model, ratio), rows in groups.items():
         case, texts = rows[-1]["case"], rows[-1]["result"]["dense"]
+        change = rows[-1]["result"]["parameters"] / case["parameters"] - 1
         dense = ", ".join(f"{text} {value:.2f}" for text, value in texts.items())
         sections += [
             f"## {model}, {percent(ratio)} of the neurons dropped",
-            f"Perplexity of the dense model: {dense}; {case['windows']} windows of "
-            f"{case['calibration']['length']} tokens of each, in {case['dtype']}. {conditions(rows)}",
+            f"{100 * change:+.1f} % parameters in the whole model. Perplexity of the dense model: {dense}; "
+            f"{case['windows']} windows of {case['calibration']['length']} tokens of each, in {case['dtype']}. "
+            f"{conditions(rows)}",
             _table(rows, list(texts)),
         ]
     write_page(out / "texts.md", "Quality on other text", path.name, MEASURE, sections)
