@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
+from pruning.from_disk import prune_folder
 from pruning.model.device import find_device
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
@@ -24,7 +25,7 @@ from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
-from pruning.observe.calibration import has_samples, longest_sequence, text_windows
+from pruning.observe.calibration import Calibration, has_samples, longest_sequence, text_windows
 from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
@@ -34,6 +35,7 @@ from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
+from pruning.report.manifest import Report
 from pruning.report.quality import NEW_TOKENS
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
@@ -129,6 +131,15 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         out, inputs, statistics=args.statistics, save_statistics=args.save_statistics, force=args.force
     )
 
+    if args.from_disk:
+        report = _prune_from_disk(args, settings, calibration, device, warned)
+        saved.out = out
+        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
+        print(
+            f"Kept {report.neurons_after:,} of {report.neurons_before:,} neurons. Saved to {out}. "
+            f"{time.perf_counter() - start:.0f} s in total: {stages}."
+        )
+        return
     model, tokenizer = load_model(
         args.model,
         dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
@@ -141,7 +152,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     if computing != stored:
         set_dtypes(model, {}, computing)
     measured = None if args.statistics is None else ffn_names(args.statistics)
-    ffns, read, _, left, n_ffns = prepare(
+    ffns, read, _, left, n_ffns, _ = prepare(
         model, tokenizer, calibration, settings, need_windows=calibration is not None, measured=measured
     )
     if args.statistics is not None:
@@ -237,6 +248,37 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
             )
 
 
+def _prune_from_disk(
+    args: argparse.Namespace,
+    settings: Settings,
+    calibration: Calibration,
+    device: str,
+    warned: list[str],
+) -> Report:
+    """Prune with one layer in memory at a time.
+
+    Raises:
+        ValueError: an option that needs the whole model.
+    """
+    for option in ("evaluate", "prompt", "verify", "statistics", "save_statistics"):
+        if getattr(args, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')}: expected none with --from-disk, which never loads the whole model"
+            )
+    return prune_folder(
+        args.model,
+        args.out,
+        calibration=calibration,
+        settings=settings,
+        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+        force=args.force,
+        progress=not args.quiet,
+        notes={"warnings": warned},
+    )
+
+
 def _check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise a ValueError unless the model can continue the prompt."""
     if not model.can_generate():
@@ -270,6 +312,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out", required=True, help="folder for the pruned model; it appears only when complete"
+    )
+    parser.add_argument(
+        "--from-disk",
+        action="store_true",
+        help="for a folder that does not fit into memory: read, prune and write one layer at a time",
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier result in the output folder")
     parser.add_argument(
