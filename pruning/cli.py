@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from pruning.choose.evidence_file import check_evidence, ffn_names
@@ -25,7 +24,7 @@ from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
-from pruning.observe.calibration import Calibration, has_samples, longest_sequence, text_windows
+from pruning.observe.calibration import Calibration, has_samples, text_windows
 from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
@@ -36,7 +35,7 @@ from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
 from pruning.report.manifest import Report
-from pruning.report.quality import NEW_TOKENS
+from pruning.report.quality import check_prompt
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
 from pruning.settings import Settings, choices, help_text
@@ -131,6 +130,8 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         out, inputs, statistics=args.statistics, save_statistics=args.save_statistics, force=args.force
     )
 
+    if args.resume and not args.from_disk:
+        raise ValueError("--resume: expected --from-disk with it, got none")
     if args.from_disk:
         report = _prune_from_disk(args, settings, calibration, device, warned)
         saved.out = out
@@ -160,7 +161,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         check_evidence(args.statistics, ffns, estimator=estimator, model=model_fingerprint(model))
     dry_save(model, tokenizer)
     if args.prompt is not None:
-        _check_prompt(args.prompt, model, tokenizer)
+        check_prompt(args.prompt, model, tokenizer)
     if not args.quiet:
         print(
             f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
@@ -274,31 +275,10 @@ def _prune_from_disk(
         device=device,
         trust_remote_code=args.trust_remote_code,
         force=args.force,
+        resume=args.resume,
         progress=not args.quiet,
         notes={"warnings": warned},
     )
-
-
-def _check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError unless the model can continue the prompt."""
-    if not model.can_generate():
-        raise ValueError(
-            f"--prompt: expected a model that generates text with it, got {type(model).__name__}"
-        )
-    try:
-        n_tokens = len(tokenizer(prompt)["input_ids"])
-    except (
-        Exception
-    ) as error:  # half of a surrogate pair, from an argument that is not in the terminal's encoding
-        raise ValueError(f"--prompt: expected text that can be tokenized, got {prompt!a}: {error}") from error
-    if n_tokens == 0:
-        raise ValueError(f"--prompt: expected a text of at least one token, got {prompt!a}")
-    longest = longest_sequence(model)
-    if longest is not None and n_tokens + NEW_TOKENS > longest:
-        raise ValueError(
-            f"--prompt: expected at most {longest - NEW_TOKENS} tokens, which leave {NEW_TOKENS} of the model's "
-            f"{longest} positions to continue it, got {n_tokens}"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -317,6 +297,11 @@ def _parser() -> argparse.ArgumentParser:
         "--from-disk",
         action="store_true",
         help="for a folder that does not fit into memory: read, prune and write one layer at a time",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a run --from-disk that was interrupted, if there is one",
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier result in the output folder")
     parser.add_argument(

@@ -8,7 +8,8 @@ import torch
 
 from mikernels.isolation import isolated
 from pruning.model.on_disk import open_folder
-from pruning.model.output_folder import check_output, complete_folder
+from pruning.model.output_folder import check_output, growing_folder
+from pruning.model.state import STATE
 from pruning.observe.calibration import Calibration, has_samples
 from pruning.paths import check_paths
 from pruning.pipeline import prune
@@ -30,6 +31,7 @@ def prune_folder(
     device: str | None = None,
     trust_remote_code: bool = False,
     force: bool = False,
+    resume: bool = False,
     progress: bool = False,
     notes: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -46,6 +48,8 @@ def prune_folder(
         dtype, device, trust_remote_code: see `pruning.load_model`; the default dtype is the stored one, computed in
             float32 where a CPU is slow with 16 bits.
         force: replace an earlier result in `out`.
+        resume: go on with an interrupted run, if there is one, which must have had the same model, settings,
+            calibration and versions. Its state, with the hidden states, lies beside `out` in a hidden folder.
         notes: further entries for the manifest; those that are empty at the end are left out.
 
     Raises:
@@ -63,7 +67,7 @@ def prune_folder(
     )
     dry_save(model, tokenizer)
     check_output(out, needed_bytes=layers.bytes_read, force=force)
-    with complete_folder(out) as folder:
+    with growing_folder(out, STATE, resume=resume, force=force) as folder:
         layers.begin(folder)
         report = prune(
             model, tokenizer, calibration=calibration, settings=settings, source=layers, progress=progress

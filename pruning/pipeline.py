@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
@@ -37,15 +38,15 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns
 from pruning.model.layers import IN_MEMORY, Layers, by_layer
 from pruning.model.snapshot import restored_on_error
-from pruning.model.surgery import update_config
-from pruning.observe.batches import Batch
+from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
+from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches, has_samples
 from pruning.paths import check_statistics_target
 from pruning.prepare import prepare, warn_of_few_tokens, warn_of_unmeasured
 from pruning.progress import closing_bar, timed
 from pruning.repair.separate import prune_separately
 from pruning.repair.sequential import Visit, prune_and_fit, visit_layers, visit_without_running
-from pruning.report.manifest import Report
+from pruning.report.manifest import Report, versions
 from pruning.settings import Settings
 
 
@@ -149,7 +150,6 @@ def prune(
     if statistics is not None:
         notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
     n_tokens = windows.n_tokens if windows is not None else 0
-    layers: list[PrunedLayer] = []
     with TemporaryDirectory() as folder, restored_on_error(ffns), evaluation_mode(model):
         whole = settings.budget != "uniform" or settings.candidates > 1 or save_statistics is not None
         if evidence is None and (whole or not follow):  # the first walk
@@ -177,6 +177,8 @@ def prune(
         warn_of_few_tokens(n_tokens, ffns, settings)
         with timed(seconds, "select"):
             decision = decide(model, ffns, evidence or (), comparison, settings, progress=progress)
+        complete = _complete_layers(ffns, source, settings, windows)
+        layers = list(complete)
         visits = _visits(model, ffns, batches, settings, source, is_measured=evidence is not None)
         with closing_bar("prune", len(by_layer(ffns)), show=progress) as bar:
             while True:
@@ -184,11 +186,44 @@ def prune(
                     visit = next(visits, None)
                 if visit is None:
                     break
-                layers += _prune_layer(visit, evidence, len(layers), decision, settings, seconds)
+                pruned = _prune_layer(visit, evidence, len(layers), decision, settings, seconds)
+                source.remember({f"{p.name}/{n}": t for p in pruned for n, t in p.tensors().items()})
+                layers += pruned
                 bar.update()
+        _shrink(ffns, complete, settings)
     update_config(model, ffns)
     warn_of_unmeasured(layers)
     return Report(asdict(settings), n_tokens, layers, seconds, decision.candidates, notes)
+
+
+def _complete_layers(
+    ffns: Sequence[FFN], source: Layers, settings: Settings, windows: Windows | Inputs | None
+) -> list[PrunedLayer]:
+    """The layers that an earlier run has completed.
+
+    Raises:
+        ValueError: it had other settings, calibration, versions or weights.
+    """
+    identity = asdict(settings) | versions()
+    if windows is not None:
+        identity["calibration"] = calibration_identity(windows, settings)["sha256"]
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in source.go_on(identity).items():
+        name, _, field = key.rpartition("/")
+        by_name.setdefault(name, {})[field] = tensor
+    return [PrunedLayer.from_tensors(f.name, by_name[f.name]) for f in ffns if f.name in by_name]
+
+
+def _shrink(ffns: Sequence[FFN], layers: Sequence[PrunedLayer], settings: Settings) -> None:
+    """Give the first FFNs, whose layers an earlier run has written, the shapes that they have there."""
+    plans = []
+    for ffn, layer in zip(ffns, layers, strict=False):
+        weight, bias = ffn.output.weight, ffn.output.bias
+        if bias is None and settings.repair == "bias":
+            bias = weight.new_empty(len(weight))
+        kept = layer.kept.to(weight.device)
+        plans.append(Plan(ffn, kept, Solution(weight[:, : len(kept)], bias)))
+    prune_ffns(plans)
 
 
 def _visits(

@@ -1,9 +1,9 @@
 """The layers of a model, and where their weights are: in memory, or on disk until a layer is needed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.model.ffn import FFN
 
@@ -22,6 +22,24 @@ class Layers:
             write: what the layer is at the end of the block is the result.
         """
         yield
+
+    def go_on(self, _identity: Mapping[str, object]) -> dict[str, Tensor]:
+        """What `remember` got in an earlier run that was interrupted, of the layers that are complete.
+
+        Args:
+            identity: of the run: everything that determines its result, by name.
+        """
+        return {}
+
+    def complete_before(self, _n_streams: int) -> tuple[int, list[list[Tensor]]]:
+        """How many layers an earlier run has completed, and its streams of hidden states behind them."""
+        return 0, []
+
+    def remember(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep something about the layer that is held for a run that goes on."""
+
+    def completed(self, layer: nn.Module, streams: Sequence[Sequence[Tensor]]) -> None:
+        """A layer was written, and these are the hidden states behind it."""
 
     @contextmanager
     def sample(self, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
@@ -43,8 +61,8 @@ def layer_list(model: nn.Module, ffns: Sequence[FFN]) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and wanted <= set(module):
             return list(module)
     raise ValueError(
-        f"{ffns[0].name}: expected all FFNs in one list of layers, got several or none; use repair='lstsq' for this "
-        f"model"
+        f"{ffns[0].name}: expected all FFNs in one list of layers, which are run one by one, got several or none; with "
+        f"the whole model in memory, repair='lstsq' does not need that"
     )
 
 

@@ -4,6 +4,7 @@ The model is built without weights; the tensors of a layer are read from the saf
 """
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -26,6 +26,7 @@ from transformers.core_model_loading import (
 )
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
 
 from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
@@ -35,8 +36,11 @@ from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
 from pruning.model.output_folder import sync
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
+from pruning.model.state import STATE, State, write_tensors
 from pruning.model.uneven import is_uneven
 
+SAMPLES = 1000
+"""Places in a file whose bytes tell it from another one."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -125,6 +129,10 @@ class LayersOnDisk(Layers):
         self._dtypes: Dtypes = {}
         self._out: Path | None = None
         self._weight_map: dict[str, str] = {}
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(device)
         self._load(None)
         model.tie_weights()
 
@@ -166,16 +174,51 @@ class LayersOnDisk(Layers):
             yield [ffn for ffn in ffns if ffn.layer in chosen]
 
     def begin(self, out: Path) -> None:
-        """Write the result to the folder `out`, beginning with all that is in no layer."""
+        """Write the result to the folder `out`, beginning with all that is in no layer, or go on with it."""
         self._out = out
+        shard = out / self._shard(0)
         with self._only([]):
             self._dtypes = weight_dtypes(self._model)
-            # This also writes the configs, and the code of a model that comes with some.
-            self._model.save_pretrained(out, state_dict=self._model.state_dict(), max_shard_size="1000TB")
+            self._model.config.dtype = str(self._model.dtype).removeprefix("torch.")
+            self._model.config.architectures = [type(self._model).__name__]
+            if not (out / STATE).is_file():
+                with _quiet():  # this also writes the configs, and the code of a model that comes with some
+                    self._model.save_pretrained(
+                        out, state_dict=self._model.state_dict(), max_shard_size="1000TB"
+                    )
+                sync(out / "model.safetensors")
+                (out / "model.safetensors").rename(shard)
             set_dtypes(self._model, {}, self._computing)
-        shard = out / self._shard(0)
-        (out / "model.safetensors").rename(shard)
         self._note(shard)
+
+    def go_on(self, identity: Mapping[str, object]) -> dict[str, Tensor]:
+        assert self._out is not None  # noqa: S101, for the type checker
+        self._state = State(self._out / STATE, {**identity, "model": self._fingerprint()})
+        for number in range(1, self._state.done + 1):
+            self._note(self._out / self._shard(number))
+        return self._state.remembered
+
+    def complete_before(self, n_streams: int) -> tuple[int, list[list[Tensor]]]:
+        return self._state.done, self._state.streams(n_streams, self._device)
+
+    def remember(self, tensors: Mapping[str, Tensor]) -> None:
+        self._state.remembered |= tensors
+
+    def completed(self, layer: nn.Module, streams: Sequence[Sequence[Tensor]]) -> None:
+        self._state.write(self._layers.index(layer) + 1, streams)
+
+    def _fingerprint(self) -> str:
+        """Of the headers and sizes of the files, and of some bytes of each."""
+        digest = hashlib.sha256(repr((self._stored, self._computing)).encode())
+        for file in sorted(set(self._files.values())):
+            size = file.stat().st_size
+            with file.open("rb") as handle:
+                header = handle.read(8 + int.from_bytes(handle.read(8), "little"))
+                digest.update(f"{file.name} {size} ".encode() + header)
+                for start in range(0, size, max(1, size // SAMPLES)):
+                    handle.seek(start)
+                    digest.update(handle.read(64))
+        return digest.hexdigest()
 
     def finish(self) -> None:
         """Write the config and the index of the result, whose layers were all held with `write`."""
@@ -238,7 +281,8 @@ class LayersOnDisk(Layers):
                 for file in sorted({self._files[name] for name in names})
             }
             slices = {name: opened[self._files[name]].get_slice(name) for name in names}
-            info, _ = convert_and_load_state_dict_in_model(self._model, slices, options)
+            with _quiet():
+                info, _ = convert_and_load_state_dict_in_model(self._model, slices, options)
         problems = [
             f"{name}: {tuple(got)} instead of {tuple(shape)}" for name, got, shape in info.mismatched_keys
         ]
@@ -256,12 +300,11 @@ class LayersOnDisk(Layers):
         state = {prefix + name: value for name, value in layer.state_dict().items()}
         stored = revert_weight_conversion(self._model, state)
         shard = self._out / self._shard(index + 1)
-        save_file({n: v.detach().cpu().contiguous() for n, v in stored.items()}, shard, {"format": "pt"})
+        write_tensors({n: v.detach().cpu().contiguous() for n, v in stored.items()}, shard, {"format": "pt"})
         self._note(shard)
 
     def _note(self, shard: Path) -> None:
         """Add a complete file to the index."""
-        sync(shard)
         with safe_open(shard, "pt") as file:
             self._weight_map |= dict.fromkeys(file.keys(), shard.name)
 
@@ -304,6 +347,18 @@ def _without_weights(
     return model.eval()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, of which there would be one for each layer."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _files_by_name(folder: Path) -> dict[str, Path]:
     """The file of each stored weight.
 
@@ -325,13 +380,17 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
 
 
 def _drop_weights(layer: nn.Module, dtypes: Dtypes, default: torch.dtype) -> None:
-    """Leave only the shapes and the stored dtypes of the parameters of a layer."""
+    """Leave only the shapes and the stored dtypes of the parameters of a layer, and its buffers, which are small."""
     for path, module in layer.named_modules():
         for name, old in module._parameters.items():
             if old is not None:
                 dtype = dtypes.get(f"{path}.{name}".lstrip("."), default)
                 empty = torch.empty_like(old, dtype=dtype, device="meta")
                 module._parameters[name] = nn.Parameter(empty, requires_grad=old.requires_grad)
+        for name, buffer in module._buffers.items():
+            stored = dtypes.get(f"{path}.{name}".lstrip("."))
+            if stored is not None and buffer is not None:
+                module._buffers[name] = buffer.to(stored)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -83,46 +83,60 @@ def visit_layers(
     """
     dense = Stream(model, ffns, batches, source)
     pruned = dense.copy()
+    streams = [dense, pruned] if fit else [dense]
+    done, hidden = source.complete_before(len(streams)) if write else (0, [])
+    for stream, behind in zip(streams, hidden, strict=False):  # of an earlier run, if there was one
+        stream.hidden = behind
     for index, layer in enumerate(dense.layers):
-        found = dense.ffns[index]
+        if index < done:
+            continue
         with source.held(layer, write=write):
-            if not found:
-                for stream in (dense, pruned) if fit else (dense,):
-                    if index < dense.last:
-                        stream.advance(index)
-                continue
-            recorders = {}
-            if sample_size is not None:
-                recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in found}
-            examples = {ffn: Examples([], [], []) for ffn in found if fit}
-            passes = []
-            behind = pruned.passes(index) if fit else repeat(None)
-            for ahead, after in zip(dense.passes(index, advance=True), behind, strict=fit):
-                for part in ahead.parts if recorders else ():
-                    recorders[part.ffn].add(part.z, part.gates)
-                if after is not None:
-                    _add_examples(examples, ahead, after, dense.find_form(index))
-                    passes.append(after)
-            statistics = [recorder.finish() for recorder in recorders.values()]
-            most = max((layer.n_tokens for layer in statistics), default=0)
-            statistics = prepare_experts(list(recorders), statistics, most=most)
-            recorders.clear()
-            yield Visit(found, statistics, examples)
-            if fit and index < dense.last:
-                pruned.resume(index, passes)
-        passes.clear()  # free the memory even if the caller keeps a reference
-        for columns in examples.values():
-            for column in columns:
-                column.clear()
+            if dense.ffns[index]:
+                yield from _visit_layer(dense, pruned, index, sample_size, seed=seed, fit=fit)
+            elif index < dense.last:
+                for stream in streams:
+                    stream.advance(index)
+        if write:
+            source.completed(layer, [stream.hidden for stream in streams])
 
 
 def visit_without_running(model: PreTrainedModel, ffns: Sequence[FFN], source: Layers) -> Iterator[Visit]:
     """The layers with their weights, for repairs that need no more than the statistics of the dense model."""
-    layers = layer_list(model, ffns) if source.on_disk else dict.fromkeys(ffn.layer for ffn in ffns)
-    for layer in layers:
+    layers = layer_list(model, ffns) if source.on_disk else list(dict.fromkeys(ffn.layer for ffn in ffns))
+    for layer in layers[source.complete_before(0)[0] :]:
         with source.held(layer, write=True):
             if found := [ffn for ffn in ffns if ffn.layer is layer]:
                 yield Visit(found, [], {})
+        source.completed(layer, [])
+
+
+def _visit_layer(
+    dense: Stream, pruned: Stream, index: int, sample_size: int | None, *, seed: int, fit: bool
+) -> Iterator[Visit]:
+    """Run a layer with FFNs to prune, and move the streams on; see `visit_layers`."""
+    ffns = dense.ffns[index]
+    recorders = {}
+    if sample_size is not None:
+        recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
+    examples = {ffn: Examples([], [], []) for ffn in ffns if fit}
+    passes = []
+    behind = pruned.passes(index) if fit else repeat(None)
+    for ahead, after in zip(dense.passes(index, advance=True), behind, strict=fit):
+        for part in ahead.parts if recorders else ():
+            recorders[part.ffn].add(part.z, part.gates)
+        if after is not None:
+            _add_examples(examples, ahead, after, dense.find_form(index))
+            passes.append(after)
+    statistics = [recorder.finish() for recorder in recorders.values()]
+    most = max((layer.n_tokens for layer in statistics), default=0)
+    statistics = prepare_experts(list(recorders), statistics, most=most)
+    recorders.clear()
+    yield Visit(ffns, statistics, examples)
+    if fit and index < dense.last:
+        pruned.resume(index, passes)
+    for columns in examples.values():  # free the memory even if the caller keeps a reference
+        for column in columns:
+            column.clear()
 
 
 def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: LayerPass, form: Form) -> None:

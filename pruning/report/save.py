@@ -8,6 +8,7 @@ from pruning.model.ffn import find_ffns
 from pruning.model.output_folder import MANIFEST, check_output, complete_folder, files_in, sync
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
+from pruning.model.state import STATE
 from pruning.progress import timed
 from pruning.report.companions import copy_companions
 from pruning.report.manifest import Report
@@ -62,8 +63,9 @@ def complete(
             tokenizer.save_pretrained(folder)
         if source is not None:
             copy_companions(Path(source), folder)
-        report.files = sorted({MANIFEST, *files_in(folder)})
-        for name in files_in(folder):
+        files = files_in(folder) - {STATE}
+        report.files = sorted({MANIFEST, *files})
+        for name in files:
             sync(folder / name)
     (folder / MANIFEST).write_text(report.manifest(), encoding="utf-8")
     sync(folder / MANIFEST)
