@@ -10,9 +10,10 @@ if missing := [name for name in ("transformers", "safetensors", "tqdm") if find_
         sys.exit(message)
     raise ImportError(message)
 
+from pruning.from_disk import prune_folder
 from pruning.model.loading import load_model
 from pruning.pipeline import prune
 from pruning.report.manifest import Report
 from pruning.settings import Settings
 
-__all__ = ["Report", "Settings", "load_model", "prune"]
+__all__ = ["Report", "Settings", "load_model", "prune", "prune_folder"]

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
+from pruning.from_disk import prune_folder
 from pruning.model.device import find_device
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
@@ -24,7 +24,8 @@ from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
-from pruning.observe.mixture import has_samples, longest_sequence, text_windows
+from pruning.observe.calibration import Calibration
+from pruning.observe.mixture import has_samples, text_windows
 from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
@@ -34,7 +35,8 @@ from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
-from pruning.report.quality import NEW_TOKENS
+from pruning.report.manifest import Report
+from pruning.report.quality import check_prompt
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
 from pruning.settings import Settings, choices, help_text
@@ -126,6 +128,17 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         out, inputs, statistics=args.statistics, save_statistics=args.save_statistics, force=args.force
     )
 
+    if args.resume and not args.from_disk:
+        raise ValueError("--resume: expected --from-disk with it, got none")
+    if args.from_disk:
+        report = _prune_from_disk(args, settings, calibration, device, warned)
+        saved.out = out
+        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
+        print(
+            f"Kept {report.neurons_after:,} of {report.neurons_before:,} neurons. Saved to {out}. "
+            f"{time.perf_counter() - start:.0f} s in total: {stages}."
+        )
+        return
     model, tokenizer = load_model(
         args.model,
         dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
@@ -141,7 +154,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     # Statistics bring the tokens that they were measured on; with least squares none are needed.
     if calibration is not None or args.statistics is None or settings.repair != "lstsq":
         calibration = calibration_or_default(calibration, args.statistics, model, tokenizer)
-    ffns, read, _, left, n_ffns = prepare(
+    ffns, read, _, left, n_ffns, _ = prepare(
         model, tokenizer, calibration, settings, need_windows=calibration is not None, measured=measured
     )
     if args.statistics is not None:
@@ -149,7 +162,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         check_evidence(args.statistics, ffns, estimator=estimator, model=model_fingerprint(model))
     dry_save(model, tokenizer)
     if args.prompt is not None:
-        _check_prompt(args.prompt, model, tokenizer)
+        check_prompt(args.prompt, model, tokenizer)
     if not args.quiet:
         print(
             f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
@@ -237,26 +250,36 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
             )
 
 
-def _check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError unless the model can continue the prompt."""
-    if not model.can_generate():
-        raise ValueError(
-            f"--prompt: expected a model that generates text with it, got {type(model).__name__}"
-        )
-    try:
-        n_tokens = len(tokenizer(prompt)["input_ids"])
-    except (
-        Exception
-    ) as error:  # half of a surrogate pair, from an argument that is not in the terminal's encoding
-        raise ValueError(f"--prompt: expected text that can be tokenized, got {prompt!a}: {error}") from error
-    if n_tokens == 0:
-        raise ValueError(f"--prompt: expected a text of at least one token, got {prompt!a}")
-    longest = longest_sequence(model)
-    if longest is not None and n_tokens + NEW_TOKENS > longest:
-        raise ValueError(
-            f"--prompt: expected at most {longest - NEW_TOKENS} tokens, which leave {NEW_TOKENS} of the model's "
-            f"{longest} positions to continue it, got {n_tokens}"
-        )
+def _prune_from_disk(
+    args: argparse.Namespace,
+    settings: Settings,
+    calibration: Calibration,
+    device: str,
+    warned: list[str],
+) -> Report:
+    """Prune with one layer in memory at a time.
+
+    Raises:
+        ValueError: an option that needs the whole model.
+    """
+    for option in ("evaluate", "prompt", "verify", "statistics", "save_statistics"):
+        if getattr(args, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')}: expected none with --from-disk, which never loads the whole model"
+            )
+    return prune_folder(
+        args.model,
+        args.out,
+        calibration=calibration,
+        settings=settings,
+        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+        force=args.force,
+        resume=args.resume,
+        progress=not args.quiet,
+        notes={"warnings": warned},
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -270,6 +293,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out", required=True, help="folder for the pruned model; it appears only when complete"
+    )
+    parser.add_argument(
+        "--from-disk",
+        action="store_true",
+        help="for a folder that does not fit into memory: read, prune and write one layer at a time",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a run --from-disk that was interrupted, if there is one",
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier result in the output folder")
     parser.add_argument(

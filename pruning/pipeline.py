@@ -1,22 +1,29 @@
-"""Pruning in one call: capture, measure, select, repair."""
+"""Pruning in one call.
 
-from collections.abc import Sequence
+For each layer: bring its weights, run the dense and the pruned stream through it, observe, choose, repair, write, let
+go. Where the choice depends on all layers, a first walk observes them and the second one prunes.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
-from pruning.choose.evidence import gather_evidence, measure_ffn
+from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
 from pruning.choose.evidence_file import (
+    StoredEvidence,
     ffn_names,
     has_divergence,
     load_evidence,
     load_windows,
     read_origin,
     save_evidence,
+    store_evidence,
 )
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import (
@@ -26,22 +33,22 @@ from pruning.choose.origin import (
     estimator_name,
     model_fingerprint,
 )
-from pruning.choose.selection import select
-from pruning.choose.sensitivity import with_divergence
+from pruning.choose.selection import Decision, decide, select
+from pruning.choose.sensitivity import halved_divergences
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns
+from pruning.model.layers import IN_MEMORY, Layers, by_layer
 from pruning.model.snapshot import restored_on_error
-from pruning.model.surgery import update_config
-from pruning.observe.batches import Batch
+from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
+from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
-from pruning.observe.capture import Recorder, prepare_experts
 from pruning.observe.mixture import has_samples
 from pruning.paths import check_statistics_target
 from pruning.prepare import calibration_or_default, prepare, warn_of_few_tokens, warn_of_unmeasured
-from pruning.progress import timed, track
+from pruning.progress import closing_bar, timed
 from pruning.repair.separate import prune_separately
-from pruning.repair.sequential import examples_in_sequence, prune_and_fit, repair_in_sequence
-from pruning.report.manifest import Report
+from pruning.repair.sequential import Visit, prune_and_fit, visit_layers, visit_without_running
+from pruning.report.manifest import Report, versions
 from pruning.settings import Settings
 
 
@@ -54,6 +61,7 @@ def prune(
     statistics: str | Path | None = None,
     save_statistics: str | Path | None = None,
     settings: Settings | None = None,
+    source: Layers = IN_MEMORY,
     progress: bool = False,
     **options: object,
 ) -> Report:
@@ -79,12 +87,16 @@ def prune(
             ratios, criteria and budgets; written before anything is selected.
         settings, options: the options, as an instance of `pruning.Settings`, which documents them, or one by one as
             keywords, which override it.
+        source: where the weights of the layers are, if not in memory (`pruning.model.on_disk`).
         progress: show a progress bar for each stage.
 
-    Memory beyond the model, on the device of its weights: for each layer N^2 x 8 bytes of moments and mutual
-    information and `sample_size` x N activations; with sequential repair the hidden states of all tokens twice, and for
-    one layer its neurons and what bypasses them. Sequential repair under the uniform budget completes each layer before
-    the next one is captured; with any other settings, or `save_statistics`, all layers are in memory at once.
+    A layer is completed before the next one is looked at. Where the widths of layers depend on each other, or
+    statistics are saved, all of them are measured first; the measurements are kept on disk, in the folder for
+    temporary files, as N^2 x 8 bytes and `sample_size` x N activations for each layer.
+
+    Memory beyond the model, on the device of its weights: for one layer N^2 x 16 bytes and `sample_size` x N
+    activations; the hidden states of all tokens, with sequential repair twice, and for one layer its neurons and what
+    bypasses them. Models whose layers cannot be run one by one have up to 2 GiB of moments at a time.
 
     Returns:
         What was dropped and why. The model's config describes the pruned model: `model.save_pretrained` gives a
@@ -114,15 +126,16 @@ def prune(
     )
     if need_windows:
         calibration = calibration_or_default(calibration, statistics, model, tokenizer)
-    ffns, windows, settings, left, n_ffns = prepare(
+    ffns, windows, settings, left, n_ffns, follow = prepare(
         model,
         tokenizer,
         calibration,
         settings,
+        source,
         need_windows=need_windows,
         measured=None if statistics is None else ffn_names(statistics),
     )
-    evidence = None
+    evidence: StoredEvidence | None = None
     if statistics is not None:
         evidence = load_evidence(statistics, ffns, estimator=origin.estimator, model=origin.model)
         origin = read_origin(statistics)
@@ -142,89 +155,145 @@ def prune(
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
     if statistics is not None:
         notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
-    if evidence is None and save_statistics is None and _layers_are_independent(settings):
-        n_tokens = windows.n_tokens if windows is not None else 0
+    n_tokens = windows.n_tokens if windows is not None else 0
+    with TemporaryDirectory() as folder, restored_on_error(ffns), evaluation_mode(model):
+        whole = settings.budget != "uniform" or settings.candidates > 1 or save_statistics is not None
+        if evidence is None and (whole or not follow):  # the first walk
+            measured = gather_evidence(
+                model,
+                ffns,
+                batches,
+                settings,
+                source,
+                follow=follow,
+                any_ratio=save_statistics is not None,
+                seconds=seconds,
+                progress=progress,
+            )
+            evidence = store_evidence(measured, ffns, Path(folder))
+        if evidence is not None:
+            n_tokens = evidence.n_tokens
+            if save_statistics is not None:
+                save_evidence(evidence, save_statistics, origin, tokens)
+            if lacks_divergence:
+                with timed(seconds, "sensitivity"):
+                    evidence.divergences = halved_divergences(model, ffns, evidence, comparison)
+                if save_statistics is not None:
+                    save_evidence(evidence, save_statistics, origin, tokens)
         warn_of_few_tokens(n_tokens, ffns, settings)
-        layers = _prune_layer_by_layer(model, ffns, batches, settings, seconds, progress=progress)
-        update_config(model, ffns)
-        warn_of_unmeasured(layers)
-        return Report(asdict(settings), n_tokens, layers, seconds, notes=notes)
-    if evidence is None:
-        any_ratio = save_statistics is not None
-        evidence = gather_evidence(
-            model, ffns, batches, settings, any_ratio=any_ratio, seconds=seconds, progress=progress
-        )
-    if save_statistics is not None:
-        save_evidence(evidence, save_statistics, origin, tokens)
-    if lacks_divergence:
-        with timed(seconds, "sensitivity"):
-            evidence = with_divergence(model, ffns, evidence, comparison)
-        if save_statistics is not None:
-            save_evidence(evidence, save_statistics, origin, tokens)
-    n_tokens = max(layer.statistics.n_tokens for layer in evidence)
-    warn_of_few_tokens(n_tokens, ffns, settings)
-    with timed(seconds, "select"):
-        layers, divergence = select(model, ffns, evidence, comparison, settings, progress=progress)
-    with timed(seconds, "repair"):
-        kept = track([layer.kept for layer in layers], "repair", show=progress)
-        if settings.repair == "sequential":
-            del evidence  # as large as the hidden states that repair needs
-            repair_in_sequence(model, ffns, kept, batches, refine=settings.refine, seed=settings.seed)
-        else:
-            prune_separately(ffns, kept, [layer.statistics for layer in evidence], settings.repair)
+        with timed(seconds, "select"):
+            decision = decide(model, ffns, evidence or (), comparison, settings, progress=progress)
+        complete = _complete_layers(ffns, source, settings, windows)
+        layers = list(complete)
+        visits = _visits(model, ffns, batches, settings, source, is_measured=evidence is not None)
+        with closing_bar("prune", len(by_layer(ffns)), show=progress) as bar:
+            while True:
+                with timed(seconds, "capture" if evidence is None else "repair"):
+                    visit = next(visits, None)
+                if visit is None:
+                    break
+                pruned = _prune_layer(visit, evidence, len(layers), decision, settings, seconds)
+                source.remember({f"{p.name}/{n}": t for p in pruned for n, t in p.tensors().items()})
+                layers += pruned
+                bar.update()
+        _shrink(ffns, complete, settings)
     update_config(model, ffns)
     warn_of_unmeasured(layers)
-    return Report(asdict(settings), n_tokens, layers, seconds, divergence, notes)
+    return Report(asdict(settings), n_tokens, layers, seconds, decision.candidates, notes)
 
 
-def _layers_are_independent(settings: Settings) -> bool:
-    """Whether each layer can be completed in turn, because its selection does not depend on other layers."""
-    return settings.repair == "sequential" and settings.budget == "uniform" and settings.candidates == 1
+def _complete_layers(
+    ffns: Sequence[FFN], source: Layers, settings: Settings, windows: Windows | Inputs | None
+) -> list[PrunedLayer]:
+    """The layers that an earlier run has completed.
+
+    Raises:
+        ValueError: it had other settings, calibration, versions or weights.
+    """
+    identity = asdict(settings) | versions()
+    if windows is not None:
+        identity["calibration"] = calibration_identity(windows, settings)["sha256"]
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in source.go_on(identity).items():
+        name, _, field = key.rpartition("/")
+        by_name.setdefault(name, {})[field] = tensor
+    return [PrunedLayer.from_tensors(f.name, by_name[f.name]) for f in ffns if f.name in by_name]
 
 
-def _prune_layer_by_layer(
+def _shrink(ffns: Sequence[FFN], layers: Sequence[PrunedLayer], settings: Settings) -> None:
+    """Give the first FFNs, whose layers an earlier run has written, the shapes that they have there."""
+    plans = []
+    for ffn, layer in zip(ffns, layers, strict=False):
+        weight, bias = ffn.output.weight, ffn.output.bias
+        if bias is None and settings.repair == "bias":
+            bias = weight.new_empty(len(weight))
+        kept = layer.kept.to(weight.device)
+        plans.append(Plan(ffn, kept, Solution(weight[:, : len(kept)], bias)))
+    prune_ffns(plans)
+
+
+def _visits(
     model: PreTrainedModel,
     ffns: list[FFN],
     batches: Sequence[Batch],
     settings: Settings,
-    seconds: dict[str, float],
+    source: Layers,
     *,
-    progress: bool,
+    is_measured: bool,
+) -> Iterator[Visit]:
+    """The layers to prune; the model runs only if that is needed."""
+    sequential = settings.repair == "sequential"
+    if is_measured and not sequential:
+        return visit_without_running(model, ffns, source)
+    sample_size = None if is_measured else settings.sample_size
+    return visit_layers(
+        model, ffns, batches, source, sample_size=sample_size, seed=settings.seed, fit=sequential
+    )
+
+
+def _prune_layer(
+    visit: Visit,
+    stored: Sequence[Evidence] | None,
+    first: int,
+    decision: Decision,
+    settings: Settings,
+    seconds: dict[str, float],
 ) -> list[PrunedLayer]:
-    """Capture, measure, select and repair one layer after the other.
+    """Choose, prune and repair in one layer.
 
-    Only one layer's statistics are in memory at a time, and the dense stream of the sequential repair is the only
-    forward pass.
+    Args:
+        stored: the evidence of all FFNs, or None to measure that of this layer.
+        first: the position of its first FFN among all.
     """
-    layers: list[PrunedLayer] = []
-    with restored_on_error(ffns), evaluation_mode(model):
-        recorders: dict[FFN, Recorder] = {}
-        sequence = examples_in_sequence(
-            model, ffns, batches, observe=lambda part: recorders[part.ffn].add(part.z, part.gates)
-        )
-        for stage in track(_by_layer(ffns), "prune", show=progress):
-            recorders = {ffn: Recorder.of(ffn, settings.sample_size, seed=settings.seed) for ffn in stage}
-            with timed(seconds, "capture"):
-                examples = next(sequence)
-            with timed(seconds, "measure"):
-                statistics = prepare_experts(stage, [recorder.finish() for recorder in recorders.values()])
-                evidence = [
-                    measure_ffn(ffn, activations, settings, any_ratio=False)
-                    for ffn, activations in zip(stage, statistics, strict=True)
-                ]
-            with timed(seconds, "select"):
-                chosen = select(model, stage, evidence, (), settings)[0]
-            layers += chosen
-            del evidence  # free the memory before the next layer needs as much
-            with timed(seconds, "repair"):
-                keep = {ffn: layer.kept for ffn, layer in zip(stage, chosen, strict=True)}
-                prune_and_fit(keep, examples, refine=settings.refine, seed=settings.seed)
+    positions = range(first, first + len(visit.ffns))
+    if stored is None:
+        with timed(seconds, "measure"):
+            evidence = [
+                measure_ffn(ffn, activations, settings, any_ratio=False)
+                for ffn, activations in zip(visit.ffns, visit.statistics, strict=True)
+            ]
+        visit.statistics.clear()
+    else:
+        evidence = [stored[position] for position in positions]
+    with timed(seconds, "select"):
+        layers = [
+            select(
+                ffn,
+                layer,
+                decision.widths[position],
+                decision.sensitivities[position],
+                settings,
+                seed=decision.seed,
+            )
+            for ffn, layer, position in zip(visit.ffns, evidence, positions, strict=True)
+        ]
+    statistics = [layer.statistics for layer in evidence] if settings.repair != "sequential" else []
+    del evidence  # free the memory before repair needs as much
+    kept = [layer.kept for layer in layers]
+    with timed(seconds, "repair"):
+        if settings.repair == "sequential":
+            keep = dict(zip(visit.ffns, kept, strict=True))
+            prune_and_fit(keep, visit.examples, refine=settings.refine, seed=settings.seed)
+        else:
+            prune_separately(visit.ffns, kept, statistics, settings.repair)
     return layers
-
-
-def _by_layer(ffns: Sequence[FFN]) -> list[list[FFN]]:
-    """The FFNs of each layer, in their order."""
-    layers: dict[nn.Module, list[FFN]] = {}
-    for ffn in ffns:
-        layers.setdefault(ffn.layer, []).append(ffn)
-    return list(layers.values())

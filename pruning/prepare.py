@@ -14,6 +14,7 @@ from pruning.choose.explain import PrunedLayer
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
 from pruning.model.knobs import Knob, find_knobs
+from pruning.model.layers import IN_MEMORY, Layers
 from pruning.model.loaded import name_some
 from pruning.model.saved import check_config
 from pruning.observe.batches import Batch, Inputs, Windows
@@ -41,6 +42,7 @@ class Prepared(NamedTuple):
         settings: with the repair that `"auto"` stands for.
         left: for config entries whose FFNs are not pruned, how many these are and why.
         n_ffns: of the whole model.
+        follow: whether its layers can be run one by one.
     """
 
     ffns: list[FFN]
@@ -48,6 +50,7 @@ class Prepared(NamedTuple):
     settings: Settings
     left: dict[str, str]
     n_ffns: int
+    follow: bool
 
 
 def calibration_or_default(
@@ -79,6 +82,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase | None,
     calibration: Calibration,
     settings: Settings,
+    source: Layers = IN_MEMORY,
     *,
     need_windows: bool = True,
     measured: Collection[str] | None = None,
@@ -94,7 +98,7 @@ def prepare(
     Raises:
         ValueError: see `pruning.prune`.
     """
-    every = find_ffns(model)
+    every = find_ffns(model, in_memory=not source.on_disk)
     ffns, left = _chosen(model, every, settings)
     widths = sorted({ffn.width for ffn in ffns})
     for ffn in ffns:
@@ -114,7 +118,9 @@ def prepare(
     if need_windows:
         windows = calibration_windows(model, tokenizer, calibration, settings, stand_in=True)
         probe = _probe(windows)
-        ffns = _keep(ffns, reached_knobs(model, ffns, probe[0]), left, "which the calibration does not reach")
+        with source.sample(ffns) as sampled:
+            reached = reached_knobs(model, sampled, probe[0])
+        ffns = _keep(ffns, reached, left, "which the calibration does not reach")
     if measured is not None:
         known = {ffn.knob for ffn in ffns if ffn.name in measured}
         ffns = _keep(ffns, known or set(knobs_of(ffns)), left, "which are not in the statistics")
@@ -123,10 +129,20 @@ def prepare(
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
     kept = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
     check_config(model, ffns, kept, adds_bias=adds_bias)
-    if probe:
-        check_neurons(model, ffns, probe[0])
     _check_experts(ffns, kept, settings)
-    return Prepared(ffns, windows, _resolved(model, ffns, probe, settings), left, len(every))
+    follow = False
+    if probe:
+        with source.sample(ffns) as sampled:
+            check_neurons(model, sampled, probe[0])
+            follow = _can_follow(
+                model,
+                sampled,
+                probe,
+                needed=source.on_disk or settings.repair == "sequential" or settings.refine,
+            )
+    if settings.repair == "auto":
+        settings = replace(settings, repair="sequential" if follow else "lstsq")
+    return Prepared(ffns, windows, settings, left, len(every), follow)
 
 
 def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -> None:
@@ -198,24 +214,20 @@ def _probe(windows: Windows | Inputs) -> list[Batch]:
     return replace(windows, sequences=[first, first.flip(0)]).split(1)
 
 
-def _resolved(
-    model: PreTrainedModel, ffns: Sequence[FFN], probe: Sequence[Batch], settings: Settings
-) -> Settings:
-    """The settings with the repair that "auto" stands for: sequential if the layers of the model can be followed.
+def _can_follow(model: PreTrainedModel, ffns: Sequence[FFN], probe: Sequence[Batch], *, needed: bool) -> bool:
+    """Whether the layers of the model can be run one by one.
 
     Raises:
-        ValueError: `repair="sequential"` where they cannot.
+        ValueError: they cannot, though that is needed.
     """
-    if settings.repair not in ("auto", "sequential"):
-        return settings
     try:
         with evaluation_mode(model):
             check_stream(model, ffns, probe)
-    except ValueError:
-        if settings.repair == "sequential" or settings.refine:
+    except (ValueError, TypeError, RuntimeError, AttributeError, LookupError):
+        if needed:
             raise
-        return replace(settings, repair="lstsq")
-    return replace(settings, repair="sequential")
+        return False
+    return True
 
 
 def _check_budget(model: PreTrainedModel, ffns: Sequence[FFN], settings: Settings) -> None:

@@ -17,6 +17,13 @@ def track(items: Iterable[T], stage: str, *, show: bool) -> Iterable[T]:
 
 
 @contextmanager
+def closing_bar(stage: str, total: int, *, show: bool) -> Iterator[tqdm]:
+    """A progress bar on standard error to update by hand."""
+    with tqdm(desc=f"{stage:<9}", total=total, disable=not show, dynamic_ncols=True, leave=True) as bar:
+        yield bar
+
+
+@contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Add the time that the block takes to `seconds[stage]`."""
     start = time.perf_counter()

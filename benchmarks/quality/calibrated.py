@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from pruning.choose.budget import uniform_width
 from pruning.choose.evidence import Evidence, gather_evidence
 from pruning.choose.evidence_file import load_evidence, save_evidence
 from pruning.choose.origin import Origin, estimator_name, model_fingerprint
-from pruning.choose.sensitivity import with_divergence
+from pruning.choose.sensitivity import halved_divergences
 from pruning.model.ffn import find_ffns
 from pruning.model.surgery import update_config
 from pruning.observe.calibration import comparison_batches
@@ -44,7 +45,7 @@ def observe(model: PreTrainedModel, windows: Tensor, seed: int) -> Observation:
     settings = Settings(seed=seed)
     batches = windows.split(settings.batch_size)
     seconds: Seconds = {}
-    evidence = gather_evidence(model, find_ffns(model), batches, settings, seconds=seconds)
+    evidence = list(gather_evidence(model, find_ffns(model), batches, settings, seconds=seconds))
     return Observation([ffn.statistics for ffn in evidence], evidence, seconds)
 
 
@@ -53,8 +54,9 @@ def add_divergence(
 ) -> tuple[list[Evidence], Seconds]:
     """Evidence with the divergence of the model when each layer alone is halved, on a few of the windows."""
     batches = comparison_batches(windows, Settings().batch_size)
-    found, seconds = timed(lambda: with_divergence(model, find_ffns(model), evidence, batches))
-    return found, {"sensitivity": seconds}
+    found, seconds = timed(lambda: halved_divergences(model, find_ffns(model), evidence, batches))
+    with_divergence = [replace(e, divergence=d) for e, d in zip(evidence, found, strict=True)]
+    return with_divergence, {"sensitivity": seconds}
 
 
 class Calibrated:

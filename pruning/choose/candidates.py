@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pruning.choose.evidence import Evidence
 from pruning.model.ffn import FFN
 from pruning.model.snapshot import restored
 from pruning.observe.batches import Batch
-from pruning.observe.capture import Statistics
 from pruning.observe.divergence import DenseOutputs
 from pruning.repair.separate import prune_separately
 from pruning.settings import Repair
@@ -18,7 +18,7 @@ def divergences(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     candidates: Iterable[Sequence[Tensor]],
-    statistics: Sequence[Statistics],
+    evidence: Sequence[Evidence],
     batches: Sequence[Batch],
     repair: Repair,
 ) -> list[float]:
@@ -39,6 +39,6 @@ def divergences(
     result = []
     for kept in candidates:
         with restored(ffns):
-            prune_separately(ffns, kept, statistics, cheap_repair)
+            prune_separately(ffns, kept, (layer.statistics for layer in evidence), cheap_repair)
             result.append(dense.divergence())
     return result

@@ -1,8 +1,9 @@
 """Everything that a selection is based on, for each FFN."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,15 @@ from pruning.choose.budget import kept_width
 from pruning.choose.elimination import conditional_mi
 from pruning.choose.scores import ascending, magnitude
 from pruning.model.ffn import FFN
+from pruning.model.layers import IN_MEMORY, Layers, by_layer
 from pruning.observe.batches import Batch
 from pruning.observe.capture import Statistics, capture
-from pruning.progress import timed, track
+from pruning.progress import closing_bar, timed
+from pruning.repair.sequential import visit_layers
 from pruning.settings import Settings
+
+GROUP_BYTES = 2**31
+"""Of moments that are captured at a time in models whose layers cannot be run one by one."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Evidence:
             depend on it.
         order: `[n]`, see `pruning.choose.elimination.conditional_mi`; as long as needed (`order_length`), or N.
         damage: `[n + 1]`, see there.
-        divergence: of the model with half of this FFN (`pruning.choose.sensitivity.with_divergence`), if measured.
+        divergence: of the model with half of this FFN (`pruning.choose.sensitivity.halved_divergences`), if measured.
     """
 
     statistics: Statistics
@@ -67,16 +73,20 @@ def gather_evidence(
     ffns: list[FFN],
     batches: Sequence[Batch],
     settings: Settings,
+    source: Layers = IN_MEMORY,
     *,
+    follow: bool = False,
     any_ratio: bool = True,
     seconds: dict[str, float] | None = None,
     progress: bool = False,
-) -> list[Evidence]:
-    """Capture the activations of every FFN in one run of the model, then measure the FFNs one by one.
+) -> Iterator[Evidence]:
+    """Capture the activations of the FFNs, a layer or a group of layers at a time, and measure them one by one.
 
     Args:
         batches: windows of tokens `[B, L]`.
         settings: `sample_size`, `estimator`, `nodes` and `seed` are used.
+        follow: whether the layers of the model can be run one by one; of other models, as many FFNs are captured in one
+            run as have moments of `GROUP_BYTES`.
         any_ratio: see `measure_ffn`.
         seconds: gets the time of the stages "capture" and "measure".
 
@@ -84,12 +94,42 @@ def gather_evidence(
         ValueError: see `pruning.observe.capture.capture` and `measure_ffn`.
     """
     seconds = {} if seconds is None else seconds
-    with timed(seconds, "capture"):
-        shown = track(batches, "capture", show=progress)
-        statistics = capture(model, ffns, shown, sample_size=settings.sample_size, seed=settings.seed)
-    with timed(seconds, "measure"):
-        pairs = track(list(zip(ffns, statistics, strict=True)), "measure", show=progress)
-        return [measure_ffn(ffn, activations, settings, any_ratio=any_ratio) for ffn, activations in pairs]
+    sampling: Any = {"sample_size": settings.sample_size, "seed": settings.seed}
+    captured: Iterator[tuple[list[FFN], list[Statistics]]]
+    if follow:
+        visits = visit_layers(model, ffns, batches, source, **sampling, fit=False, write=False)
+        captured = ((visit.ffns, visit.statistics) for visit in visits)
+        total = len(by_layer(ffns))
+    else:
+        groups = _groups(ffns)
+        captured = ((group, capture(model, group, batches, **sampling, among=ffns)) for group in groups)
+        total = len(groups)
+    with closing_bar("capture", total, show=progress) as bar:
+        while True:
+            with timed(seconds, "capture"):
+                found, statistics = next(captured, ([], []))
+            if not found:
+                return
+            for ffn in found:
+                with timed(seconds, "measure"):
+                    evidence = measure_ffn(ffn, statistics.pop(0), settings, any_ratio=any_ratio)
+                yield evidence
+                del evidence
+            bar.update()
+
+
+def _groups(ffns: Sequence[FFN]) -> list[list[FFN]]:
+    """The FFNs in their order, in groups whose moments take at most `GROUP_BYTES`; at least one in each."""
+    groups: list[list[FFN]] = []
+    free = 0
+    for ffn in ffns:
+        needed = 4 * ffn.width**2
+        if needed > free:
+            groups.append([])
+            free = max(GROUP_BYTES, needed)
+        groups[-1].append(ffn)
+        free -= needed
+    return groups
 
 
 def order_length(ffn: FFN, settings: Settings) -> int:

@@ -2,19 +2,19 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pruning.choose.evidence import Evidence
 from pruning.choose.origin import Origin
 from pruning.model.ffn import FFN
+from pruning.model.headers import DTYPES
 from pruning.observe.batches import Inputs, Windows
 from pruning.observe.capture import Statistics, prepare_experts
 
@@ -25,12 +25,56 @@ EARLIER = "measured"
 WINDOWS = "calibration"
 """Prefix of the tensors that hold the tokens of the calibration."""
 MEASURE_AGAIN = "measure again with save_statistics"
+_DTYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "I64"}
+
+
+class StoredEvidence(Sequence[Evidence]):
+    """Evidence in files, of which one FFN's is in memory at a time.
+
+    Attributes:
+        n_tokens: the largest number of tokens that reached an FFN.
+        divergences: of the FFNs; where given, they take the place of those in the files.
+    """
+
+    def __init__(self, ffns: Sequence[FFN], paths: Sequence[Path]) -> None:
+        """Args: paths: the file of each FFN."""
+        self._ffns, self._paths = list(ffns), list(paths)
+        self.divergences: list[float] | None = None
+        counts = (_tensor(path, f"{ffn.name}.n_tokens") for ffn, path in zip(ffns, paths, strict=True))
+        self.n_tokens = max(map(int, counts))
+
+    def __len__(self) -> int:
+        return len(self._ffns)
+
+    def __getitem__(self, index: Any) -> Any:
+        ffn, path = self._ffns[index], self._paths[index]
+        evidence = _evidence_of(ffn, path)
+        (statistics,) = prepare_experts([ffn], [evidence.statistics], most=self.n_tokens)
+        divergence = evidence.divergence if self.divergences is None else self.divergences[index]
+        return replace(evidence, statistics=statistics, divergence=divergence)
+
+
+def store_evidence(evidence: Iterable[Evidence], ffns: Sequence[FFN], folder: Path) -> StoredEvidence:
+    """Write each FFN's evidence to a file of its own in `folder` as it comes.
+
+    Raises:
+        OSError: from writing.
+    """
+    paths: list[Path] = []
+    for layer in evidence:
+        paths.append(folder / f"{len(paths)}.safetensors")
+        save_evidence([layer], paths[-1])
+        del layer  # free the memory before the next layer needs as much
+    return StoredEvidence(ffns, paths)
 
 
 def save_evidence(
-    evidence: Sequence[Evidence], path: str | Path, origin: Origin, windows: Windows | Inputs | None = None
+    evidence: Sequence[Evidence],
+    path: str | Path,
+    origin: Origin | None = None,
+    windows: Windows | Inputs | None = None,
 ) -> None:
-    """Write the evidence as safetensors; the file appears complete or not at all.
+    """Write the evidence as safetensors, one FFN after the other; the file appears complete or not at all.
 
     Args:
         origin: what it was measured on; `load_evidence` checks it.
@@ -40,31 +84,25 @@ def save_evidence(
         OSError: from writing.
     """
     path = Path(path)
-    tensors: dict[str, Tensor] = {}
-    if isinstance(windows, Windows):
-        tensors[f"{WINDOWS}.tokens"] = torch.cat([sequence.cpu() for sequence in windows.sequences])
-        tensors[f"{WINDOWS}.lengths"] = torch.tensor([len(sequence) for sequence in windows.sequences])
-        start = -1 if windows.decoder_start is None else windows.decoder_start
-        tensors[f"{WINDOWS}.special"] = torch.tensor([windows.padding, start])
-    for layer in evidence:
-        name, statistics = layer.statistics.name, layer.statistics
-        tensors |= {
-            f"{name}.sample": statistics.sample,
-            f"{name}.n_tokens": torch.tensor(statistics.n_tokens),
-            f"{name}.mean": statistics.mean,
-            f"{name}.covariance": statistics.covariance,
-            f"{name}.mi": layer.mi,
-            f"{name}.order": layer.order,
-            f"{name}.damage": layer.damage,
-        }
-        if layer.divergence is not None:
-            tensors[f"{name}.divergence"] = torch.tensor(layer.divergence, dtype=torch.float64)
+    header: dict[str, Any] = {} if origin is None else {"__metadata__": {ORIGIN: origin.to_json()}}
+    end = 0
+    for part in _parts(evidence, windows):
+        for name, tensor in part.items():
+            start, end = end, end + tensor.nbytes
+            dtype = _DTYPES[tensor.dtype]
+            header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(on_cpu, partial, {ORIGIN: origin.to_json()})
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for part in _parts(evidence, windows):
+                for tensor in part.values():
+                    flat = tensor.detach().cpu().contiguous().flatten()
+                    file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         os.replace(partial, path)
-    except SafetensorError as error:
+    except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"{path}: could not write the statistics: {error}") from error
     except BaseException:
@@ -138,18 +176,13 @@ def check_evidence(path: str | Path, ffns: Sequence[FFN], *, estimator: str, mod
     return origin
 
 
-def load_evidence(path: str | Path, ffns: Sequence[FFN], *, estimator: str, model: str) -> list[Evidence]:
-    """Read what `save_evidence` wrote, onto the devices of the FFNs.
+def load_evidence(path: str | Path, ffns: Sequence[FFN], *, estimator: str, model: str) -> StoredEvidence:
+    """What `save_evidence` wrote, to be read onto the devices of the FFNs.
 
     Args, Raises: see `check_evidence`.
     """
     check_evidence(path, ffns, estimator=estimator, model=model)
-    tensors = load_file(path)
-    evidence = [_evidence_of(ffn, tensors, path) for ffn in ffns]
-    prepared = prepare_experts(ffns, [layer.statistics for layer in evidence])
-    return [
-        replace(layer, statistics=statistics) for layer, statistics in zip(evidence, prepared, strict=True)
-    ]
+    return StoredEvidence(ffns, [Path(path)] * len(ffns))
 
 
 def ffn_names(path: str | Path) -> set[str]:
@@ -197,34 +230,72 @@ def _header(path: str | Path) -> dict[str, str]:
         raise ValueError(f"{path}: expected statistics in safetensors, got {error}") from error
 
 
-def _evidence_of(ffn: FFN, tensors: dict[str, Tensor], path: str | Path) -> Evidence:
-    n, entries = ffn.width, {}
-    n_samples = len(tensors.get(f"{ffn.name}.sample", ()))
-    shapes = {
-        "sample": (n_samples, n),
-        "n_tokens": (),
-        "mean": (n,),
-        "covariance": (n, n),
-        "mi": (n, n),
-        "order": (n,),
-        "damage": (n + 1,),
+def _tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        try:
+            tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: expected {name}, got none; {MEASURE_AGAIN}") from error
+    return tensor
+
+
+def _parts(evidence: Sequence[Evidence], windows: Windows | Inputs | None) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a file by name, a few at a time."""
+    if isinstance(windows, Windows):
+        start = -1 if windows.decoder_start is None else windows.decoder_start
+        yield {
+            f"{WINDOWS}.tokens": torch.cat([sequence.cpu() for sequence in windows.sequences]),
+            f"{WINDOWS}.lengths": torch.tensor([len(sequence) for sequence in windows.sequences]),
+            f"{WINDOWS}.special": torch.tensor([windows.padding, start]),
+        }
+    yield from map(_tensors_of, evidence)
+
+
+def _tensors_of(evidence: Evidence) -> dict[str, Tensor]:
+    name, statistics = evidence.statistics.name, evidence.statistics
+    tensors = {
+        "sample": statistics.sample,
+        "n_tokens": torch.tensor(statistics.n_tokens),
+        "mean": statistics.mean,
+        "covariance": statistics.covariance,
+        "order": evidence.order,
+        "damage": evidence.damage,
     }
-    for key, shape in shapes.items():
-        tensor = tensors.get(f"{ffn.name}.{key}")
-        if tensor is None or tuple(tensor.shape) != shape:
-            got = "none" if tensor is None else list(tensor.shape)
-            raise ValueError(
-                f"{path}: expected {ffn.name}.{key} of shape {list(shape)}, got {got}; {MEASURE_AGAIN}"
-            )
-        entries[key] = tensor.to(ffn.output.weight.device)
+    if evidence.all_pairs is not None:
+        tensors["mi"] = evidence.all_pairs
+    if evidence.divergence is not None:
+        tensors["divergence"] = torch.tensor(evidence.divergence, dtype=torch.float64)
+    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def _evidence_of(ffn: FFN, path: Path) -> Evidence:
+    n, entries = ffn.width, {}
+    weight = ffn.output.weight
+    device = "cpu" if weight.is_meta else weight.device  # of a layer whose weights are on disk
+    with safe_open(path, "pt") as file:
+        stored = set(file.keys())
+        found = {key: file.get_slice(key).get_shape() for key in stored if key.startswith(f"{ffn.name}.")}
+        n_samples, n_ordered = ((found.get(f"{ffn.name}.{key}") or [0])[0] for key in ("sample", "order"))
+        shapes = {
+            "sample": [n_samples, n],
+            "n_tokens": [],
+            "mean": [n],
+            "covariance": [n, n],
+            "order": [n_ordered],
+            "damage": [n_ordered + 1],
+        }
+        if f"{ffn.name}.mi" in stored:
+            shapes["mi"] = [n, n]
+        for key, shape in shapes.items():
+            got = found.get(f"{ffn.name}.{key}")
+            if got is None or list(got) != shape:
+                raise ValueError(
+                    f"{path}: expected {ffn.name}.{key} of shape {shape}, got {got or 'none'}; {MEASURE_AGAIN}"
+                )
+            entries[key] = file.get_tensor(f"{ffn.name}.{key}").to(device)
+        name = f"{ffn.name}.divergence"
+        divergence = float(file.get_tensor(name)) if name in stored else None
     statistics = Statistics(
         ffn.name, entries["sample"], int(entries["n_tokens"]), entries["mean"], entries["covariance"]
     )
-    divergence = tensors.get(f"{ffn.name}.divergence")
-    return Evidence(
-        statistics,
-        entries["mi"],
-        entries["order"],
-        entries["damage"],
-        None if divergence is None else float(divergence),
-    )
+    return Evidence(statistics, entries.get("mi"), entries["order"], entries["damage"], divergence)

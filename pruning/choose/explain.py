@@ -1,7 +1,8 @@
 """Why the neurons of a layer were dropped."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from pruning.observe.capture import Statistics
 from pruning.repair.separate import predict
 from pruning.settings import Settings
 from pruning.threshold import null_threshold
+
+_PLAIN = dict.fromkeys(("median_mi", "null_mi", "sensitivity"), torch.float64) | {"n_tokens": torch.int64}
+"""The fields of `PrunedLayer` that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,20 @@ class PrunedLayer:
     def is_measured(self) -> bool:
         """Whether enough tokens reached it."""
         return not math.isnan(self.null_mi)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the name, by field."""
+        return {
+            field.name: torch.as_tensor(getattr(self, field.name), dtype=_PLAIN.get(field.name))
+            for field in fields(self)
+            if field.name != "name"
+        }
+
+    @classmethod
+    def from_tensors(cls, name: str, tensors: Mapping[str, Tensor]) -> "PrunedLayer":
+        """The inverse of `tensors`."""
+        values: dict[str, Any] = {n: t.item() if n in _PLAIN else t for n, t in tensors.items()}
+        return cls(name, **values)
 
     def as_json(self) -> dict[str, Any]:
         """The entry of the manifest."""

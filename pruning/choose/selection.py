@@ -1,6 +1,7 @@
 """Select the neurons to keep in each layer, by the settings."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +22,23 @@ from pruning.settings import Settings
 from pruning.threshold import null_threshold
 
 
-def select(
+class Decision(NamedTuple):
+    """What is decided for all layers together.
+
+    Attributes:
+        widths: neurons to keep in each layer.
+        sensitivities: of the model to each layer, which determined them.
+        seed: of random criteria: that of the best candidate.
+        candidates: the divergence of each candidate from the dense model, by seed; empty if there is only one.
+    """
+
+    widths: list[int]
+    sensitivities: list[float]
+    seed: int
+    candidates: dict[int, float]
+
+
+def decide(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     evidence: Sequence[Evidence],
@@ -29,38 +46,38 @@ def select(
     settings: Settings,
     *,
     progress: bool = False,
-) -> tuple[list[PrunedLayer], dict[int, float]]:
-    """Select the neurons to keep and explain the selection, layer by layer. If there are several candidates, also
-    return the divergence of each from the dense model, by seed; the least one is used.
+) -> Decision:
+    """Decide the widths, and compare the candidates if there are several.
 
     Args:
+        evidence: not used for one candidate with the uniform budget.
         batches: windows of tokens `[B, L]` to compare candidates on; the model is unchanged afterwards.
     """
     widths, sensitivities = _widths(ffns, evidence, settings)
-    seeds = range(settings.seed, settings.seed + settings.candidates)
-    by_layer = [
-        _kept(ffn, layer, width, settings, seeds)
-        for ffn, layer, width in zip(ffns, evidence, widths, strict=True)
-    ]
-    candidates = list(zip(*by_layer, strict=True))
     divergence: dict[int, float] = {}
-    if len(candidates) > 1:
-        measured = divergences(
-            model,
-            ffns,
-            track(candidates, "try", show=progress),
-            [layer.statistics for layer in evidence],
-            batches,
-            settings.repair,
-        )
+    if settings.candidates > 1:
+        seeds = range(settings.seed, settings.seed + settings.candidates)
+        by_layer = [
+            _kept(ffn, layer, width, settings, seeds)
+            for ffn, layer, width in zip(ffns, evidence, widths, strict=True)
+        ]
+        candidates = track(list(zip(*by_layer, strict=True)), "try", show=progress)
+        measured = divergences(model, ffns, candidates, evidence, batches, settings.repair)
         divergence = dict(zip(seeds, measured, strict=True))
     best = min(divergence, key=divergence.__getitem__, default=settings.seed)
-    kept = candidates[best - settings.seed]
-    layers = [
-        explain(ffn, layer, keep, weight, settings)
-        for ffn, layer, keep, weight in zip(ffns, evidence, kept, sensitivities, strict=True)
-    ]
-    return layers, divergence
+    return Decision(widths, sensitivities, best, divergence)
+
+
+def select(
+    ffn: FFN, evidence: Evidence, width: int, sensitivity: float, settings: Settings, *, seed: int
+) -> PrunedLayer:
+    """Select the neurons to keep in one layer, and explain the selection.
+
+    Args:
+        width, sensitivity, seed: see `Decision`.
+    """
+    (kept,) = _kept(ffn, evidence, width, settings, [seed])
+    return explain(ffn, evidence, kept, sensitivity, settings)
 
 
 def _widths(
@@ -75,7 +92,7 @@ def _widths(
     else:
         weights = sensitivity.by_kl(evidence)
     widths = allocate(
-        [layer.damage for layer in evidence],
+        [layer.damage.clone() for layer in evidence],  # without the rest of the evidence
         weights,
         width=ffns[0].width,
         ratio=settings.ratio,

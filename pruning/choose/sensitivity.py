@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from transformers import PreTrainedModel
 
@@ -39,7 +38,7 @@ def roots(levels: Sequence[float]) -> list[float]:
 
 
 def by_kl(evidence: Sequence[Evidence]) -> list[float]:
-    """The square root of the divergence from the dense model when only that layer is halved (`with_divergence`).
+    """The square root of the divergence from the dense model when only that layer is halved (`halved_divergences`).
 
     Raises:
         ValueError: the divergence was not measured.
@@ -52,10 +51,10 @@ def by_kl(evidence: Sequence[Evidence]) -> list[float]:
     return [value**0.5 for value in divergence]
 
 
-def with_divergence(
+def halved_divergences(
     model: PreTrainedModel, ffns: Sequence[FFN], evidence: Sequence[Evidence], batches: Sequence[Batch]
-) -> list[Evidence]:
-    """Add to the evidence the divergence of the model (`pruning.observe.divergence`) when only that layer is halved.
+) -> list[float]:
+    """For each FFN the divergence of the model (`pruning.observe.divergence`) when only that one is halved.
 
     The first half of the layer's conditional-MI order is dropped and repaired by least squares. Costs a forward pass
     over `batches` per layer; the model is unchanged afterwards.
@@ -75,5 +74,5 @@ def with_divergence(
                 f"{ffn.name}: expected finite outputs of the model with half of these neurons, got NaN or infinite "
                 "ones; use budget='mi', which does not need them"
             )
-        measured.append(replace(layer, divergence=divergence))
+        measured.append(divergence)
     return measured

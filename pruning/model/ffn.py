@@ -154,8 +154,11 @@ class FFN:
         return self.output.expert is not None
 
 
-def find_ffns(model: PreTrainedModel) -> list[FFN]:
+def find_ffns(model: PreTrainedModel, *, in_memory: bool = True) -> list[FFN]:
     """The FFNs of `model`, in the order of its layers.
+
+    Args:
+        in_memory: whether their weights have to be there.
 
     Raises:
         ValueError: a wrapped or compiled model, no config entry that sets the width of FFNs, a width that differs from
@@ -163,7 +166,7 @@ def find_ffns(model: PreTrainedModel) -> list[FFN]:
     """
     _refuse_wrappers(model)
     ffns = bind_ffns(model, type(model))
-    _check_widths(model, ffns)
+    _check_widths(model, ffns, in_memory=in_memory)
     return ffns
 
 
@@ -226,7 +229,9 @@ def widths_in_config(config: PretrainedConfig, ffns: Sequence[FFN]) -> list[int]
 
 def has_own_widths(model: PreTrainedModel, knob: Knob) -> bool:
     """Whether `WIDTHS` beside the knob can only mean its FFNs: no other knob is in the same part of the config."""
-    return [other.path[:-1] for other in knobs_of(find_ffns(model))].count(knob.path[:-1]) == 1
+    return [other.path[:-1] for other in knobs_of(find_ffns(model, in_memory=False))].count(
+        knob.path[:-1]
+    ) == 1
 
 
 def _bind(
@@ -333,7 +338,7 @@ def _reads_text(modules: Mapping[str, nn.Module], name: str) -> bool:
     return "text" in modalities(model)
 
 
-def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
+def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN], *, in_memory: bool) -> None:
     for ffn, width in zip(ffns, widths_in_config(model.config, ffns), strict=True):
         for projection in ffn.projections:
             if projection.width != width:
@@ -341,7 +346,7 @@ def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
                     f"{ffn.name}: expected {width} neurons as {ffn.knob} in the config says, got {projection.width}"
                 )
             weight = projection.parameter
-            if weight.dtype not in DTYPES.values() or weight.is_meta:
+            if weight.dtype not in DTYPES.values() or (in_memory and weight.is_meta):
                 raise ValueError(
                     f"{ffn.name}: expected floating-point weights of 16 bits or more in memory, got {weight.dtype} on "
                     f"{weight.device}; load the model de-quantized and without offloading"

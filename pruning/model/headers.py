@@ -18,14 +18,14 @@ class Entry(NamedTuple):
     dtype: str
 
 
-def read_headers(folder: Path) -> dict[str, Entry]:
-    """The tensors in all safetensors files of `folder`, by name.
+def read_headers(folder: Path, pattern: str = "*.safetensors") -> dict[str, Entry]:
+    """The tensors in all safetensors files of `folder` with names of a pattern, by name.
 
     Raises:
         ValueError: a file is cut off or not a safetensors file.
     """
     entries: dict[str, Entry] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob(pattern)):
         try:
             with file.open("rb") as handle:
                 header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))

@@ -57,18 +57,9 @@ def load_model(
             raise FileNotFoundError(f"{source}: no such GGUF file")
         model, tokenizer = _load_gguf(path, dtype or working_dtype(device))
         return model.to(device).eval(), tokenizer
-    if path.is_dir():
-        _refuse_pickles(path)
-    elif path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+    if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
         raise FileNotFoundError(f"{source}: no such folder")
-    if find_adapter_config_file(source) is not None:
-        raise _adapter_error(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    if path.is_dir():
-        _refuse_eight_bits(path, config)
-    class_ = model_class(source, config)
-    if isinstance(class_, type) and issubclass(class_, PreTrainedModel):
-        check_found(class_.__name__, find_knobs(class_, config))  # before the weights are read
+    config, class_ = class_of_folder(path, trust_remote_code=trust_remote_code)
     if path.is_dir() and is_uneven(config):
         model = load_uneven(path, dtype)
     else:
@@ -89,8 +80,40 @@ def load_model(
             )
             model, info = body.from_pretrained(source, **options)
         check_loaded(source, model, info)
+    tokenizer = load_tokenizer(source, model, trust_remote_code=trust_remote_code)
+    return model.to(device).eval(), tokenizer
+
+
+def class_of_folder(path: Path, *, trust_remote_code: bool) -> tuple[PretrainedConfig, Any]:
+    """The config and the class of a model in a folder, or of this name on the hub; the weights are not read.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    source = str(path)
+    if path.is_dir():
+        _refuse_pickles(path)
+    if find_adapter_config_file(source) is not None:
+        raise _adapter_error(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if path.is_dir():
+        _refuse_eight_bits(path, config)
+    class_ = model_class(source, config)
+    if isinstance(class_, type) and issubclass(class_, PreTrainedModel):
+        check_found(class_.__name__, find_knobs(class_, config))
+    return config, class_
+
+
+def load_tokenizer(
+    source: str, model: PreTrainedModel, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        ValueError: it cannot be loaded, or the model does not read text.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, KeyError, OSError) as error:
         if model.main_input_name != "input_ids":
             raise ValueError(
@@ -98,7 +121,6 @@ def load_model(
                 f"{model.main_input_name}; load it with transformers and {BY_NAME}"
             ) from error
         raise ValueError(f"{source}: expected a tokenizer that can be loaded, got: {error}") from error
-    return model.to(device).eval(), tokenizer
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -10,6 +10,11 @@ from pathlib import Path
 
 from pruning.model.loaded import name_some
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 MANIFEST = "mi_prune.json"
 """The file that marks a folder as an earlier result, which `force` may replace. Its entry `files` lists all files of
 the result."""
@@ -67,6 +72,65 @@ def complete_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextmanager
+def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` that holds a result while it grows, and is renamed to `out` at the end of the
+    block.
+
+    If the block raises or is killed, the folder stays if it holds the file `state`, with which another run can go on.
+
+    Args:
+        resume: go on with the folder of an earlier run, if there is one.
+        force: without `resume`, delete it.
+
+    Raises:
+        FileExistsError: another process is at it; or there is one of an earlier run, without `resume` and `force`.
+    """
+    folder = out.with_name(f".{out.name}.unfinished")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    with _locked(folder):
+        if not resume and (folder / state).is_file() and not force:
+            raise FileExistsError(
+                f"{out}: expected no interrupted run, got one in {folder}; go on with --resume, or begin again with "
+                f"--force"
+            )
+        if not (resume and (folder / state).is_file()):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            yield folder
+            (folder / state).unlink(missing_ok=True)
+            folder.chmod(0o777 & ~_umask())
+            _move_into_place(folder, out)
+        except BaseException:
+            if not (folder / state).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with this process however that ends; on Windows there is none.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise FileExistsError(
+            f"{folder}: expected no other run that writes to this folder, got one"
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def files_in(folder: Path) -> set[str]:

@@ -11,7 +11,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import body_of, without_cache
 from pruning.observe.batches import Batch, model_inputs
-from pruning.observe.neurons import Masks, observed_neurons
+from pruning.observe.neurons import Masks, Neurons, observed_neurons
 
 MIN_TOKENS = 64
 """With fewer tokens, the neurons of an expert are ranked by their weights and not repaired."""
@@ -120,41 +120,55 @@ class Recorder:
 
 
 def capture(
-    model: PreTrainedModel, ffns: list[FFN], batches: Iterable[Batch], *, sample_size: int, seed: int = 0
+    model: PreTrainedModel,
+    ffns: list[FFN],
+    batches: Iterable[Batch],
+    *,
+    sample_size: int,
+    seed: int = 0,
+    among: Sequence[FFN] | None = None,
 ) -> list[Statistics]:
-    """Run the model over batches of tokens `[B, L]` and record the statistics of every FFN; padding does not count.
+    """Run the model over batches of tokens `[B, L]` and record the statistics of some FFNs; padding does not count.
 
     Args:
         sample_size: M, tokens to keep per FFN: `sample_size x N` values in the model's dtype.
         seed: of the sample.
+        among: all FFNs that are captured, in this run of the model or in others.
 
     Raises:
         ValueError: NaN or infinite activations (the message names the layer), or an FFN that no token reaches and that
             is not an expert.
     """
     recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
+    n_tokens = dict.fromkeys(ffns if among is None else among, 0)
+
+    def observe(part: Neurons) -> None:
+        n_tokens[part.ffn] += len(part.z)
+        if part.ffn in recorders:
+            recorders[part.ffn].add(part.z, part.gates)
+
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
             inputs = model_inputs(batch, model.device)
             body = body_of(model, inputs)
-            with observed_neurons(
-                model, ffns, Masks.of(inputs), lambda part: recorders[part.ffn].add(part.z, part.gates)
-            ):
+            with observed_neurons(model, list(n_tokens), Masks.of(inputs), observe):
                 body(**inputs, **without_cache(body))
     statistics = [recorder.finish() for recorder in recorders.values()]
-    reached = {ffn.kind for ffn, layer in zip(ffns, statistics, strict=True) if layer.n_tokens}
+    reached = {ffn.kind for ffn, count in n_tokens.items() if count}
     for ffn in ffns:
         if ffn.kind not in reached:
             raise ValueError(f"{ffn.name}: expected calibration that reaches this FFN, got no tokens")
-    return prepare_experts(ffns, statistics)
+    return prepare_experts(ffns, statistics, most=max(n_tokens.values()))
 
 
-def prepare_experts(ffns: Sequence[FFN], statistics: Sequence[Statistics]) -> list[Statistics]:
+def prepare_experts(ffns: Sequence[FFN], statistics: Sequence[Statistics], *, most: int) -> list[Statistics]:
     """Find the experts, which fewer tokens may reach than other FFNs, and decide which of them have enough.
 
     Their samples are cut to a power of two, so that few null distributions serve them all.
+
+    Args:
+        most: tokens that reached an FFN.
     """
-    most = max(layer.n_tokens for layer in statistics)
     result = []
     for ffn, layer in zip(ffns, statistics, strict=True):
         if ffn.is_routed or layer.n_tokens < most:

@@ -1,18 +1,18 @@
 """Repair in the order of the layers: fit each pruned FFN to the hidden states of the dense model after its layer."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
-from pruning.model.snapshot import restored_on_error
+from pruning.model.layers import IN_MEMORY, Layers, layer_list
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.batches import Batch
-from pruning.observe.capture import MIN_TOKENS
+from pruning.observe.capture import MIN_TOKENS, Recorder, Statistics, prepare_experts
 from pruning.observe.neurons import Neurons
 from pruning.repair.form import Form
 from pruning.repair.refine import refine_ffn
@@ -39,13 +39,32 @@ class Examples(NamedTuple):
     weight: list[Tensor]
 
 
-def examples_in_sequence(
+class Visit(NamedTuple):
+    """A layer that has its weights, and what was seen of its FFNs.
+
+    Attributes:
+        ffns: to prune.
+        statistics: of their activations in the dense stream, in the same order; empty if not asked for.
+        examples: what they should learn; empty if not asked for.
+    """
+
+    ffns: list[FFN]
+    statistics: list[Statistics]
+    examples: dict[FFN, Examples]
+
+
+def visit_layers(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     batches: Sequence[Batch],
-    observe: Callable[[Neurons], None] | None = None,
-) -> Iterator[dict[FFN, Examples]]:
-    """What each FFN should learn, layer by layer; the caller prunes the FFNs of a layer before asking for the next.
+    source: Layers = IN_MEMORY,
+    *,
+    sample_size: int | None = None,
+    seed: int = 0,
+    fit: bool = True,
+    write: bool = True,
+) -> Iterator[Visit]:
+    """Run the model layer by layer; the caller prunes the FFNs of a layer before asking for the next.
 
     The dense and the pruned stream run side by side. Let h be the dense hidden states after a layer and e what the
     pruned stream lacks of them. The FFNs k of the layer should output `share_k * e` more than the dense FFNs would for
@@ -54,67 +73,86 @@ def examples_in_sequence(
 
     Args:
         batches: windows of tokens `[B, L]`.
-        observe: gets each FFN in the dense stream, batch by batch.
+        source: where the weights of the layers are.
+        sample_size, seed: of the sample in the statistics (`pruning.observe.capture`); None for no statistics.
+        fit: whether to run the pruned stream and give examples.
+        write: whether what the layers are when the caller asks for the next one is the result.
 
     Memory, on the model's device: the hidden states of all tokens, twice; and for one layer the neurons, inputs,
-    outputs and targets of its FFNs.
+    outputs and targets of its FFNs, and their moments.
     """
-    dense = Stream(model, ffns, batches)
+    dense = Stream(model, ffns, batches, source)
     pruned = dense.copy()
-    for index, stage in enumerate(dense.stages):
-        examples = {ffn: Examples([], [], []) for ffn in stage.ffns}
-        passes = []
-        for ahead, behind in zip(dense.passes(index, advance=True), pruned.passes(index), strict=True):
-            if observe is not None:
-                for part in ahead.parts:
-                    observe(part)
-            lacking = ahead.outcome - behind.outcome
-            certainty = ahead.outcome.square().mean(1).clamp_min(1e-12).reciprocal()
-            shares = _shares(behind, lacking, dense.forms[index])
-            for part, gain, share in zip(behind.parts, behind.gains, shares, strict=True):
-                rows = slice(None) if part.token is None else part.token
-                output = part.added.float()
-                bias = part.ffn.output.bias
-                if part.ffn.is_routed and bias is not None:  # which is added to the product later
-                    output = output + bias.detach().float()
-                target, weight = output + share * lacking[rows], certainty[rows] * gain.square().mean(1)
-                examples[part.ffn].parts.append(part)
-                examples[part.ffn].target.append(target)
-                examples[part.ffn].weight.append(weight)
-            passes.append(behind)
-        yield examples
-        if index + 1 < len(dense.stages):
-            pruned.resume(index, passes)
-        passes.clear()  # free the memory even if the caller keeps a reference
-        for columns in examples.values():
-            for column in columns:
-                column.clear()
+    streams = [dense, pruned] if fit else [dense]
+    done, hidden = source.complete_before(len(streams)) if write else (0, [])
+    for stream, behind in zip(streams, hidden, strict=False):  # of an earlier run, if there was one
+        stream.hidden = behind
+    for index, layer in enumerate(dense.layers):
+        if index < done:
+            continue
+        with source.held(layer, write=write):
+            if dense.ffns[index]:
+                yield from _visit_layer(dense, pruned, index, sample_size, seed=seed, fit=fit)
+            elif index < dense.last:
+                for stream in streams:
+                    stream.advance(index)
+        if write:
+            source.completed(layer, [stream.hidden for stream in streams])
 
 
-def repair_in_sequence(
-    model: PreTrainedModel,
-    ffns: Sequence[FFN],
-    kept: Iterable[Tensor],
-    batches: Sequence[Batch],
-    *,
-    refine: bool = False,
-    seed: int = 0,
-) -> None:
-    """Prune the FFNs in place, each with the output projection that brings the hidden states closest to the dense ones.
+def visit_without_running(model: PreTrainedModel, ffns: Sequence[FFN], source: Layers) -> Iterator[Visit]:
+    """The layers with their weights, for repairs that need no more than the statistics of the dense model."""
+    layers = layer_list(model, ffns) if source.on_disk else list(dict.fromkeys(ffn.layer for ffn in ffns))
+    for layer in layers[source.complete_before(0)[0] :]:
+        with source.held(layer, write=True):
+            if found := [ffn for ffn in ffns if ffn.layer is layer]:
+                yield Visit(found, [], {})
+        source.completed(layer, [])
 
-    Args:
-        kept: for each FFN the neurons to keep, ascending.
-        batches: see `examples_in_sequence`.
-        refine, seed: see `prune_and_fit`.
 
-    Raises:
-        ValueError: activations that are not finite. The model is then unchanged.
-    """
-    remaining = iter(kept)
-    with restored_on_error(ffns), evaluation_mode(model):
-        for examples in examples_in_sequence(model, ffns, batches):
-            keep = {ffn: next(remaining) for ffn in examples}
-            prune_and_fit(keep, examples, refine=refine, seed=seed)
+def _visit_layer(
+    dense: Stream, pruned: Stream, index: int, sample_size: int | None, *, seed: int, fit: bool
+) -> Iterator[Visit]:
+    """Run a layer with FFNs to prune, and move the streams on; see `visit_layers`."""
+    ffns = dense.ffns[index]
+    recorders = {}
+    if sample_size is not None:
+        recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
+    examples = {ffn: Examples([], [], []) for ffn in ffns if fit}
+    passes = []
+    behind = pruned.passes(index) if fit else repeat(None)
+    for ahead, after in zip(dense.passes(index, advance=True), behind, strict=fit):
+        for part in ahead.parts if recorders else ():
+            recorders[part.ffn].add(part.z, part.gates)
+        if after is not None:
+            _add_examples(examples, ahead, after, dense.find_form(index))
+            passes.append(after)
+    statistics = [recorder.finish() for recorder in recorders.values()]
+    most = max((layer.n_tokens for layer in statistics), default=0)
+    statistics = prepare_experts(list(recorders), statistics, most=most)
+    recorders.clear()
+    yield Visit(ffns, statistics, examples)
+    if fit and index < dense.last:
+        pruned.resume(index, passes)
+    for columns in examples.values():  # free the memory even if the caller keeps a reference
+        for column in columns:
+            column.clear()
+
+
+def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: LayerPass, form: Form) -> None:
+    """Add what the FFNs of a layer should learn from one batch, in the dense stream and in the pruned one behind it."""
+    lacking = ahead.outcome - behind.outcome
+    certainty = ahead.outcome.square().mean(1).clamp_min(1e-12).reciprocal()
+    shares = _shares(behind, lacking, form)
+    for part, gain, share in zip(behind.parts, behind.gains, shares, strict=True):
+        rows = slice(None) if part.token is None else part.token
+        output = part.added.float()
+        bias = part.ffn.output.bias
+        if part.ffn.is_routed and bias is not None:  # which is added to the product later
+            output = output + bias.detach().float()
+        examples[part.ffn].parts.append(part)
+        examples[part.ffn].target.append(output + share * lacking[rows])
+        examples[part.ffn].weight.append(certainty[rows] * gain.square().mean(1))
 
 
 def prune_and_fit(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from pruning.model.ffn import FFN
 from pruning.model.first_call import Call, first_call
 from pruning.model.forward import body_of, without_cache
+from pruning.model.layers import IN_MEMORY, Layers, layer_list
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 from pruning.observe.neurons import Masks, Neurons, OnNeurons, observed_neurons
 from pruning.repair.form import ADVICE, Form, Run, find_form
@@ -42,38 +43,34 @@ class LayerPass(NamedTuple):
     gains: list[Tensor]
 
 
-class Stage(NamedTuple):
-    """A layer and its FFNs."""
-
-    layer: nn.Module
-    ffns: list[FFN]
-
-
 class Stream:
     """The hidden states of some windows between two layers of a model.
 
     Attributes:
-        stages: the layers with FFNs, in their order.
-        forms: what each of them does with the outputs of its FFNs.
+        layers: all layers of the model, in their order.
+        ffns: those to prune of each layer.
+        last: the index of the last layer with FFNs to prune.
         hidden: `[B, L, d]` of each batch, the input of the next layer.
 
     Raises:
         ValueError: the layers with FFNs are not one after the other in one list, or a layer does not read the output
-            of the layer before it, or it does something else with the output of its FFNs than `Form` knows.
+            of the layer before it.
     """
 
-    def __init__(self, model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ffns: Sequence[FFN],
+        batches: Sequence[Batch],
+        source: Layers = IN_MEMORY,
+    ) -> None:
         self._model = model
-        self._layers = _layers(model, ffns)
-        self.stages = [
-            Stage(layer, found)
-            for layer in self._layers
-            if (found := [ffn for ffn in ffns if ffn.layer is layer])
-        ]
-        self._positions = [self._layers.index(stage.layer) for stage in self.stages]
+        self.layers = layer_list(model, ffns)
+        self.ffns = [[ffn for ffn in ffns if ffn.layer is layer] for layer in self.layers]
+        self.last = max(index for index, found in enumerate(self.ffns) if found)
         self._calls: list[list[Call]] = []  # by batch: the arguments of each layer but the hidden states
         self._real: list[Tensor | None] = []  # by batch: the positions that are not padding
-        self.forms: list[Form] = []
+        self._forms: dict[int, Form] = {}
         self.hidden: list[Tensor] = []
         by_shape: dict[torch.Size, list[Call]] = {}
         for batch in batches:
@@ -84,21 +81,17 @@ class Stream:
             self._real.append(real)
             body = body_of(model, inputs)
             run = partial(body, **inputs, **without_cache(body))
+            # Of text without padding, masks and positions depend on the shape of the batch only.
+            plain = inputs.keys() == {"input_ids"}
             with torch.no_grad():
-                # Of text without padding, masks and positions depend on the shape of the batch only.
-                plain = inputs.keys() == {"input_ids"}
                 if plain and shape in by_shape:
-                    self.hidden.append(_take_hidden(first_call(self._layers[0], run))[0])
-                    self._calls.append(by_shape[shape])
-                    continue
-                layer_inputs, calls = _layer_calls(self._layers, run)
-            self.hidden.append(layer_inputs[0])
+                    hidden, calls = _take_hidden(first_call(self.layers[0], run))[0], by_shape[shape]
+                else:
+                    hidden, calls = _layer_calls(self.layers, run, source)
+            self.hidden.append(hidden)
             self._calls.append(calls)
             if plain:
                 by_shape[shape] = calls
-            if not self.forms:
-                self.forms = list(self._find_forms(layer_inputs))
-        self._advance_to(0, self._positions[0])
 
     def copy(self) -> "Stream":
         """Another stream at the same position."""
@@ -108,31 +101,34 @@ class Stream:
         return twin
 
     def passes(self, index: int, *, advance: bool = False) -> Iterator[LayerPass]:
-        """Run layer `index` of `stages` batch by batch; with `advance`, move each batch on to the next one."""
-        stage, position, form = self.stages[index], self._positions[index], self.forms[index]
+        """Run layer `index`, which has FFNs, batch by batch; with `advance`, move each batch on to the next one.
+
+        Raises:
+            ValueError: the layer does something else with the output of its FFNs than `Form` knows.
+        """
+        form = self.find_form(index)
         for i, hidden in enumerate(self.hidden):
             parts: list[Neurons] = []
-            after = self._observe(stage, position, i, hidden, lambda part, parts=parts: parts.append(part))  # type: ignore[misc]
+            after = self._observe(index, i, hidden, lambda part, parts=parts: parts.append(part))  # type: ignore[misc]
             if advance:
                 self.hidden[i] = after
             rows = select_tokens(after, self._real[i])
             # Only the stream behind the dense one is fitted, so only there the gains are needed.
-            gains = [] if advance else form.gains(parts, rows, self._rerun(stage, position, i, hidden))
+            gains = [] if advance else form.gains(parts, rows, self._rerun(index, i, hidden))
             yield LayerPass(form.outcome(rows, parts), parts, gains)
-        if advance:
-            self._advance_to(position + 1, self._next(index))
 
     def advance(self, index: int) -> None:
         """Move on through layer `index`."""
-        self._advance_to(self._positions[index], self._next(index))
+        with torch.no_grad():
+            self.hidden = [self._run(index, i, hidden) for i, hidden in enumerate(self.hidden)]
 
     def resume(self, index: int, passes: Sequence[LayerPass]) -> None:
         """Move on through layer `index`, whose FFNs have changed since `passes`; reuses their attention if possible."""
-        stage, form = self.stages[index], self.forms[index]
+        form = self.find_form(index)
         if not form.block_is_ffn:
             self.advance(index)
             return
-        block = stage.ffns[0].block
+        block = self.ffns[index][0].block
         for i, (before, hidden) in enumerate(zip(passes, self.hidden, strict=True)):
             part = before.parts[0]
             with torch.no_grad():
@@ -145,48 +141,33 @@ class Stream:
             else:  # no token attends to padding, so that any finite values do there
                 self.hidden[i] = hidden.clone()
                 self.hidden[i][real] = after
-        self._advance_to(self._positions[index] + 1, self._next(index))
 
-    def _find_forms(self, layer_inputs: Sequence[Tensor]) -> Iterator[Form]:
-        for stage, position in zip(self.stages, self._positions, strict=True):
+    def find_form(self, index: int) -> Form:
+        """What the layer does with the outputs of its FFNs, found on the first batch before it moves on."""
+        if index not in self._forms:
+            ffns = self.ffns[index]
             try:
-                run = self._rerun(stage, position, 0, layer_inputs[position])
-                yield find_form(stage.ffns, self._real[0], run)
+                self._forms[index] = find_form(ffns, self._real[0], self._rerun(index, 0, self.hidden[0]))
             except (TypeError, RuntimeError, AttributeError, IndexError) as error:
                 raise ValueError(
-                    f"{stage.ffns[0].name}: expected a layer that runs on its own, got: {error}; {ADVICE}"
+                    f"{ffns[0].name}: expected a layer that runs on its own, got: {error}; {ADVICE}"
                 ) from error
+        return self._forms[index]
 
-    def _next(self, index: int) -> int:
-        """The position of the stage behind `index`; behind the last one, that of the next layer."""
-        return self._positions[index + 1] if index + 1 < len(self.stages) else self._positions[index] + 1
-
-    def _advance_to(self, position: int, end: int) -> None:
-        for layer in range(position, end):
-            with torch.no_grad():
-                self.hidden = [self._run(layer, i, hidden) for i, hidden in enumerate(self.hidden)]
-
-    def _observe(
-        self,
-        stage: Stage,
-        position: int,
-        batch: int,
-        hidden: Tensor,
-        on_neurons: OnNeurons,
-    ) -> Tensor:
+    def _observe(self, index: int, batch: int, hidden: Tensor, on_neurons: OnNeurons) -> Tensor:
         masks = Masks(self._real[batch], self._real[batch], text_only=True)
-        with torch.no_grad(), observed_neurons(self._model, stage.ffns, masks, on_neurons):
-            return self._run(position, batch, hidden)
+        with torch.no_grad(), observed_neurons(self._model, self.ffns[index], masks, on_neurons):
+            return self._run(index, batch, hidden)
 
-    def _rerun(self, stage: Stage, position: int, batch: int, hidden: Tensor) -> Run:
+    def _rerun(self, index: int, batch: int, hidden: Tensor) -> Run:
         """Runs a layer on a batch and returns its output without padding."""
         return lambda on_neurons: select_tokens(
-            self._observe(stage, position, batch, hidden, on_neurons), self._real[batch]
+            self._observe(index, batch, hidden, on_neurons), self._real[batch]
         )
 
-    def _run(self, position: int, batch: int, hidden: Tensor) -> Tensor:
-        call = self._calls[batch][position]
-        return _output_hidden(self._layers[position](hidden, *call.args, **call.keywords))
+    def _run(self, index: int, batch: int, hidden: Tensor) -> Tensor:
+        call = self._calls[batch][index]
+        return _output_hidden(self.layers[index](hidden, *call.args, **call.keywords))
 
 
 def check_stream(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
@@ -198,10 +179,12 @@ def check_stream(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[
         ValueError: they differ, or see `Stream`.
     """
     stream = Stream(model, ffns, batches)
-    for index in range(len(stream.stages)):
+    for index in range(stream.last + 1):
+        if stream.ffns[index]:
+            stream.find_form(index)
         stream.advance(index)
     outputs: list[Tensor] = []
-    handle = stream.stages[-1].layer.register_forward_hook(
+    handle = stream.layers[stream.last].register_forward_hook(
         lambda _module, _args, output: outputs.append(_output_hidden(output))
     )
     try:
@@ -220,59 +203,64 @@ def check_stream(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[
             )
 
 
-def _layers(model: nn.Module, ffns: Sequence[FFN]) -> list[nn.Module]:
-    """The list of layers that all FFNs are in.
+def _layer_calls(
+    layers: Sequence[nn.Module], run: Callable[[], object], source: Layers
+) -> tuple[Tensor, list[Call]]:
+    """The hidden states that the first layer gets when `run` is called, and for each layer the other arguments.
 
-    Raises:
-        ValueError: they are in several lists, or in none.
-    """
-    wanted = {ffn.layer for ffn in ffns}
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and wanted <= set(module):
-            return list(module)
-    raise ValueError(
-        f"{ffns[0].name}: expected all FFNs in one list of layers, got several or none; {ADVICE}"
-    )
-
-
-def _layer_calls(layers: Sequence[nn.Module], run: Callable[[], object]) -> tuple[list[Tensor], list[Call]]:
-    """For each layer, the hidden states and the other arguments that it gets when `run` is called.
+    Only the first layer computes. The others pass its output on, since what a layer gets beside the hidden states does
+    not depend on them (`check_stream`); so they need no weights.
 
     Raises:
         ValueError: a layer does not read the output of the layer before it, or does not run exactly once.
     """
-    inputs: list[Tensor] = []
+    first: list[Tensor] = []
     calls: list[Call] = []
-    last: list[Tensor] = []
+    last: list[Any] = []
 
-    def before(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if len(calls) == len(layers) or module is not layers[len(calls)]:
-            raise ValueError(
-                f"expected {len(layers)} layers that run once, in their order, got others; {ADVICE}"
-            )
-        hidden, call = _take_hidden(Call(args, keywords))
-        # NaN differ from themselves, hence the comparison by identity first.
-        if last and hidden is not last[-1] and not torch.equal(hidden, last[-1]):
-            raise ValueError(
-                f"layer {len(calls)}: expected the output of layer {len(calls) - 1} as its input, got other hidden "
-                f"states; {ADVICE}"
-            )
-        inputs.append(hidden)
-        calls.append(call)
+    def stand_in(index: int, layer: nn.Module) -> Callable[..., Any]:
+        forward = layer.forward
+
+        def record(*args: Any, **keywords: Any) -> Any:
+            if len(calls) == len(layers) or index != len(calls):
+                raise ValueError(
+                    f"expected {len(layers)} layers that run once, in their order, got others; {ADVICE}"
+                )
+            hidden, call = _take_hidden(Call(args, keywords))
+            calls.append(call)
+            if index == 0:
+                first.append(hidden)
+                with source.held(layer):
+                    return forward(*args, **keywords)
+            # NaN differ from themselves, hence the comparison by identity first.
+            if hidden is not (passed := _output_hidden(last[0])) and not torch.equal(hidden, passed):
+                raise ValueError(
+                    f"layer {index}: expected the output of layer {index - 1} as its input, got other hidden "
+                    f"states; {ADVICE}"
+                )
+            return last[0]
+
+        return record
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        last[:] = [_output_hidden(output)]
+        last[:] = [output]
 
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    handles += [layer.register_forward_hook(after) for layer in layers]
+    handles = [layer.register_forward_hook(after) for layer in layers]
+    own = [vars(layer).get("forward") for layer in layers]  # such as a hook of accelerate
     try:
+        for index, layer in enumerate(layers):
+            layer.forward = stand_in(index, layer)
         run()
     finally:
         for handle in handles:
             handle.remove()
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
     if len(calls) < len(layers):
         raise ValueError(f"expected {len(layers)} layers that run, got {len(calls)}; {ADVICE}")
-    return inputs, calls
+    return first[0], calls
 
 
 def _take_hidden(call: Call) -> tuple[Tensor, Call]:

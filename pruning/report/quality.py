@@ -12,6 +12,7 @@ from mikernels.isolation import isolated
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
+from pruning.observe.mixture import longest_sequence
 
 NEW_TOKENS = 32
 """Of a continuation."""
@@ -106,3 +107,25 @@ def generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError unless the model can continue the prompt."""
+    if not model.can_generate():
+        raise ValueError(
+            f"--prompt: expected a model that generates text with it, got {type(model).__name__}"
+        )
+    try:
+        n_tokens = len(tokenizer(prompt)["input_ids"])
+    except (
+        Exception
+    ) as error:  # half of a surrogate pair, from an argument that is not in the terminal's encoding
+        raise ValueError(f"--prompt: expected text that can be tokenized, got {prompt!a}: {error}") from error
+    if n_tokens == 0:
+        raise ValueError(f"--prompt: expected a text of at least one token, got {prompt!a}")
+    longest = longest_sequence(model)
+    if longest is not None and n_tokens + NEW_TOKENS > longest:
+        raise ValueError(
+            f"--prompt: expected at most {longest - NEW_TOKENS} tokens, which leave {NEW_TOKENS} of the model's "
+            f"{longest} positions to continue it, got {n_tokens}"
+        )

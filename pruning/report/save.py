@@ -8,6 +8,7 @@ from pruning.model.ffn import find_ffns
 from pruning.model.output_folder import MANIFEST, check_output, complete_folder, files_in, sync
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
+from pruning.model.state import STATE
 from pruning.progress import timed
 from pruning.report.companions import copy_companions
 from pruning.report.manifest import Report
@@ -35,19 +36,42 @@ def save_pruned(
         ValueError: the config does not describe the model, so that nothing could load it.
     """
     out = Path(out).resolve()
-    ffns = find_ffns(model)
-    check_config(model, ffns, [ffn.width for ffn in ffns])
+    _check_described(model)
     check_output(out, needed_bytes=weight_bytes(model), force=force)
     with complete_folder(out) as folder:
         with timed(report.seconds, "save"):
             model.save_pretrained(folder)
-            check_saved(folder, model)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            if source is not None:
-                copy_companions(Path(source), folder)
-            report.files = sorted({MANIFEST, *files_in(folder)})
-            for name in files_in(folder):
-                sync(folder / name)
-        (folder / MANIFEST).write_text(report.manifest(), encoding="utf-8")
-        sync(folder / MANIFEST)
+        complete(model, tokenizer, report, folder, source=source)
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    report: Report,
+    folder: Path,
+    *,
+    source: str | Path | None,
+) -> None:
+    """Check the model in `folder`, which is without its tokenizer and manifest yet, and add them.
+
+    Args, Raises: see `save_pruned`.
+    """
+    _check_described(model)
+    with timed(report.seconds, "save"):
+        check_saved(folder, model)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if source is not None:
+            copy_companions(Path(source), folder)
+        files = files_in(folder) - {STATE}
+        report.files = sorted({MANIFEST, *files})
+        for name in files:
+            sync(folder / name)
+    (folder / MANIFEST).write_text(report.manifest(), encoding="utf-8")
+    sync(folder / MANIFEST)
+
+
+def _check_described(model: PreTrainedModel) -> None:
+    """Raise unless the config describes the model, whose weights may be on disk."""
+    ffns = find_ffns(model, in_memory=False)
+    check_config(model, ffns, [ffn.width for ffn in ffns])

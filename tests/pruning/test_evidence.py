@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 
 import mikernels
 from pruning import Settings, prune
-from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
+from pruning.choose.evidence import gather_evidence, measure_ffn
 from pruning.choose.evidence_file import load_evidence
 from pruning.choose.origin import model_fingerprint
 from pruning.model.ffn import find_ffns
-from pruning.observe.capture import Statistics
 
 from tiny import outputs, tiny, tiny_model
 
@@ -122,32 +121,38 @@ def test_the_error_for_a_missing_or_wrong_file_names_it(tmp_path, llama):
         load(tmp_path / "text", llama)
 
 
-def test_evidence_is_freed_before_sequential_repair(windows, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repair": "lstsq"},
+        {"budget": "mi"},
+        {"save_statistics": "saved"},
+        {"budget": "kl", "repair": "lstsq"},
+    ],
+)
+def test_only_the_evidence_of_one_layer_is_in_memory_at_a_time(windows, monkeypatch, tmp_path, options):
+    measured, peak = [], []
+
     def alive():
         gc.collect()
-        return sum(type(thing) in (Evidence, Statistics) for thing in gc.get_objects())
+        matrices = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == (40, 40)]
+        return len({t.untyped_storage().data_ptr() for t in matrices})
 
-    before, then = alive(), []
-    monkeypatch.setattr(
-        "pruning.pipeline.repair_in_sequence", lambda *_args, **_options: then.append(alive())
-    )
-    prune(tiny_model("Llama"), None, calibration=windows, budget="mi", **OPTIONS)
-    assert then == [before]
-
-
-def test_the_uniform_budget_keeps_the_evidence_of_one_layer_at_a_time(windows, monkeypatch):
-    measured = []
-
-    def measure(*args, **options):
-        gc.collect()
+    def measure(*args, **keywords):
         assert not any(mi() is not None for mi in measured)
-        evidence = measure_ffn(*args, **options)
+        evidence = measure_ffn(*args, **keywords)
         measured.append(weakref.ref(evidence.order))
+        peak.append(alive())
         return evidence
 
     monkeypatch.setattr("pruning.pipeline.measure_ffn", measure)
-    prune(tiny_model("Llama"), None, calibration=windows, **OPTIONS)
+    monkeypatch.setattr("pruning.choose.evidence.measure_ffn", measure)
+    if "save_statistics" in options:
+        options = {"save_statistics": tmp_path / "saved"}
+    prune(tiny_model("Llama"), None, calibration=windows, **options, **OPTIONS)
     assert len(measured) == 3
+    assert max(peak) <= 3  # MI, covariance and what they were made from
 
 
 def test_layer_by_layer_and_all_layers_at_once_give_the_same_result(model, windows, tmp_path):
@@ -184,7 +189,9 @@ def test_only_pairs_of_a_dropped_and_a_kept_neuron_are_measured_unless_all_decid
 def test_gathered_evidence_is_what_a_run_saves(saved, windows):
     model, settings = tiny_model("Llama"), Settings(**OPTIONS)
     ffns, seconds = find_ffns(model), {}
-    gathered = gather_evidence(model, ffns, windows.split(settings.batch_size), settings, seconds=seconds)
+    gathered = list(
+        gather_evidence(model, ffns, windows.split(settings.batch_size), settings, seconds=seconds)
+    )
     for layer, expected in zip(gathered, load(saved, tiny_model("Llama")), strict=True):
         assert layer.statistics.n_tokens == expected.statistics.n_tokens
         for name in ("mi", "order", "damage"):
@@ -195,4 +202,4 @@ def test_gathered_evidence_is_what_a_run_saves(saved, windows):
 def test_the_error_for_activations_that_cannot_be_measured_names_the_layer(llama, windows):
     settings = Settings(sample_size=8)
     with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp: "):
-        gather_evidence(llama, find_ffns(llama), [windows[:1, :4]], settings)
+        next(gather_evidence(llama, find_ffns(llama), [windows[:1, :4]], settings))

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from pruning import prune
 from pruning.model.ffn import bind_ffns, find_ffns
 from pruning.model.surgery import Plan, Solution, prune_ffns
-from pruning.repair.sequential import examples_in_sequence, fit
+from pruning.repair.sequential import fit, visit_layers
 from pruning.repair.stream import Stream
 
 from tiny import tiny
@@ -147,12 +147,12 @@ def test_compensation_is_nearer_to_the_dense_stream_than_the_ffn_of_the_same_inp
     dense = tiny(class_name)
     model = copy.deepcopy(dense)
     ffns = find_ffns(model)
-    steps = examples_in_sequence(model, ffns, [windows])
+    steps = visit_layers(model, ffns, [windows])
     next(steps)
     kept = torch.arange(8)
     output = ffns[0].output
     prune_ffns([Plan(ffns[0], kept, Solution(output.weight.detach()[:, kept], output.bias))])
-    examples = next(steps)[ffns[1]]
+    examples = next(steps).examples[ffns[1]]
     own = examples._replace(target=[part.added.float() for part in examples.parts])
 
     @torch.no_grad()

@@ -40,6 +40,7 @@ FOLDERS = [
     "prepare",
     "paths",
     "pipeline",
+    "from_disk",
     "terminal",
     "cli",
     "demo",

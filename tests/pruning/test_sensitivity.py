@@ -1,22 +1,30 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pruning import Settings
 from pruning.choose.evidence import gather_evidence
-from pruning.choose.sensitivity import by_kl, by_mi, with_divergence
+from pruning.choose.sensitivity import by_kl, by_mi, halved_divergences
 from pruning.model.ffn import find_ffns
 
 from tiny import assert_unchanged, state_of, tiny_model
 
 
 def evidence_of(model, windows):
-    return gather_evidence(model, find_ffns(model), [windows], Settings(sample_size=256))
+    return list(gather_evidence(model, find_ffns(model), [windows], Settings(sample_size=256)))
+
+
+def halved(model, evidence, ids):
+    """The sensitivity by KL on windows `[n, L]`."""
+    measured = halved_divergences(model, find_ffns(model), evidence, [ids])
+    return by_kl([replace(e, divergence=d) for e, d in zip(evidence, measured, strict=True)])
 
 
 def test_measuring_the_kl_divergence_leaves_the_model_unchanged(model, windows):
     evidence = evidence_of(model, windows)
     before = state_of(model)
-    values = by_kl(with_divergence(model, find_ffns(model), evidence, [windows[:4]]))
+    values = halved(model, evidence, windows[:4])
     assert min(values) > 0
     assert_unchanged(model, before)
 
@@ -27,7 +35,7 @@ def test_the_kl_divergence_is_smallest_for_a_layer_that_adds_almost_nothing(wind
     with torch.no_grad():
         find_ffns(model)[1].output.weight.mul_(1e-3)
     evidence = evidence_of(model, windows)
-    values = by_kl(with_divergence(model, find_ffns(model), evidence, [windows[:4]]))
+    values = halved(model, evidence, windows[:4])
     assert values[1] < 0.2 * min(values[0], values[2])
 
 

@@ -7,9 +7,15 @@ import torch
 
 from pruning import prune
 from pruning.model.ffn import find_ffns
-from pruning.repair.sequential import repair_in_sequence
+from pruning.repair.sequential import prune_and_fit, visit_layers
 
 from tiny import NORMING, SCALING, assert_unchanged, outputs, state_of, tiny_model
+
+
+def repair_in_sequence(model, ffns, kept, batches):
+    remaining = iter(kept)
+    for visit in visit_layers(model, ffns, batches):
+        prune_and_fit({ffn: next(remaining) for ffn in visit.ffns}, visit.examples, refine=False, seed=0)
 
 
 def all_neurons(ffns):
@@ -107,7 +113,7 @@ def test_an_error_in_a_later_layer_leaves_the_model_unchanged(windows):
         find_ffns(model)[2].inputs[0].weight[0, 0] = float("nan")
     before = state_of(model)
     with pytest.raises(ValueError, match=r"layers\.2\.mlp: expected finite activations"):
-        repair_in_sequence(model, find_ffns(model), [torch.arange(30)] * 3, [windows])
+        prune(model, None, calibration=windows, ratio=0.25, multiple_of=2)
     assert_unchanged(model, before)
 
 

@@ -32,7 +32,7 @@ def test_a_pass_holds_the_ffn_and_what_the_layer_makes_of_it(model, windows):
     layer_pass = next(iter(stream.passes(0, advance=True)))
     (part,) = layer_pass.parts
     bias = 0 if ffn.output.bias is None else ffn.output.bias
-    assert part.ffn is stream.stages[0].ffns[0]
+    assert part.ffn is stream.ffns[0][0]
     torch.testing.assert_close(part.added, part.z @ ffn.output.weight.t() + bias)
     if type(model).__name__ == "BertModel":
         norm = model.encoder.layer[0].output.LayerNorm
@@ -49,7 +49,9 @@ def test_what_a_layer_does_with_its_ffn_is_found(family, dtype, windows):
         with torch.no_grad():  # makes the FFN outputs small relative to the hidden states
             model.model.embed_tokens.weight.mul_(1000)
     stream = Stream(model, find_ffns(model), [windows])
-    for index, form in enumerate(stream.forms):
+    for index in range(len(stream.layers)):
+        form = stream.find_form(index)
+        stream.advance(index)
         assert form.normalizes_sum == (family == "Bert")
         if family in NORMING:
             weight = model.model.layers[index].post_feedforward_layernorm.weight.float()
@@ -68,7 +70,7 @@ def test_an_ffn_with_zero_output_adds_nothing(windows):
     stream.advance(0)
     (part,) = next(iter(stream.passes(1, advance=True))).parts
     assert not part.added.any()
-    assert stream.forms[1].scale == 1
+    assert stream.find_form(1).scale == 1
 
 
 def test_an_encoder_that_normalizes_before_its_ffn_is_followed(windows):
@@ -85,7 +87,10 @@ def test_an_encoder_that_normalizes_before_its_ffn_is_followed(windows):
     )
     model = transformers.EsmModel(config).eval()
     stream = Stream(model, find_ffns(model), [windows])
-    assert [(form.scale, form.normalizes_sum, form.norm) for form in stream.forms] == [(1.0, False, None)] * 3
+    for index in range(3):
+        form = stream.find_form(index)
+        stream.advance(index)
+        assert (form.scale, form.normalizes_sum, form.norm) == (1.0, False, None)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *NORMING, SCALING])
@@ -108,6 +113,7 @@ def test_layers_without_an_ffn_in_between_are_run(windows):
     ffns = find_ffns(model)
     stream = Stream(model, [ffns[0], ffns[2]], [windows])
     stream.advance(0)
+    stream.advance(1)
     expected = model.model(input_ids=windows, output_hidden_states=True).hidden_states[2]
     torch.testing.assert_close(stream.hidden[0], expected)
 

@@ -117,7 +117,9 @@ def test_a_generation_config_that_cannot_be_saved_is_an_early_error(root, capsys
         return model, None
 
     monkeypatch.setattr("pruning.cli.load_model", load)
-    monkeypatch.setattr("pruning.cli.prepare", lambda model, *_args, **_options: ([], None, None, {}, 0))
+    monkeypatch.setattr(
+        "pruning.cli.prepare", lambda model, *_args, **_options: ([], None, None, {}, 0, False)
+    )
     monkeypatch.setattr("pruning.cli.evaluate", None)
     assert main(["model", "--out", "new", *SHORT]) == 1
     assert "generation_config: expected one that can be saved" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Pruning a model that does not fit into memory: from its folder to another one, layer by layer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mikernels.isolation import isolated
+from pruning.model.on_disk import open_folder
+from pruning.model.output_folder import check_output, growing_folder
+from pruning.model.state import STATE
+from pruning.observe.calibration import Calibration
+from pruning.observe.mixture import has_samples
+from pruning.observe.sources import builtin
+from pruning.paths import check_paths
+from pruning.pipeline import prune
+from pruning.progress import timed
+from pruning.report.dry_save import dry_save
+from pruning.report.manifest import Report
+from pruning.report.save import complete
+from pruning.settings import Settings
+
+
+@isolated()
+def prune_folder(
+    source: str | Path,
+    out: str | Path,
+    *,
+    calibration: Calibration = None,
+    settings: Settings | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    force: bool = False,
+    resume: bool = False,
+    progress: bool = False,
+    notes: Mapping[str, Any] | None = None,
+) -> Report:
+    """Prune the model in the folder `source` and write the result to the folder `out`, with one layer in memory at a
+    time. The result is that of `pruning.load_model`, `pruning.prune` and saving, bit for bit.
+
+    Memory: the weights of one layer, embeddings and head; what `pruning.prune` needs beyond the model; and while the
+    model is tried out, its first layers, at least two, as many as show each kind of layer.
+
+    Args:
+        source: a folder of safetensors, with or without an index.
+        out: appears only when complete.
+        calibration, settings, progress: see `pruning.prune`; by default the text that ships with Python alone, since
+            writing samples would read the whole model for every token.
+        dtype, device, trust_remote_code: see `pruning.load_model`; the default dtype is the stored one, computed in
+            float32 where a CPU is slow with 16 bits.
+        force: replace an earlier result in `out`.
+        resume: go on with an interrupted run, if there is one, which must have had the same model, settings,
+            calibration and versions. Its state, with the hidden states, lies beside `out` in a hidden folder.
+        notes: further entries for the manifest; those that are empty at the end are left out.
+
+    Raises:
+        ValueError: see `pruning.prune` and `pruning.load_model`; or layers that cannot be run one by one,
+            `budget="kl"`, several `candidates`, or calibration on the model's own samples, all of which need the whole
+            model.
+        OSError: see `pruning.report.save.save_pruned`.
+    """
+    settings = settings or Settings()
+    calibration = [(builtin(), 1.0)] if calibration is None else calibration
+    _check(settings, calibration)
+    out = Path(out).resolve()
+    check_paths(out, {"the model": source}, force=force)
+    model, tokenizer, layers = open_folder(
+        source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    dry_save(model, tokenizer)
+    check_output(out, needed_bytes=layers.bytes_read, force=force)
+    with growing_folder(out, STATE, resume=resume, force=force) as folder:
+        layers.begin(folder)
+        report = prune(
+            model, tokenizer, calibration=calibration, settings=settings, source=layers, progress=progress
+        )
+        report.notes |= {"model": str(source)} | {n: value for n, value in (notes or {}).items() if value}
+        with timed(report.seconds, "save"):
+            layers.finish()
+        complete(model, tokenizer, report, folder, source=source)
+    return report
+
+
+def _check(settings: Settings, calibration: Calibration) -> None:
+    """Raise for what needs the whole model in memory."""
+    for name, given, expected in (
+        ("budget", settings.budget == "kl", "'uniform' or 'mi'"),
+        ("candidates", settings.candidates > 1, "1"),
+        ("calibration", has_samples(calibration), "text"),
+    ):
+        if given:
+            got = "the model's own samples" if name == "calibration" else repr(getattr(settings, name))
+            raise ValueError(f"{name}: expected {expected} for a model that is pruned from disk, got {got}")

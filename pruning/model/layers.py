@@ -1,0 +1,74 @@
+"""The layers of a model, and where their weights are: in memory, or on disk until a layer is needed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from pruning.model.ffn import FFN
+
+
+class Layers:
+    """Brings the weights of one layer at a time, and takes them away; of a model in memory there is nothing to do."""
+
+    on_disk = False
+    """Whether layers have weights only while they are held."""
+
+    @contextmanager
+    def held(self, _layer: nn.Module, *, write: bool = False) -> Iterator[None]:
+        """Within the block the layer has its weights.
+
+        Args:
+            write: what the layer is at the end of the block is the result.
+        """
+        yield
+
+    def go_on(self, _identity: Mapping[str, object]) -> dict[str, Tensor]:
+        """What `remember` got in an earlier run that was interrupted, of the layers that are complete.
+
+        Args:
+            identity: of the run: everything that determines its result, by name.
+        """
+        return {}
+
+    def complete_before(self, _n_streams: int) -> tuple[int, list[list[Tensor]]]:
+        """How many layers an earlier run has completed, and its streams of hidden states behind them."""
+        return 0, []
+
+    def remember(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep something about the layer that is held for a run that goes on."""
+
+    def completed(self, layer: nn.Module, streams: Sequence[Sequence[Tensor]]) -> None:
+        """A layer was written, and these are the hidden states behind it."""
+
+    @contextmanager
+    def sample(self, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
+        """Within the block the model runs, maybe with fewer layers, but with every kind of them; yields their FFNs."""
+        yield list(ffns)
+
+
+IN_MEMORY = Layers()
+
+
+def layer_list(model: nn.Module, ffns: Sequence[FFN]) -> list[nn.Module]:
+    """The list of layers that all FFNs are in.
+
+    Raises:
+        ValueError: they are in several lists, or in none.
+    """
+    wanted = {ffn.layer for ffn in ffns}
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and wanted <= set(module):
+            return list(module)
+    raise ValueError(
+        f"{ffns[0].name}: expected all FFNs in one list of layers, which are run one by one, got several or none; with "
+        f"the whole model in memory, repair='lstsq' does not need that"
+    )
+
+
+def by_layer(ffns: Sequence[FFN]) -> list[list[FFN]]:
+    """The FFNs of each layer, in their order."""
+    layers: dict[nn.Module, list[FFN]] = {}
+    for ffn in ffns:
+        layers.setdefault(ffn.layer, []).append(ffn)
+    return list(layers.values())

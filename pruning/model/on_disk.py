@@ -1,0 +1,397 @@
+"""A model in a folder, of which one layer is in memory at a time, and the pruned one, which is written layer by layer.
+
+The model is built without weights; the tensors of a layer are read from the safetensors files when it is held.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.initialization import no_init_weights
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
+
+from pruning.model.device import find_device
+from pruning.model.ffn import FFN, bind_ffns
+from pruning.model.headers import read_headers, stored_dtype
+from pruning.model.layers import Layers, layer_list
+from pruning.model.loaded import check_loaded, name_some
+from pruning.model.loading import class_of_folder, load_tokenizer
+from pruning.model.output_folder import sync
+from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
+from pruning.model.state import STATE, State, write_tensors
+from pruning.model.uneven import is_uneven
+
+SAMPLES = 1000
+"""Places in a file whose bytes tell it from another one."""
+INDEX = "model.safetensors.index.json"
+
+
+class Opened(NamedTuple):
+    """What `open_folder` returns; the model has no weights in its layers."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layers: "LayersOnDisk"
+
+
+def open_folder(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Opened:
+    """Open a folder of safetensors without reading the layers.
+
+    Args:
+        dtype: of the weights, to compute in and to save; by default the stored one, computed in float32 where a CPU is
+            slow with 16 bits.
+        device: to compute on; by default a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: see `pruning.load_model`; or quantized weights, layers of different widths, an index that names
+            weights that no file has, or layers with FFNs in several lists.
+        ImportError: accelerate is not installed.
+    """
+    path, device = Path(source), find_device(device)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{source}: expected a folder of safetensors to prune from disk, got none")
+    config, class_ = class_of_folder(path, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None or is_uneven(config):
+        raise ValueError(
+            f"{source}: expected weights of 16 bits or more, and layers of one width, to prune from disk, got others; "
+            f"load the model into memory"
+        )
+    stored = dtype or stored_dtype(path) or torch.float32
+    computing = computing_dtype(stored, device) if dtype is None else stored
+    model = _without_weights(class_, config, stored)
+    if model.can_generate() and (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    layers = LayersOnDisk(model, path, stored, computing, device)
+    tokenizer = load_tokenizer(str(path), model, trust_remote_code=trust_remote_code)
+    return Opened(model, tokenizer, layers)
+
+
+class LayersOnDisk(Layers):
+    """The layers of a model in a folder."""
+
+    on_disk = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        folder: Path,
+        stored: torch.dtype,
+        computing: torch.dtype,
+        device: str,
+    ) -> None:
+        """Read everything but the layers.
+
+        Args:
+            model: without weights.
+            stored: the dtype of the weights in the folder and in the result.
+            computing: that of a layer that is held.
+
+        Raises:
+            ValueError: see `open_folder`.
+        """
+        self._model, self._folder = model, folder
+        self._stored, self._computing, self._device = stored, computing, device
+        self._layers = layer_list(model, bind_ffns(model, type(model)))
+        self._name = next(
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and list(module) == self._layers
+        )
+        self._mapping = get_model_conversion_mapping(model)
+        self._files = _files_by_name(folder)
+        self._parts = self._divide()  # by layer, and None for the rest: the names in the files
+        self._held: set[int] = set()
+        self._dtypes: Dtypes = {}
+        self._out: Path | None = None
+        self._weight_map: dict[str, str] = {}
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(device)
+        self._load(None)
+        model.tie_weights()
+
+    @property
+    def bytes_read(self) -> int:
+        """Of all files."""
+        return sum(file.stat().st_size for file in set(self._files.values()))
+
+    @contextmanager
+    def held(self, layer: nn.Module, *, write: bool = False) -> Iterator[None]:
+        index = self._layers.index(layer)
+        if index in self._held:
+            yield
+            return
+        self._load(index)
+        dtypes = weight_dtypes(layer)
+        set_dtypes(layer, {}, self._computing)
+        self._held.add(index)
+        try:
+            yield
+            if write:
+                set_dtypes(layer, dtypes, self._stored)
+                self._write(index, layer)
+        finally:
+            self._held.remove(index)
+            _drop_weights(layer, dtypes, self._stored)
+
+    @contextmanager
+    def sample(self, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
+        first: dict[object, int] = {}
+        for index, layer in enumerate(self._layers):
+            shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+            first.setdefault((type(layer), shapes), index)
+        chosen = self._layers[: max(2, 1 + max(first.values()))]
+        with ExitStack() as stack:
+            for layer in chosen:
+                stack.enter_context(self.held(layer))
+            stack.enter_context(self._only(chosen))
+            yield [ffn for ffn in ffns if ffn.layer in chosen]
+
+    def begin(self, out: Path) -> None:
+        """Write the result to the folder `out`, beginning with all that is in no layer, or go on with it."""
+        self._out = out
+        shard = out / self._shard(0)
+        with self._only([]):
+            self._dtypes = weight_dtypes(self._model)
+            self._model.config.dtype = str(self._model.dtype).removeprefix("torch.")
+            self._model.config.architectures = [type(self._model).__name__]
+            if not (out / STATE).is_file():
+                with _quiet():  # this also writes the configs, and the code of a model that comes with some
+                    self._model.save_pretrained(
+                        out, state_dict=self._model.state_dict(), max_shard_size="1000TB"
+                    )
+                sync(out / "model.safetensors")
+                (out / "model.safetensors").rename(shard)
+            set_dtypes(self._model, {}, self._computing)
+        self._note(shard)
+
+    def go_on(self, identity: Mapping[str, object]) -> dict[str, Tensor]:
+        assert self._out is not None  # noqa: S101, for the type checker
+        self._state = State(self._out / STATE, {**identity, "model": self._fingerprint()})
+        for number in range(1, self._state.done + 1):
+            self._note(self._out / self._shard(number))
+        return self._state.remembered
+
+    def complete_before(self, n_streams: int) -> tuple[int, list[list[Tensor]]]:
+        return self._state.done, self._state.streams(n_streams, self._device)
+
+    def remember(self, tensors: Mapping[str, Tensor]) -> None:
+        self._state.remembered |= tensors
+
+    def completed(self, layer: nn.Module, streams: Sequence[Sequence[Tensor]]) -> None:
+        self._state.write(self._layers.index(layer) + 1, streams)
+
+    def _fingerprint(self) -> str:
+        """Of the headers and sizes of the files, and of some bytes of each."""
+        digest = hashlib.sha256(repr((self._stored, self._computing)).encode())
+        for file in sorted(set(self._files.values())):
+            size = file.stat().st_size
+            with file.open("rb") as handle:
+                header = handle.read(8 + int.from_bytes(handle.read(8), "little"))
+                digest.update(f"{file.name} {size} ".encode() + header)
+                for start in range(0, size, max(1, size // SAMPLES)):
+                    handle.seek(start)
+                    digest.update(handle.read(64))
+        return digest.hexdigest()
+
+    def finish(self) -> None:
+        """Write the config and the index of the result, whose layers were all held with `write`."""
+        assert self._out is not None  # noqa: S101, for the type checker
+        with self._only([]):
+            set_dtypes(self._model, self._dtypes, self._stored)
+        self._model.config.save_pretrained(self._out)
+        size = sum((self._out / name).stat().st_size for name in set(self._weight_map.values()))
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self._weight_map.items()))}
+        (self._out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _divide(self) -> dict[int | None, list[str]]:
+        """The names in the files by layer.
+
+        Raises:
+            ValueError: weights are missing, or the model has no place for some of the body.
+        """
+        state = self._model.state_dict()
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
+        targets = {pattern: c.target_patterns for c in converters for pattern in c.source_patterns}
+        parts: dict[int | None, list[str]] = {index: [] for index in (None, *range(len(self._layers)))}
+        found: set[str] = set()
+        for name in self._files:
+            given, pattern = rename_source_key(
+                name, renamings, converters, self._model.base_model_prefix, state
+            )
+            if given not in state and name in state:
+                given, pattern = name, None
+            first, *others = targets[pattern] if pattern is not None else [given]
+            found |= {given, *(given.replace(first, other) for other in others)}
+            inside = given.removeprefix(f"{self._name}.")
+            parts[int(inside.split(".")[0]) if inside != given and given in state else None].append(name)
+        tied = set(self._model.all_tied_weights_keys)
+        ignored = self._model._keys_to_ignore_on_load_unexpected or ()
+        check_loaded(
+            str(self._folder),
+            self._model,
+            {
+                "missing_keys": state.keys() - found - tied,
+                "unexpected_keys": {n for n in found - state.keys() if not _matches(n, ignored)},
+                "mismatched_keys": set(),
+                "error_msgs": [],
+            },
+        )
+        return parts
+
+    def _load(self, index: int | None) -> None:
+        """Read one part of the weights in the stored dtype."""
+        options = LoadStateDictConfig(
+            dtype=self._stored,
+            dtype_plan=self._model._get_dtype_plan(self._stored),
+            weight_mapping=self._mapping,
+            device_map={"": self._device},
+        )
+        with ExitStack() as stack:
+            names = self._parts[index]
+            opened = {
+                file: stack.enter_context(safe_open(file, "pt"))
+                for file in sorted({self._files[name] for name in names})
+            }
+            slices = {name: opened[self._files[name]].get_slice(name) for name in names}
+            with _quiet():
+                info, _ = convert_and_load_state_dict_in_model(self._model, slices, options)
+        problems = [
+            f"{name}: {tuple(got)} instead of {tuple(shape)}" for name, got, shape in info.mismatched_keys
+        ]
+        problems += [f"{name}: {error}" for name, error in info.conversion_errors.items()]
+        if problems:
+            raise ValueError(
+                f"{self._folder}: expected the weights of {type(self._model).__name__} with this config, got "
+                f"{name_some(problems)}"
+            )
+
+    def _write(self, index: int, layer: nn.Module) -> None:
+        if self._out is None:
+            return
+        prefix = f"{self._name}.{index}."
+        state = {prefix + name: value for name, value in layer.state_dict().items()}
+        stored = revert_weight_conversion(self._model, state)
+        shard = self._out / self._shard(index + 1)
+        write_tensors({n: v.detach().cpu().contiguous() for n, v in stored.items()}, shard, {"format": "pt"})
+        self._note(shard)
+
+    def _note(self, shard: Path) -> None:
+        """Add a complete file to the index."""
+        with safe_open(shard, "pt") as file:
+            self._weight_map |= dict.fromkeys(file.keys(), shard.name)
+
+    def _shard(self, number: int) -> str:
+        return f"model-{number + 1:05d}-of-{len(self._layers) + 1:05d}.safetensors"
+
+    @contextmanager
+    def _only(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """Within the block the model has only these layers."""
+        parent, _, name = self._name.rpartition(".")
+        module = self._model.get_submodule(parent)
+        all_layers = getattr(module, name)
+        setattr(module, name, nn.ModuleList(layers))
+        try:
+            yield
+        finally:
+            setattr(module, name, all_layers)
+
+
+def _without_weights(
+    class_: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """An instance with all buffers, but with parameters on the `meta` device."""
+    try:
+        from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            "on_disk: expected accelerate to be installed; run: pip install 'mikernels[large]'"
+        ) from error
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as `from_pretrained` does
+    try:
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = class_(config)
+    finally:
+        torch.set_default_dtype(default)
+    model.tie_weights()
+    return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, of which there would be one for each layer."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    """The file of each stored weight.
+
+    Raises:
+        ValueError: a file is cut off or not a safetensors file, or the index names others than the files have.
+    """
+    names = {file: read_headers(folder, file.name) for file in sorted(folder.glob("*.safetensors"))}
+    files = {name: file for file, entries in names.items() for name in entries}
+    if (folder / INDEX).is_file():
+        index: Mapping[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        wrong = [name for name, file in index.items() if files.get(name) != folder / file]
+        if wrong:
+            raise ValueError(
+                f"{folder / INDEX}: expected files with the weights that it names, got none with {name_some(wrong)}; "
+                f"copy the files again"
+            )
+        files = {name: folder / file for name, file in index.items()}
+    return files
+
+
+def _drop_weights(layer: nn.Module, dtypes: Dtypes, default: torch.dtype) -> None:
+    """Leave only the shapes and the stored dtypes of the parameters of a layer, and its buffers, which are small."""
+    for path, module in layer.named_modules():
+        for name, old in module._parameters.items():
+            if old is not None:
+                dtype = dtypes.get(f"{path}.{name}".lstrip("."), default)
+                empty = torch.empty_like(old, dtype=dtype, device="meta")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=old.requires_grad)
+        for name, buffer in module._buffers.items():
+            stored = dtypes.get(f"{path}.{name}".lstrip("."))
+            if stored is not None and buffer is not None:
+                module._buffers[name] = buffer.to(stored)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)

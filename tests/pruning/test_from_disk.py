@@ -1,0 +1,185 @@
+"""Pruning from a folder, layer by layer."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from pruning import Settings, load_model, prune, prune_folder
+from pruning.cli import main
+from pruning.model.on_disk import LayersOnDisk
+from pruning.report.save import save_pruned
+
+from tiny import tiny, tiny_model, tiny_tokenizer
+
+OPTIONS = {"ratio": 0.25, "multiple_of": 4, "sample_size": 128}
+
+
+def folder_of(model, path, dtype=torch.float32):
+    """The model in several files."""
+    model.to(dtype).save_pretrained(path, max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def weights(folder):
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def in_memory(source, out, windows, **options):
+    model, tokenizer = load_model(str(source), device="cpu")
+    report = prune(model, tokenizer, calibration=windows, **OPTIONS, **options)
+    save_pruned(model, tokenizer, report, out, source=source)
+    return report
+
+
+def assert_same(one, other):
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype
+        assert torch.equal(value, second[name]), name
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (one, other)]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repair": "lstsq"},
+        {"budget": "mi"},
+        {"criterion": "flap", "repair": "none", "budget": "mi"},
+        {"refine": True},
+    ],
+)
+def test_the_result_from_disk_is_that_in_memory_bit_for_bit(tmp_path, windows, options):
+    source = folder_of(tiny_model("Llama"), tmp_path / "model")
+    expected = in_memory(source, tmp_path / "memory", windows, **options)
+    settings = Settings(**OPTIONS, **options)
+    report = prune_folder(source, tmp_path / "disk", calibration=windows, settings=settings, device="cpu")
+    assert_same(tmp_path / "disk", tmp_path / "memory")
+    assert [layer.as_json() for layer in report.layers] == [layer.as_json() for layer in expected.layers]
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "memory", "disk"}
+
+
+@pytest.mark.parametrize(
+    "class_name",
+    [
+        "MixtralForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "DeepseekV3ForCausalLM",
+        "GPT2LMHeadModel",
+        "BertModel",
+        "Phi3ForCausalLM",
+    ],
+)
+def test_mixtures_encoders_and_fused_projections_too(tmp_path, windows, class_name):
+    source = folder_of(tiny(class_name), tmp_path / "model")
+    in_memory(source, tmp_path / "memory", windows)
+    prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
+    assert_same(tmp_path / "disk", tmp_path / "memory")
+
+
+def test_at_most_the_sampled_layers_have_weights_and_only_one_while_pruning(tmp_path, windows, monkeypatch):
+    source = folder_of(tiny_model("Llama", num_hidden_layers=5), tmp_path / "model")
+    held, load = [], LayersOnDisk._load
+
+    def spy(self, index):
+        load(self, index)
+        present = [not p.is_meta for layer in self._layers for p in [next(layer.parameters())]]
+        held.append(sum(present))
+
+    monkeypatch.setattr(LayersOnDisk, "_load", spy)
+    prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
+    assert max(held) == 2
+    assert held[-5:] == [1] * 5
+
+
+def test_the_stored_precision_comes_back_and_stock_transformers_loads_the_result(tmp_path, windows):
+    source = folder_of(tiny_model("Qwen2", tie_word_embeddings=True), tmp_path / "model", torch.bfloat16)
+    settings = Settings(**OPTIONS | {"multiple_of": 2})
+    prune_folder(source, tmp_path / "disk", calibration=windows, settings=settings, device="cpu")
+    assert {value.dtype for value in weights(tmp_path / "disk").values()} == {torch.bfloat16}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "disk")
+    assert model.config.intermediate_size == 30
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    untouched = weights(source)
+    for name, value in weights(tmp_path / "disk").items():
+        assert "mlp" in name or torch.equal(value, untouched[name])
+
+
+def damaged(folder, how):
+    index = folder / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    name = "model.layers.1.mlp.up_proj.weight"
+    file = folder / document["weight_map"][name]
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:-10])
+    elif how == "missing":
+        file.unlink()
+    elif how == "absent":
+        save_file({k: v for k, v in load_file(file).items() if k != name}, file, {"format": "pt"})
+    return {
+        "truncated": "copy it again",
+        "missing": "copy the files again",
+        "absent": "copy the files again",
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "absent"])
+def test_damaged_folders_are_refused_in_one_line_and_nothing_is_left(tmp_path, windows, how):
+    source = folder_of(tiny_model("Llama"), tmp_path / "model")
+    message = damaged(source, how)
+    with pytest.raises((ValueError, OSError), match=message):
+        prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS))
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"budget": "kl"},
+            "budget: expected 'uniform' or 'mi' for a model that is pruned from disk, got 'kl'",
+        ),
+        ({"criterion": "random-pairs", "candidates": 2}, "candidates: expected 1 .* got 2"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused_by_name(tmp_path, windows, options, message):
+    with pytest.raises(ValueError, match=message):
+        prune_folder(
+            tmp_path, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS, **options)
+        )
+
+
+def test_a_model_that_cannot_be_followed_is_refused_and_nothing_is_left(tmp_path, windows):
+    source = folder_of(tiny("T5ForConditionalGeneration"), tmp_path / "model")
+    with pytest.raises(ValueError, match="one list of layers"):
+        prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS))
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_command_prunes_from_disk_and_refuses_what_needs_the_whole_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tiny_model("Llama"), tmp_path / "model")
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    sizes = [
+        "--ratio=0.3",
+        "--multiple-of=2",
+        "--sequence-length=32",
+        "--calibration-tokens=512",
+        "--device=cpu",
+    ]
+    command = ["model", "--from-disk", "--out", "out", "--calibration=text.txt", *sizes]
+    assert main([*command, "--verify"]) == 1
+    assert "--verify: expected none with --from-disk" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "Kept 84 of 120 neurons. Saved to out." in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / "mi_prune.json").read_text())
+    assert manifest["model"] == "model"
+    assert set(manifest["files"]) == {p.name for p in (tmp_path / "out").iterdir()}
+    assert main(["out", "--from-disk", "--out", "again", "--calibration=text.txt", *sizes]) == 0
+    assert weights(tmp_path / "again")["model.layers.2.mlp.down_proj.weight"].shape == (16, 20)

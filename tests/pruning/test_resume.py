@@ -1,0 +1,227 @@
+"""An interrupted run from disk goes on to the same bits."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pruning import Settings, prune_folder
+from pruning.model import state
+from pruning.model.on_disk import LayersOnDisk
+from pruning.model.output_folder import growing_folder
+
+from tiny import tiny, tiny_model, tiny_tokenizer
+
+OPTIONS = {"ratio": 0.25, "multiple_of": 4, "sample_size": 128}
+
+
+def folder_of(model, path):
+    model.save_pretrained(path, max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def weights(folder):
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def result_of(folder):
+    """Weights, and a manifest that does not depend on the time."""
+    manifest = json.loads((folder / "mi_prune.json").read_text())
+    del manifest["seconds"]
+    return weights(folder), manifest
+
+
+def assert_same(one, other):
+    (first, manifest), (second, expected) = result_of(one), result_of(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert manifest == expected
+
+
+class Interrupt(BaseException):
+    """Not an error that anything handles."""
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(
+    ("class_name", "options"),
+    [
+        ("LlamaForCausalLM", {}),
+        ("LlamaForCausalLM", {"repair": "lstsq", "budget": "mi"}),
+        ("BertModel", {"repair": "bias"}),
+        ("Qwen2MoeForCausalLM", {"only": "moe_intermediate_size"}),  # the first layer is not pruned
+    ],
+)
+def test_interrupted_at_every_layer_it_goes_on_to_the_same_result(
+    tmp_path, windows, monkeypatch, class_name, options, where
+):
+    """Interrupted before or after the state behind a layer is written, then resumed, once for each layer."""
+    source = folder_of(tiny(class_name, num_hidden_layers=3), tmp_path / "model")
+    settings = Settings(**OPTIONS, **options)
+    prune_folder(source, tmp_path / "whole", calibration=windows, settings=settings, device="cpu")
+    completed, seen = LayersOnDisk.completed, []
+
+    def interrupt(self, layer, streams):
+        if where == "after":
+            completed(self, layer, streams)
+        if self._layers.index(layer) not in seen:
+            seen.append(self._layers.index(layer))
+            raise Interrupt
+        if where == "before":
+            completed(self, layer, streams)
+
+    monkeypatch.setattr(LayersOnDisk, "completed", interrupt)
+
+    def run():
+        prune_folder(
+            source, tmp_path / "out", calibration=windows, settings=settings, device="cpu", resume=True
+        )
+
+    for _ in range(3):
+        with pytest.raises(Interrupt):
+            run()
+        assert not (tmp_path / "out").exists()
+    run()
+    assert seen == [0, 1, 2]
+    assert_same(tmp_path / "out", tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "whole", "out"}
+
+
+@pytest.fixture
+def interrupted(tmp_path, windows, monkeypatch):
+    """A folder with a model, and a run that was interrupted behind the first layer."""
+    folder_of(tiny_model("Llama"), tmp_path / "model")
+    completed = LayersOnDisk.completed
+
+    def interrupt(self, layer, streams):
+        completed(self, layer, streams)
+        raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LayersOnDisk, "completed", interrupt)
+        with pytest.raises(Interrupt):
+            go_on(tmp_path, windows)
+    return tmp_path
+
+
+def go_on(folder, windows, **options):
+    settings = Settings(**(OPTIONS | options.pop("settings", {})))
+    options = {"resume": True, "device": "cpu"} | options
+    return prune_folder(folder / "model", folder / "out", calibration=windows, settings=settings, **options)
+
+
+def test_other_settings_calibration_or_weights_are_refused_by_name(interrupted, windows):
+    before = {path: path.stat().st_mtime_ns for path in interrupted.rglob("*.safetensors")}
+    with pytest.raises(ValueError, match=r"expected the ratio of the interrupted run, 0\.25, got 0\.5"):
+        go_on(interrupted, windows, settings={"ratio": 0.5})
+    with pytest.raises(ValueError, match="expected the calibration of the interrupted run"):
+        go_on(interrupted, windows[:20])
+    assert {path: path.stat().st_mtime_ns for path in interrupted.rglob("*.safetensors")} == before
+    folder_of(tiny_model("Llama", seed=1), interrupted / "model")
+    with pytest.raises(ValueError, match="expected the model of the interrupted run"):
+        go_on(interrupted, windows)
+
+
+def test_an_interrupted_run_is_only_replaced_if_asked_to(interrupted, windows):
+    with pytest.raises(FileExistsError, match="go on with --resume, or begin again with --force"):
+        go_on(interrupted, windows, resume=False)
+    go_on(interrupted, windows, resume=False, force=True, settings={"ratio": 0.5})
+    assert weights(interrupted / "out")["model.layers.0.mlp.down_proj.weight"].shape == (16, 20)
+
+
+def test_interrupted_behind_the_last_layer_it_prunes_nothing_again(tmp_path, windows, monkeypatch):
+    folder_of(tiny_model("Llama"), tmp_path / "model")
+    prune_folder(
+        tmp_path / "model",
+        tmp_path / "whole",
+        calibration=windows,
+        settings=Settings(**OPTIONS),
+        device="cpu",
+    )
+
+    def interrupt(*_args, **_options):
+        raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.from_disk.complete", interrupt)
+        with pytest.raises(Interrupt):
+            go_on(tmp_path, windows)
+    monkeypatch.setattr(LayersOnDisk, "_write", interrupt)
+    go_on(tmp_path, windows)
+    (_, manifest), (_, expected) = result_of(tmp_path / "out"), result_of(tmp_path / "whole")
+    assert manifest["files"] == expected["files"]
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path, windows):
+    folder_of(tiny_model("Llama"), tmp_path / "model")
+    with (
+        growing_folder(tmp_path / "out", state.STATE, resume=False, force=False),
+        pytest.raises(FileExistsError, match="expected no other run that writes to this folder"),
+    ):
+        go_on(tmp_path, windows)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, windows, monkeypatch):
+    folder_of(tiny_model("Llama"), tmp_path / "model")
+    prune_folder(
+        tmp_path / "model",
+        tmp_path / "whole",
+        calibration=windows,
+        settings=Settings(**OPTIONS),
+        device="cpu",
+    )
+    save, files = state.save_file, []
+
+    def full(tensors, path, header):
+        files.append(path.name)
+        if len(files) == 4:  # the state behind the second layer
+            path.write_bytes(b"cut off")
+            raise OSError(28, "No space left on device")
+        save(tensors, path, header)
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(OSError, match=r"could not be written: .*No space left on device"):
+        go_on(tmp_path, windows)
+    go_on(tmp_path, windows)
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+KILLED = """
+import os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from pruning.cli import main
+sizes = ["--ratio=0.25", "--multiple-of=4", "--sequence-length=32", "--calibration-tokens=512", "--sample-size=64"]
+common = ["--from-disk", "--resume", "--quiet", "--device=cpu", "--calibration=text.txt", *sizes]
+def fork(out):
+    return os.fork() or os._exit(main(["model", "--out", out, *common]))
+assert os.waitpid(fork("whole"), 0)[1] == 0
+start = time.perf_counter()
+assert os.waitpid(fork("again"), 0)[1] == 0
+whole = time.perf_counter() - start
+moments, kills = random.Random(0), 0
+while not os.path.exists("out"):
+    child = fork("out")
+    time.sleep((0.2 + 0.6 * moments.random()) * whole if kills < int(sys.argv[1]) else 30 * whole + 10)
+    os.kill(child, signal.SIGKILL)
+    kills += os.waitpid(child, 0)[1] == signal.SIGKILL
+print(kills)
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_result(tmp_path):
+    folder_of(tiny_model("Llama", num_hidden_layers=6), tmp_path / "model")
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, "20"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= 1
+    assert_same(tmp_path / "out", tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "whole", "again", "out", "text.txt"}
