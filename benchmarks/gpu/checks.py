@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cost import CHIP, floor, work
+from benchmarks.gpu.cost import CHIP, expected, floor, work
 from benchmarks.record import quantiles, timed
 from benchmarks.speed.samples import gated_activations
 from mikernels import mutual_information
@@ -147,6 +147,7 @@ def measure_speed(device: str, cases: list[Case], deadline: float, autotune: boo
         if chip is not None:
             least, limit = floor(*case[:4], chip, case.nodes)
             row |= {"predicted_floor_seconds": least, "binds": limit}
+            row |= {"expected_seconds": expected(*case[:4], chip, case.nodes)[0]}
         if device == "cuda":
             row["peak_memory_mb"] = (torch.cuda.max_memory_allocated() - x.nbytes) / 1e6
         rows.append(row)

@@ -130,7 +130,9 @@ def instructions_after_product(assembly: str) -> tuple[int, int]:
         if target and labels.get(target[1], len(lines)) <= last:
             loop_end = i
             break
-    end = next((i for i in range(loop_end, len(lines)) if re.search(r"\bEXIT\b|s_endpgm", lines[i])), len(lines))
+    end = next(
+        (i for i in range(loop_end, len(lines)) if re.search(r"\bEXIT\b|s_endpgm", lines[i])), len(lines)
+    )
     return sum(is_code[last + 1 : loop_end + 1]), sum(is_code[loop_end + 1 : end + 1])
 
 
@@ -153,7 +155,9 @@ def share_after_product(found: dict[str, Any], case: Case) -> float:
     """Cycles of what is not the product, as a share of the product's: M = 4096 for `grid`, 1024 for others."""
     assert case.config is not None  # noqa: S101
     samples = int(MAX_BITS / math.log2(1024)) if case.kernel == "kde_kernel" else 1
-    inner = {"grid_kernel": 4096, "counts_kernel": 4096, "kde_kernel": samples * 1024}.get(case.kernel, 16 * 1024)
+    inner = {"grid_kernel": 4096, "counts_kernel": 4096, "kde_kernel": samples * 1024}.get(
+        case.kernel, 16 * 1024
+    )
     c = case.config
     product = c.block_m * c.block_n * inner / MACS[case.chip][case.precision]
     issued = found["instructions_after_loop"] + samples * found["instructions_in_loop_after_product"]

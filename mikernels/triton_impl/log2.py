@@ -17,11 +17,7 @@ INTRINSIC = {"gfx942": "llvm.amdgcn.log.f32"}
 @triton.jit
 def log2(x, CHIP: tl.constexpr):
     """`log2(x)` of normal float32 numbers; the interpreter computes it exactly."""
-    if CHIP == "interpreter":
-        result = tl.log2(x)
-    else:
-        result = _instruction(x, CHIP)
-    return result
+    return tl.log2(x) if CHIP == "interpreter" else _instruction(x, CHIP)
 
 
 @core.extern

@@ -31,7 +31,9 @@ def test_matrix_has_the_bits_of_whole_tables(n_samples, nodes, n_variables):
 
 def test_the_product_has_no_columns_of_the_last_node():
     problem = make_problem("grid", 10, None, 100)
-    panel = Grid(problem, integers=True).panel(transform_samples(correlated(100, 4), "rank", seed=0), slice(0, 4))
+    panel = Grid(problem, integers=True).panel(
+        transform_samples(correlated(100, 4), "rank", seed=0), slice(0, 4)
+    )
     assert panel.features.shape == (100, 4 * 9)
 
 
