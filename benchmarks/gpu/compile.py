@@ -161,7 +161,7 @@ def main() -> int:
     parser.add_argument("--no-record", action="store_true", help="print only")
     parser.add_argument("--defaults-only", action="store_true", help="leave out what only autotuning tries")
     args = parser.parse_args()
-    rerun = command("benchmarks.gpu.compile", chips=args.chips)
+    rerun = command("benchmarks.gpu.compile", chips=args.chips, defaults_only=args.defaults_only)
     versions = {"triton": triton.__version__}
     rows, failed = [], 0
     print(f"triton {triton.__version__}")

@@ -53,6 +53,12 @@ LOGARITHM = re.compile(r"\bMUFU\.LG2|\bv_log_f32")
 WITH_LOGARITHMS = ("grid_kernel", "kde_kernel", "ladder_kernel")
 MAX_SHARE = 0.2
 """Of the cycles of a product, what may follow it."""
+PROGRAMS = {
+    ("grid_kernel", "sm_80", "int8"): 2,
+    ("grid_kernel", "sm_80", "fp16"): 2,
+    ("counts_kernel", "sm_80", "int8"): 2,
+}
+"""Programs on a multiprocessor where more than one is promised: what follows one's product hides behind the other's."""
 REMARK = "Forcing a different order"
 """Of the compiler, if an operand has to be reordered in registers."""
 
@@ -178,8 +184,12 @@ def faults(found: dict[str, Any], case: Case, said: str = "") -> list[str]:
     expected = INSTRUCTION[case.chip][case.precision]
     if not any(name.startswith(expected) for name in found["matrix_instructions"]):
         problems.append(f"no {expected}")
-    if found["programs_per_multiprocessor"] == 0:
-        problems.append("no program fits a multiprocessor")
+    programs, promised = (
+        found["programs_per_multiprocessor"],
+        PROGRAMS.get((case.kernel, case.chip, case.precision), 1),
+    )
+    if programs is not None and programs < promised:
+        problems.append(f"fewer than {promised} programs on a multiprocessor")
     if case.kernel == "ladder_kernel":  # one table: no loop, nothing to load ahead
         return problems
     if not found["asynchronous_loads"]:
