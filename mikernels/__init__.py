@@ -1,6 +1,7 @@
 """Pairwise mutual information of many variables by kernel density estimation, in nats."""
 
 from mikernels.api import mutual_information, pairs_above, top_pairs
+from mikernels.caches import clear_caches
 from mikernels.pairs import Pairs
 from mikernels.statistics.null import Null, null_distribution
 from mikernels.statistics.reliability import Reliability, samples_for, split_half_reliability
@@ -15,6 +16,7 @@ __all__ = [
     "Reliability",
     "__version__",
     "bits",
+    "clear_caches",
     "information_correlation",
     "mutual_information",
     "null_distribution",

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from mikernels import ops  # noqa: F401  registers torch.ops.mikernels
 from mikernels.numbers import integer, real
-from mikernels.options import LARGEST, Options, grid_floor, plain, resolve, shows_options, to_operator
+from mikernels.options import LARGEST, Options, plain, resolve, shows_options, to_operator
 from mikernels.pairs import Pairs
-from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.validation import as_samples, refuse_meta
 
 if TYPE_CHECKING:
@@ -50,18 +49,22 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             unseen samples the highest likelihood (`mikernels.tuning.bandwidth`).
         calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.tuning.calibration`); the
             order of pairs stays. By default only `adaptive` is calibrated.
-        impl: `"triton"` runs GPU kernels, `"torch"` tiled matrix products on any device, `"reference"` the
-            equations in float64 (memory grows as N M^2: for small inputs). `"auto"` (default) is Triton on a GPU
-            and torch elsewhere.
+        impl: `"triton"` runs GPU kernels (NVIDIA from compute capability 8.0, AMD gfx942), `"torch"` tiled matrix
+            products on any device with float64, `"reference"` the equations in float64 (memory grows as N M^2: for
+            small inputs). `"auto"` (default) is Triton on those GPUs and torch elsewhere, with a warning on others.
         precision: of the operands. `"int8"` (`grid` and `adaptive` with ranks: exact sums of 8-bit integers) or
             `"fp32"`; with Triton also `"fp16"` and, where the chip has it, `"fp8"`; in the reference only
             `"fp64"`. `"auto"` (default) is int8 where possible, otherwise fp16 with Triton and fp32 with torch.
-        memory_budget: bytes of workspace beyond inputs and result. By default 1 GiB, or on a GPU half of the free
-            memory. The result does not depend on it, but for the rounding of fp32 with torch.
+        memory_budget: bytes of workspace beyond inputs and result. By default 1 GiB, or on a GPU half of the memory
+            that is free or held unused by torch. The result does not depend on it, but for the rounding of fp32 with
+            torch.
         seed: for the order of equal values under the rank transform (default 0).
-        autotune: let Triton time a few tile sizes on the first call of a kind and keep the best, cached on disk. By
-            default tile sizes are fixed by chip, and results have the same bits from run to run.
-        device: where to compute; by default where `x` is.
+        autotune: time a few tile sizes of the Triton kernels where a size of input (to a power of two) is new, and
+            keep the best in this process. By default they are fixed by chip, and results have the same bits from run
+            to run.
+        check_finite: look for NaN, infinities and integers beyond 2^53 first, which waits for the GPU (default).
+            Without it such values give wrong numbers instead of an error.
+        device: where to compute; by default where `x` is. It must have float64, which Apple's MPS does not.
 
     Returns:
         `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with everything.
@@ -78,8 +81,8 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
     Numbers of other libraries (NumPy's, 0-d tensors) are options too. Results do not depend on torch's defaults (dtype,
     device, TF32) or on the mode of the caller (autocast, inference mode), and leave them as they are.
 
-    Threads and streams: the functions keep no state between calls except caches of constant tables, so threads may
-    call them at the same time. Kernels run on the current stream of the device.
+    Threads and streams: the functions keep no state between calls except caches of constant tables
+    (`clear_caches`), so threads may call them at the same time. Kernels run on the current stream of the device.
 
     Source: Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030; `mikernels.reference` cites the sources
     of the estimators.
@@ -125,7 +128,7 @@ def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **option
 
 
 def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, Tensor | None, Options]:
-    """Inputs on their device and resolved options. The values of the samples matter only to `bandwidth="loo"`."""
+    """Inputs on their device and resolved options, without a look at the values of the samples."""
     options = plain(options)
     xs = as_samples(x, "x", options.get("device"))
     if y is None and xs.shape[1] < 2:
@@ -134,8 +137,4 @@ def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, T
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
         raise ValueError(f"y: expected as many samples as in x ({xs.shape[0]}), got {ys.shape[0]}")
-    if resolved["bandwidth"] == "loo":
-        h = leave_one_out_bandwidth(xs, ys, resolved["transform"], resolved["seed"])
-        floor = grid_floor(resolved["nodes"]) if resolved["estimator"] == "grid" else 0.0
-        resolved["bandwidth"] = max(h, floor)
     return xs, ys, resolved

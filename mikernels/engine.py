@@ -1,5 +1,7 @@
 """From resolved options to blocks of the matrix: choose the implementation and the precision, and run it."""
 
+import functools
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -8,11 +10,12 @@ from torch import Tensor
 
 from mikernels import reference
 from mikernels.method import Method, run_tiles
-from mikernels.options import Impl, Options, Precision, Problem
+from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
 from mikernels.transforms import Variables, transform_samples
+from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.tuning.calibration import gaussian_curve
-from mikernels.validation import read_values
+from mikernels.validation import read_values, require_float64
 
 
 def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Block]:
@@ -25,19 +28,18 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
         ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
             or an implementation or a precision that cannot run.
     """
+    require_float64(x.device)
     impl, precision = choose_implementation(options, x.device)
-    x = read_values(x, "x")
+    x = read_values(x, "x", check=options["check_finite"])
     xs = transform_samples(x, options["transform"], seed=options["seed"])
     ys = None
     if y is not None:
-        y = read_values(y, "y")
+        y = read_values(y, "y", check=options["check_finite"])
         # Another seed: ties of x and y ranked in the same order would look like shared information.
         ys = transform_samples(y, options["transform"], seed=options["seed"] + 1)
     columns = xs if ys is None else ys
-    h = options["bandwidth"]
-    assert isinstance(h, float)  # noqa: S101  for the type checker: options are resolved
-    problem = Problem(options["estimator"], options["nodes"], h)
-    curve = gaussian_curve(xs.n_samples, problem) if options["calibrate"] else None
+    problem = Problem(options["estimator"], options["nodes"], _bandwidth(x, y, options))
+    curve = gaussian_curve(xs.n_samples, problem, x.device) if options["calibrate"] else None
     if impl == "reference":
         blocks = iter([_reference_block(xs, columns, problem)])
     else:
@@ -58,7 +60,7 @@ def choose_implementation(options: Options, device: torch.device) -> tuple[Impl,
     """
     estimator, impl, precision = options["estimator"], options["impl"], options["precision"]
     if impl == "auto":
-        impl = "triton" if device.type == "cuda" and find_spec("triton") else "torch"
+        impl = "triton" if _runs_triton(device) else "torch"
     ranked = estimator in ("grid", "adaptive") and options["transform"] == "rank"
     if impl == "reference":
         possible: tuple[Precision, ...] = ("fp64",)
@@ -82,6 +84,32 @@ def choose_implementation(options: Options, device: torch.device) -> tuple[Impl,
             f"transform={options['transform']!r} and impl={impl!r} on {device}, got {precision!r}"
         )
     return impl, precision
+
+
+def _runs_triton(device: torch.device) -> bool:
+    """Whether Triton is installed and has kernels for the device; a warning if it is a GPU without them."""
+    if device.type != "cuda" or not find_spec("triton"):
+        return False
+    from mikernels.triton_impl import unsupported
+
+    reason = unsupported(device)
+    if reason:
+        _warn_once(f"impl: 'auto' takes the slower 'torch' on {device}, since 'triton' {reason}")
+    return reason is None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def _bandwidth(x: Tensor, y: Tensor | None, options: Options) -> float:
+    """The bandwidth that was given, or the one that the samples choose (`"loo"`)."""
+    h = options["bandwidth"]
+    if h is not None:
+        return float(h)
+    h = leave_one_out_bandwidth(x, y, options["transform"], options["seed"])
+    return max(h, grid_floor(options["nodes"])) if options["estimator"] == "grid" else h
 
 
 def _load_method(

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 
 CPU_MEMORY_BUDGET = 2**30
-"""Bytes of workspace beyond inputs and result. On a GPU it is half of the free memory instead."""
+"""Bytes of workspace beyond inputs and result. On a GPU it is half of the memory that is free or held unused by
+torch."""
 
 
 def fit_pieces(
@@ -70,7 +71,9 @@ def allocates_eagerly(device: torch.device) -> bool:
 def default_budget(device: torch.device) -> int:
     """Bytes of workspace that a computation may use on a device unless the caller says otherwise."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        # What torch's allocator keeps for later.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + unused) // 2
     return CPU_MEMORY_BUDGET
 
 

@@ -16,9 +16,13 @@ from mikernels.pairs import Pairs, best_pairs, fill_matrix, pairs_over
 
 INPUTS = f"Tensor x, Tensor? y, {SCHEMA}"
 
-torch.library.define("mikernels::mutual_information", f"({INPUTS}) -> Tensor")
-torch.library.define("mikernels::top_pairs", f"({INPUTS}, int k) -> (Tensor, Tensor, Tensor)")
-torch.library.define("mikernels::pairs_above", f"({INPUTS}, float threshold) -> (Tensor, Tensor, Tensor)")
+PAIRS = "(Tensor, Tensor, Tensor)"
+# They wait for the device and ask for its free memory, neither of which a CUDA graph can record.
+TAGS = (torch.Tag.cudagraph_unsafe,)
+
+torch.library.define("mikernels::mutual_information", f"({INPUTS}) -> Tensor", tags=TAGS)
+torch.library.define("mikernels::top_pairs", f"({INPUTS}, int k) -> {PAIRS}", tags=TAGS)
+torch.library.define("mikernels::pairs_above", f"({INPUTS}, float threshold) -> {PAIRS}", tags=TAGS)
 
 
 def _empty_matrix(x: Tensor, y: Tensor | None) -> Tensor:

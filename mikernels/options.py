@@ -22,6 +22,7 @@ from typing import (
 import torch
 
 from mikernels.numbers import flag, integer, real
+from mikernels.validation import require_float64
 
 Estimator = Literal["grid", "kde", "renyi2", "adaptive"]
 Transform = Literal["rank", "standardize"]
@@ -91,6 +92,7 @@ def _read_device(value: Any, name: str) -> torch.device | None:
     # Torch without CUDA raises an AssertionError.
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{name}: expected a device of this machine, got {value!r} ({error})") from None
+    require_float64(device)
     return device
 
 
@@ -99,7 +101,7 @@ class Options(TypedDict, total=False):
 
     estimator: Annotated[Estimator, Option("grid", "str", _as_it_is)]
     nodes: Annotated[int, Option(16, "int", _read_nodes)]
-    bandwidth: Annotated[float | str | None, Option(None, "float", _read_bandwidth)]
+    bandwidth: Annotated[float | str | None, Option(None, "float?", _read_bandwidth)]
     transform: Annotated[Transform, Option("rank", "str", _as_it_is)]
     calibrate: Annotated[bool | None, Option(None, "bool", _read_calibrate)]
     impl: Annotated[Impl, Option("auto", "str", _as_it_is)]
@@ -107,6 +109,7 @@ class Options(TypedDict, total=False):
     memory_budget: Annotated[int | None, Option(None, "int?", _read_bytes)]
     seed: Annotated[int, Option(0, "int", integer)]
     autotune: Annotated[bool, Option(False, "bool", flag)]
+    check_finite: Annotated[bool, Option(True, "bool", flag)]
     device: Annotated[torch.device | str | None, Option(None, None, _read_device)]
 
 
@@ -170,8 +173,8 @@ def plain(options: Options) -> Options:
 def resolve(options: Options, n_samples: int) -> Options:
     """All options, checked, with values in place of the defaults that depend on other options or on M.
 
-    `bandwidth="loo"` stays as it is, since only the samples decide it. `impl` and `precision` stay too, since only
-    the device decides them.
+    `bandwidth="loo"` becomes None, since only the samples decide it. `impl` and `precision` stay as they are, since
+    only the device decides them.
 
     Raises:
         TypeError: an option that does not exist.
@@ -185,8 +188,7 @@ def resolve(options: Options, n_samples: int) -> Options:
     if chosen["transform"] != "rank" and (estimator == "adaptive" or chosen["calibrate"]):
         cause = "estimator='adaptive'" if estimator == "adaptive" else "calibrate=True"
         raise ValueError(f"transform: expected 'rank' with {cause}, got {chosen['transform']!r}")
-    if not unseen:
-        chosen["bandwidth"] = problem.bandwidth
+    chosen["bandwidth"] = None if unseen else problem.bandwidth
     if chosen["calibrate"] is None:
         chosen["calibrate"] = estimator == "adaptive"
     chosen["seed"] %= 2**32

@@ -1,5 +1,7 @@
 """`grid` for samples that arrive in batches: one table of exact counts, whose memory does not grow with M."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -7,11 +9,16 @@ from mikernels.api import Samples
 from mikernels.isolation import isolated
 from mikernels.memory import CPU_MEMORY_BUDGET
 from mikernels.options import make_problem, plain
+from mikernels.pairs import Block, fill_matrix
 from mikernels.tables.node_shares import entropy, integer_table
+from mikernels.tiling import tiles
 from mikernels.torch_impl.grid import joint_to_mi
-from mikernels.torch_impl.integer import integer_gram
+from mikernels.torch_impl.integer import integer_gram, product_bytes
 from mikernels.transforms import hash32
-from mikernels.validation import as_samples, read_values
+from mikernels.validation import as_samples, read_values, require_float64
+
+VALUE_BYTES = 48
+"""Memory for one value of a batch while its rank is found: six 64-bit numbers."""
 
 
 class GridStream:
@@ -24,11 +31,12 @@ class GridStream:
     Args:
         reference: `[R, N]` samples that are typical of the stream, R >= 8, N >= 2; a few thousand are plenty.
         nodes, bandwidth, device, seed: see `mutual_information`, with R in place of M.
-        memory_budget: bytes for the counts, `8 (N nodes)^2`: 700 variables at 16 nodes take 1 GB. For more
-            variables keep a sample of the stream and call `mutual_information`.
+        memory_budget: bytes beyond inputs and result. The counts alone take `8 (N nodes)^2`: 1 GB for 700 variables
+            at 16 nodes. For more variables keep a sample of the stream and call `mutual_information`.
 
     Raises:
-        TypeError, ValueError: see `mutual_information`; ValueError if the counts exceed the budget.
+        TypeError, ValueError: see `mutual_information`; ValueError if the counts and the work on
+            64 samples exceed the budget.
     """
 
     @isolated()
@@ -43,26 +51,32 @@ class GridStream:
         seed: int = 0,
     ) -> None:
         options = plain({"nodes": nodes, "device": device, "memory_budget": memory_budget, "seed": seed})
-        samples = read_values(as_samples(reference, "reference", options["device"]), "reference")
+        samples = as_samples(reference, "reference", options["device"])
+        require_float64(samples.device)
+        samples = read_values(samples, "reference")
         n_samples, n_variables = samples.shape
         if n_variables < 2:
             raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
         problem = make_problem("grid", nodes, bandwidth, n_samples)
         nodes = problem.nodes
-        needed = 8 * (n_variables * nodes) ** 2
+        self._nodes = nodes
+        self._tile = nodes * min(n_variables, max(1, 1024 // nodes))  # nodes along one side of a product
+        counts = 8 * (n_variables * nodes) ** 2 + product_bytes(self._tile)
+        sample = n_variables * (nodes + VALUE_BYTES)
         budget = CPU_MEMORY_BUDGET if options["memory_budget"] is None else options["memory_budget"]
-        if needed > budget:
+        if counts + 64 * sample > budget:
             raise ValueError(
-                f"memory_budget: expected at least {needed} bytes for the counts of {n_variables} variables "
-                f"at {nodes} nodes, got {budget}"
+                f"memory_budget: expected at least {counts + 64 * sample} bytes for the counts of {n_variables} "
+                f"variables at {nodes} nodes, got {budget}"
             )
+        # Few enough samples at a time that no int32 sum overflows.
+        self._part = min(4096, (budget - counts) // sample)
         table, self._row_sum = integer_table(n_samples, problem)
         self._table = table.to(samples.device)  # [R, G]
         self._sorted = samples.t().contiguous().sort(dim=1).values  # [N, R]
         self._counts = torch.zeros(
             n_variables * nodes, n_variables * nodes, dtype=torch.int64, device=samples.device
-        )
-        self._margins = torch.zeros(n_variables, nodes, dtype=torch.int64, device=samples.device)
+        )  # filled on and above the diagonal
         self._constant = torch.ones(n_variables, dtype=torch.bool, device=samples.device)
         self._first: Tensor | None = None  # [N] first sample of the stream
         self._seed = options["seed"]
@@ -86,12 +100,11 @@ class GridStream:
         samples, self._sorted = samples.to(dtype), self._sorted.to(dtype)
         if self._first is None:
             self._first = samples[0].clone()
-        self._constant &= (samples == self._first).all(0)
-        # Few enough rows at a time that no int32 sum overflows and the features stay small.
-        for part in samples.split(4096):
+        for part in samples.split(self._part):
+            self._constant &= (part == self._first).all(0)
             features = self._table[self._ranks(part)].flatten(1)  # [B, N * G]
-            self._counts += integer_gram(features, features)
-            self._margins += features.sum(0, dtype=torch.int64).view(n_variables, -1)
+            for rows, cols in self._node_tiles():
+                self._counts[rows, cols] += integer_gram(features[:, rows], features[:, cols])
             self.n_samples += len(part)
 
     @isolated()
@@ -105,17 +118,32 @@ class GridStream:
             raise ValueError(
                 "stream: expected at least one call of update before mutual_information, got none"
             )
-        n_variables, nodes = self._margins.shape
-        h = entropy(self._margins)
-        out = torch.empty(n_variables, n_variables, dtype=torch.float32, device=h.device)
+        n_variables, nodes = len(self._sorted), self._nodes
+        # The table of a variable with itself sums to its margin, times the sum of a row of features.
+        h = entropy(self._counts.view(n_variables, nodes, n_variables, nodes).diagonal(0, 0, 2).sum(1).t())
         total = float(self._row_sum) ** 2 * self.n_samples
-        step = max(1, 2048 // nodes)
-        for start in range(0, n_variables, step):
-            rows = slice(start, start + step)
-            joint = self._counts[start * nodes : (start + step) * nodes]
-            out[rows] = joint_to_mi(joint, total, h[rows], h, nodes)
-        out = out.triu() + out.triu(1).t()
+        blocks = (
+            Block(
+                rows.start // nodes,
+                cols.start // nodes,
+                joint_to_mi(
+                    self._counts[rows, cols],
+                    total,
+                    h[rows.start // nodes : rows.stop // nodes],
+                    h[cols.start // nodes : cols.stop // nodes],
+                    nodes,
+                ),
+            )
+            for rows, cols in self._node_tiles()
+        )
+        out = torch.empty(n_variables, n_variables, dtype=torch.float32, device=h.device)
+        fill_matrix(blocks, out, symmetric=True)
         return out.masked_fill_(self._constant[:, None] | self._constant, 0.0)
+
+    def _node_tiles(self) -> Iterator[tuple[slice, slice]]:
+        """Tiles of the counts, on and above the diagonal: whole tables."""
+        size = len(self._counts)
+        return tiles(size, size, self._tile, upper=True)
 
     def _ranks(self, samples: Tensor) -> Tensor:
         """Table row of each of `samples [B, N]`: its rank in the reference, random among equal values."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mikernels.caches import cached
 from mikernels.options import Transform
 
 CPU_CHUNK_BYTES = 2**23
@@ -50,14 +51,18 @@ class Variables:
         data = self.data[columns]
         if not self.ranked:
             return data.to(dtype)
-        table = normal_scores(self.n_samples).to(self.data.device, dtype)  # [M]
-        return table[data]
+        return _score_table(self.n_samples, self.data.device, dtype)[data]
 
 
 def normal_scores(n_samples: int) -> Tensor:
     """Normal quantiles of the ranks, `Phi^-1((r + 1/2) / M)` for r = 0..M-1: `[M]` float64 on the CPU."""
     ranks = torch.arange(n_samples, dtype=torch.float64)
     return torch.special.ndtri((ranks + 0.5) / n_samples)
+
+
+@cached(maxsize=8)
+def _score_table(n_samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return normal_scores(n_samples).to(device, dtype)
 
 
 def transform_samples(x: Tensor, transform: Transform, *, seed: int) -> Variables:

@@ -1,5 +1,6 @@
 """Check samples. Every message says what was expected and what was given."""
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,8 +72,10 @@ def as_tensor(value: object, name: str) -> Tensor:
     return tensor
 
 
-def read_values(value: Tensor, name: str) -> Tensor:
-    """`value [M, N]` in a floating-point dtype, after a look at its numbers.
+def read_values(value: Tensor, name: str, *, check: bool = True) -> Tensor:
+    """`value [M, N]` in a floating-point dtype, after a look at its numbers unless `check` is False.
+
+    A look waits for the device of the numbers.
 
     Raises:
         ValueError: NaN, infinities (with counts and the first bad column), integers that float64 cannot tell apart, or
@@ -82,12 +85,14 @@ def read_values(value: Tensor, name: str) -> Tensor:
         refuse_meta(name)
     if value.dtype in _WIDE_INTEGERS:
         numbers = value.to(torch.float64)
-        if bool((numbers.abs() >= 2.0**53).any()):
+        if check and bool((numbers.abs() >= 2.0**53).any()):
             raise ValueError(
                 f"{name}: expected integers between -2^53 and 2^53, which float64 holds exactly, got larger ones; "
                 f"subtract an offset first"
             )
         return numbers
+    if not check:
+        return value
     # A sum is finite only if every term is. It can also overflow, hence the exact check below.
     if bool(torch.isfinite(value.sum(dtype=torch.float32 if value.dtype.itemsize < 4 else value.dtype))):
         return value
@@ -178,6 +183,26 @@ def _read_columns(table: Any, array: "np.ndarray") -> "np.ndarray":
     numbers: np.ndarray = table.to_numpy(dtype=np.float64, na_value=np.nan)
     is_exact = kinds <= set("fb") or not bool((abs(numbers) >= 2.0**53).any())
     return numbers if is_exact else array
+
+
+def require_float64(device: torch.device) -> None:
+    """Raise ValueError for a device that does not compute in float64, as Apple's GPUs (MPS)."""
+    if not _has_float64(device):
+        raise ValueError(
+            f"device: expected one that computes in float64, such as a CPU or a CUDA GPU, got {str(device)!r}; "
+            f"pass device='cpu'"
+        )
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    if device.type in ("cpu", "cuda", "meta"):
+        return True
+    try:
+        torch.zeros((), dtype=torch.float64, device=device).add_(1)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def refuse_meta(name: str) -> None:

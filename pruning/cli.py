@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
-from pruning.observe.calibration import calibration_windows, longest_sequence, text_windows
-from pruning.observe.sources import BUILTIN, open_sources
+from pruning.observe.calibration import has_samples, longest_sequence, text_windows
+from pruning.observe.samples import SELF
+from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
 from pruning.pipeline import prune
 from pruning.prepare import prepare
@@ -118,7 +119,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     default = None if args.statistics is not None and settings.repair == "lstsq" else [BUILTIN]
     named = args.calibration or default
     calibration = open_sources(named) if named else None
-    evaluation = open_sources(args.evaluate, builtin_half=1) if args.evaluate else None
+    evaluation = open_sources(args.evaluate or (), builtin_half=1)
     out = Path(args.out)
     inputs = {"the model": args.model}
     for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
@@ -155,19 +156,23 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
             f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {1 - settings.ratio:.0%} of their neurons"
         )
     check_output(out, needed_bytes=weight_bytes(model), force=args.force)
-    windows: Windows | None = None
-    if evaluation is not None:
-        windows = text_windows(model, tokenizer, evaluation, settings, n_tokens=args.evaluation_tokens)
-
     progress = not args.quiet
+    # Own samples that the model is not calibrated on; `^`, because the largest seed has no next one.
+    other = replace(settings, seed=settings.seed ^ 1)
+    texts: dict[str, Windows] = {}
+    for source, weight in evaluation:
+        n_tokens = int(args.evaluation_tokens * weight / sum(w for _, w in evaluation))
+        texts[source.name] = text_windows(
+            model, tokenizer, [(source, 1.0)], other, n_tokens=n_tokens, progress=progress
+        )
     conditions = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
-    dense = evaluate(model, tokenizer, windows, name="dense", **conditions)
+    dense = evaluate(model, tokenizer, texts, name="dense", **conditions)
     # Keeps the dense weights of the FFNs in memory until the speed is measured.
-    dense_weights = take_snapshot(ffns) if windows is not None else None
+    dense_weights = take_snapshot(ffns) if texts else None
     report = prune(
         model,
         tokenizer,
-        calibration=read,
+        calibration=calibration if has_samples(calibration) else read,
         statistics=args.statistics,
         save_statistics=args.save_statistics,
         settings=settings,
@@ -176,10 +181,11 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     if computing != stored:  # evaluate the values that will be saved
         set_dtypes(model, stored_dtypes, stored)
         set_dtypes(model, {}, computing)
-    pruned = evaluate(model, tokenizer, windows, name="pruned", **conditions)
-    speed = (
-        paired_speed(model, ffns, dense_weights, windows.rectangle()) if windows and dense_weights else None
-    )
+    pruned = evaluate(model, tokenizer, texts, name="pruned", **conditions)
+    compared = next(iter(texts.values())).rectangle() if texts else None
+    speed = None
+    if dense_weights is not None and compared is not None:
+        speed = paired_speed(model, ffns, dense_weights, compared)
     del dense_weights
     if computing != stored:
         set_dtypes(model, stored_dtypes, stored)
@@ -187,18 +193,21 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     pruned = pruned._replace(weight_bytes=weight_bytes(model))
 
     report.notes |= {"model": args.model}
-    if windows is not None and speed is not None:
-        shape = {"windows": len(windows), "sequence_length": settings.sequence_length}
-        report.notes["evaluation"] = {"text": windows.source} | shape | summary(dense, pruned, speed)
+    # Also from a statistics file; the names are joined as in `text_windows`.
+    named_sources = f", {report.notes['calibration'].get('source', '')}, "
+    calibrated_on = {t for t in texts if f", {t}, " in named_sources or f", {t}=" in named_sources}
+    if speed is not None:
+        report.notes["evaluation"] = summary(texts, dense, pruned, speed, calibrated_on)
     if warned:
         report.notes["warnings"] = list(warned)
     save_pruned(model, tokenizer, report, out, source=source_folder(args.model), force=args.force)
     saved.out = out
 
-    print("\n" + closing_table(report, dense, pruned, speed))
-    if windows is not None:
+    print("\n" + closing_table(report, dense, pruned, speed, calibrated_on))
+    if texts:
+        evaluated = ", ".join(f"{len(windows)} of {text}" for text, windows in texts.items())
         print(
-            f"Conditions: {len(windows)} windows of {settings.sequence_length} tokens of {windows.source}, "
+            f"Conditions: windows of {settings.sequence_length} tokens, {evaluated}; "
             f"calibrated on {report.calibration_tokens} tokens of "
             f"{report.notes['calibration'].get('source', args.statistics)}; {settings.criterion}, "
             f"{report.settings['repair']} repair, {settings.budget} budget, seed {settings.seed}."
@@ -211,9 +220,12 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     precision = names[0] if stored == computing else f"{names[0]}, computed in {names[1]}"
     print(f"\nSaved to {out} in {precision}. {time.perf_counter() - start:.0f} s in total: {stages}.")
     if args.verify:
-        compared = windows or read or calibration_windows(model, tokenizer, None, settings)
-        ids = compared.rectangle()[:1]  # type: ignore[union-attr]  # sources of text give windows
-        difference = reload_difference(model, out, ids)
+        if compared is None:
+            n_tokens = settings.sequence_length
+            compared = text_windows(
+                model, tokenizer, [(builtin(), 1.0)], other, n_tokens=n_tokens
+            ).rectangle()
+        difference = reload_difference(model, out, compared[:1])
         loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
         print(
             f"Reloaded with {loader} in a fresh process: outputs differ by at most {difference:.3g} of the largest."
@@ -265,9 +277,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT[=WEIGHT]",
         action="append",
         help="text to calibrate on: a UTF-8 file of text, .json or .jsonl (text or messages), .parquet, or "
-        "NAME[:CONFIG[:SPLIT]] "
-        "of a data set on the Hugging Face hub; several by repeating the option, with weights for their shares of the "
-        f"tokens; by default {BUILTIN}, half of CPython's language reference",
+        "NAME[:CONFIG[:SPLIT]] of a data set on the Hugging Face hub; several by repeating the option, with weights "
+        f"for their shares of the tokens; {SELF} is what the model writes itself, {BUILTIN} half of the text that "
+        f"ships with Python, which is the default",
     )
     parser.add_argument(
         "--save-statistics",
@@ -282,7 +294,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT[=WEIGHT]",
         action="append",
         help="text, as for --calibration, to compare the dense and the pruned model on, in quality and speed "
-        f"(which keeps the dense FFN weights in memory); {BUILTIN} is the other half of the language reference",
+        f"(which keeps the dense FFN weights in memory), each on its own; {BUILTIN} is the other half of the text that "
+        f"ships with Python",
     )
     parser.add_argument("--evaluation-tokens", type=int, default=8192, help="tokens to evaluate on")
     parser.add_argument("--prompt", help="show how the dense and the pruned model continue this text")
@@ -328,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(
             flag,
             *ALIASES.get(option.name, ()),
-            type=TYPES.get(option.name, type(option.default or "")),
+            type=TYPES.get(option.name, str if option.default is None else type(option.default)),
             default=option.default,
             choices=choices(option.name) or None,
             help=help_text(option.name),

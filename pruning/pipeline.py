@@ -26,7 +26,7 @@ from pruning.model.ffn import FFN, find_ffns
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import update_config
 from pruning.observe.batches import Batch
-from pruning.observe.calibration import Calibration, comparison_batches
+from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches, has_samples
 from pruning.observe.capture import Recorder, prepare_experts
 from pruning.paths import check_statistics_target
 from pruning.prepare import prepare, warn_of_few_tokens, warn_of_unmeasured
@@ -115,6 +115,10 @@ def prune(
     if statistics is not None:
         evidence = load_evidence(statistics, ffns, estimator=origin.estimator, model=origin.model)
         origin = read_origin(statistics)
+    seconds: dict[str, float] = {}
+    if windows is not None and has_samples(calibration):  # others stood in for them until here
+        with timed(seconds, "sample"):
+            windows = calibration_windows(model, tokenizer, calibration, settings, progress=progress)
     batches = windows.split(settings.batch_size) if windows is not None else ()
     comparison = comparison_batches(windows, settings.batch_size) if windows is not None else ()
     if windows is not None:
@@ -126,7 +130,6 @@ def prune(
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
     if statistics is not None:
         notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
-    seconds: dict[str, float] = {}
     if evidence is None and save_statistics is None and _layers_are_independent(settings):
         n_tokens = windows.n_tokens if windows is not None else 0
         warn_of_few_tokens(n_tokens, ffns, settings)

@@ -23,6 +23,8 @@ from pruning.settings import Settings
 
 TOKENS_PER_NEURON = 4
 """Least squares needs at least this many calibration tokens per kept neuron; with fewer we warn."""
+ROW_BYTES = 16
+"""`torch._grouped_mm`, by which transformers multiplies experts, takes rows of a multiple of this."""
 PROBE_TOKENS = 8
 """Tokens for trying the model out before the long steps."""
 
@@ -56,6 +58,8 @@ def prepare(
 ) -> Prepared:
     """Check the settings against the model, read the calibration text, and try the model on a few tokens.
 
+    The model's own samples, which take minutes, are not written here: other text stands in for them.
+
     Args:
         need_windows: whether to read the calibration.
         measured: names of the FFNs in a statistics file, if there is one: others are left.
@@ -81,7 +85,7 @@ def prepare(
         )
     windows, probe = None, []
     if need_windows:
-        windows = calibration_windows(model, tokenizer, calibration, settings)
+        windows = calibration_windows(model, tokenizer, calibration, settings, stand_in=True)
         probe = _probe(windows)
         ffns = _keep(ffns, reached_knobs(model, ffns, probe[0]), left, "which the calibration does not reach")
     if measured is not None:
@@ -94,6 +98,7 @@ def prepare(
     check_config(model, ffns, kept, adds_bias=adds_bias)
     if probe:
         check_neurons(model, ffns, probe[0])
+    _check_experts(ffns, kept, settings)
     return Prepared(ffns, windows, _resolved(model, ffns, probe, settings), left, len(every))
 
 
@@ -117,6 +122,22 @@ def warn_of_unmeasured(layers: Sequence[PrunedLayer]) -> None:
             f"norms of their weights and not repaired; use more calibration tokens",
             stacklevel=4,
         )
+
+
+def _check_experts(ffns: Sequence[FFN], kept: Sequence[int], settings: Settings) -> None:
+    """Raise unless transformers can multiply the experts that are left in groups, as by default.
+
+    Raises:
+        ValueError: the rows of their weights will not be multiples of `ROW_BYTES`.
+    """
+    for ffn, width in zip(ffns, kept, strict=True):
+        step = ROW_BYTES // ffn.output.weight.element_size()
+        if ffn.is_routed and width % step and not ffn.width % step:
+            raise ValueError(
+                f"multiple_of: expected a multiple of {step} for experts in "
+                f"{str(ffn.output.weight.dtype).removeprefix('torch.')}, such as {ffn.name}, which transformers "
+                f"multiplies in groups, got {settings.multiple_of}, which keeps {width} neurons"
+            )
 
 
 def _chosen(model: PreTrainedModel, ffns: list[FFN], settings: Settings) -> tuple[list[FFN], dict[str, str]]:

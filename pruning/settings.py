@@ -1,5 +1,6 @@
 """Every option of pruning, defined once: `Settings` checks the values and `mi-prune` derives its flags from it."""
 
+import functools
 import re
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -140,13 +141,19 @@ class Settings:
             raise ValueError(f"refine: expected repair='sequential' with it, got {self.repair!r}")
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The types of the fields, evaluated once: that takes a millisecond, and every `Settings` needs them often."""
+    return get_type_hints(Settings)
+
+
 def _plain(name: str, value: Any) -> Any:
     """A field as a plain Python value: numbers of NumPy and 0-d tensors are numbers.
 
     Raises:
         ValueError: a value of the wrong kind.
     """
-    hint = get_type_hints(Settings)[name]
+    hint = _hints()[name]
     if hint is bool:
         return flag(value, name)
     if hint is int or (hint == (int | None) and value is not None):
@@ -165,7 +172,7 @@ def _plain(name: str, value: Any) -> Any:
 
 def choices(option: str) -> tuple[str, ...]:
     """The allowed values of an option of `Settings` that has a fixed set of them, otherwise ()."""
-    hint = get_type_hints(Settings)[option]
+    hint = _hints()[option]
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 

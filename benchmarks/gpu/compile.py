@@ -193,9 +193,11 @@ def main() -> int:
         after = found.get("share_after_product")
         cells += ("-" if after is None else f"{after:.1%}",)
         print(FORMAT.format(*cells), found["matrix_instructions"], "; ".join(problems), flush=True)
+        if args.no_record:
+            continue
         described = case._asdict() | {"config": c._asdict() if c else None}
         rows.append(row("compile", rerun, described, found | {"faults": problems}, versions))
-    if not args.no_record:
+    if rows:
         append(rows, RESULTS / "compile.jsonl")
     return int(failed > 0)
 

@@ -4,13 +4,13 @@ Each number of cells takes over gradually around a limit of the estimate so far.
 histogram; the ladder of bandwidths is then a pair of matrix products per rung, for many pairs at a time.
 """
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
 from mikernels.adaptive.extrapolation import LEAST_COUNT, extrapolate
+from mikernels.caches import cached
 from mikernels.tables.rungs import CELLS, Rung, cell_of_rank, rungs
 from mikernels.tiling import cut
 
@@ -115,7 +115,7 @@ def _banded_product(values: Tensor, kernel: Tensor) -> Tensor:
     return (blocks @ band).view(values.shape)
 
 
-@functools.lru_cache(maxsize=32)
+@cached(maxsize=32)
 def _self_information(n_samples: int, cells: int) -> float:
     """Nats of a variable with itself or a copy, which is the same for all ranked variables."""
     places = finest_cells(torch.arange(n_samples)[None])

@@ -5,7 +5,6 @@ independent variables therefore follow one distribution, which depends only on M
 once, from random permutations, by the code that makes the estimates themselves.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any, Unpack, cast
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mikernels.api import Samples, mutual_information
+from mikernels.caches import cached
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
 from mikernels.options import Options, plain, shows_options
@@ -127,7 +127,7 @@ def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[O
     return _simulate(n_samples, draws, tuple(sorted(options.items())))
 
 
-@functools.lru_cache(maxsize=32)
+@cached(maxsize=32)
 @isolated()
 def _simulate(n_samples: int, draws: int, items: tuple[tuple[str, Any], ...]) -> Null:
     """The null of checked arguments."""

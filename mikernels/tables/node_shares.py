@@ -1,12 +1,12 @@
 """Node shares behind `grid`, and tables of them: one row for each rank, the same for every ranked variable."""
 
-import functools
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mikernels.caches import cached
 from mikernels.options import NODE_SPAN, Precision, Problem
 from mikernels.transforms import normal_scores
 
@@ -36,7 +36,7 @@ def node_shares(x: Tensor, problem: Problem) -> Tensor:
     return torch.softmax(-0.5 * distance.square(), dim=-1)
 
 
-@functools.lru_cache(maxsize=8)
+@cached(maxsize=8)
 def share_table(
     n_samples: int, problem: Problem, precision: Precision, device: torch.device, width: int | None = None
 ) -> ShareTable:

@@ -4,13 +4,13 @@ They depend on the number of samples M alone, since ranked variables all have th
 `mikernels.reference.adaptive` defines and explains the terms: cell, rung, V, floor, and equivalent box.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mikernels.caches import cached
 from mikernels.transforms import normal_scores
 
 CELLS = (32, 64, 128, 256, 512)
@@ -42,7 +42,7 @@ class Rung(NamedTuple):
     log_box: float
 
 
-@functools.lru_cache(maxsize=8)
+@cached(maxsize=8)
 def cell_of_rank(n_samples: int, cells: int) -> Tensor:
     """Cell of each rank, `[M]` int64 on the CPU, 0 to cells - 1."""
     score = normal_scores(n_samples).clamp(-REACH, REACH)
@@ -51,7 +51,7 @@ def cell_of_rank(n_samples: int, cells: int) -> Tensor:
     return (place * cells).long().clamp(0, cells - 1)
 
 
-@functools.lru_cache(maxsize=8)
+@cached(maxsize=8)
 def rungs(n_samples: int, cells: int) -> tuple[Rung, ...]:
     """The ladder that starts at `cells`, finest rung first."""
     ladder = []

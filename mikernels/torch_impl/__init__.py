@@ -1,4 +1,4 @@
-"""The estimators as matrix products in plain torch, for any device."""
+"""The estimators as matrix products in plain torch, for any device with float64."""
 
 from collections.abc import Callable
 

@@ -27,23 +27,40 @@ def chip_of(device: torch.device) -> str:
     """The key of `CHIPS` for a device.
 
     Raises:
-        ValueError: the device cannot run Triton kernels.
+        ValueError: the device cannot run the kernels.
     """
+    if reason := unsupported(device):
+        raise ValueError(f"impl: 'triton' {reason}; use impl='torch' or 'auto'")
     if triton.knobs.runtime.interpret:
         return "interpreter"
+    if torch.version.hip is not None:
+        return _amd_architecture(device)
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def unsupported(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a device, as "expects X, got Y"; None if they can."""
+    if triton.knobs.runtime.interpret:
+        return None
     if device.type != "cuda":
-        raise ValueError(
-            f"impl: 'triton' expects data on a GPU, or Triton's interpreter (TRITON_INTERPRET=1 before the "
-            f"first import of triton), got device {str(device)!r}"
+        return (
+            f"expects data on a GPU, or Triton's interpreter (TRITON_INTERPRET=1 before the first import of "
+            f"triton), got device {str(device)!r}"
         )
     if torch.version.hip is not None:
-        return "gfx942"
+        known = [chip for chip in CHIPS if chip.startswith("gfx")]
+        architecture = _amd_architecture(device)
+        return None if architecture in known else f"expects {' or '.join(known)} from AMD, got {architecture}"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
-        raise ValueError(
-            f"impl: 'triton' expects a GPU of compute capability 8.0 or newer, got {major}.{minor}"
-        )
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+        return f"expects a GPU of compute capability 8.0 or newer, got {major}.{minor}"
+    return None
+
+
+def _amd_architecture(device: torch.device) -> str:
+    """For example "gfx942", of "gfx942:sramecc+:xnack-"."""
+    return str(torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0])
 
 
 def chip_precisions(device: torch.device) -> tuple[Precision, ...]:

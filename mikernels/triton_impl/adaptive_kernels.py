@@ -12,7 +12,6 @@ Every pair gets the ladder of 64 cells, of which that of 32 is the rest: product
 have to be counted again are not.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from mikernels.adaptive.extrapolation import extrapolate
 from mikernels.adaptive.refinement import finest_cells, limits, refine, refinement_bytes, takeover
+from mikernels.caches import cached
 from mikernels.tables.rungs import BANDWIDTHS, CELLS, COARSEST, Rung, cell_of_rank, rungs
 from mikernels.transforms import Variables
 from mikernels.triton_impl.gather import gather_kernel
@@ -173,7 +173,7 @@ class Adaptive:
         block_t = 64
         self.launcher.run(
             gather_kernel,
-            (len(ranks), triton.cdiv(n_inner, block_t)),
+            (len(ranks) * triton.cdiv(n_inner, block_t),),
             ranks,
             _tables(n_samples, ranks.device).one_hot,
             features,
@@ -251,7 +251,7 @@ def _strip(n: int, k: int) -> int:
     return n * k * TABLE_CELLS**2 // 10
 
 
-@functools.lru_cache(maxsize=8)
+@cached(maxsize=8)
 def _tables(n_samples: int, device: torch.device) -> LadderTables:
     ladder = rungs(n_samples, TABLE_CELLS)
     one_hot = torch.eye(TABLE_CELLS, dtype=torch.int8)[cell_of_rank(n_samples, TABLE_CELLS)]

@@ -14,8 +14,10 @@ def gather_kernel(
     W: tl.constexpr,
     BT: tl.constexpr,
 ):
-    i_n = tl.program_id(0).to(tl.int64)
-    o_t = tl.program_id(1) * BT + tl.arange(0, BT)
+    # One axis of programs, because the second one ends at 65,535.
+    n_blocks = tl.cdiv(n_inner, BT)
+    i_n = (tl.program_id(0) // n_blocks).to(tl.int64)
+    o_t = tl.program_id(0) % n_blocks * BT + tl.arange(0, BT)
     o_w = tl.arange(0, W)
     m_t = o_t < n_samples
     b_rank = tl.load(p_rank + i_n * n_samples + o_t, m_t, 0)

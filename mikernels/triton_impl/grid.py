@@ -96,8 +96,9 @@ def shares_kernel(
     BT: tl.constexpr,
 ):
     """`mikernels.tables.node_shares.node_shares` of values that are not ranks."""
-    i_n = tl.program_id(0).to(tl.int64)
-    o_t = tl.program_id(1) * BT + tl.arange(0, BT)
+    n_blocks = tl.cdiv(n_inner, BT)
+    i_n = (tl.program_id(0) // n_blocks).to(tl.int64)
+    o_t = tl.program_id(0) % n_blocks * BT + tl.arange(0, BT)
     o_w = tl.arange(0, W)
     m_t = o_t < n_samples
     b_score = tl.load(p_score + i_n * n_samples + o_t, m_t, 0.0)
@@ -138,7 +139,7 @@ class Grid:
         n_inner = padded(n_samples)
         features = variables.data.new_empty(n * self.width, n_inner, dtype=self.launcher.dtype)
         block_t = max(16, 4096 // self.width)
-        grid = (n, triton.cdiv(n_inner, block_t))
+        grid = (n * triton.cdiv(n_inner, block_t),)
         if variables.ranked:
             table = self._table(n_samples, variables.data.device)
             self.launcher.run(

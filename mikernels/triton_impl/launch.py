@@ -1,6 +1,6 @@
 """Launching kernels: on the device and stream of the data, with tensor descriptors where the chip has them."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mikernels.caches import cached
 from mikernels.options import Precision
 from mikernels.triton_impl.configs import Config, configs, constants, has_descriptors
 
@@ -29,7 +30,7 @@ class Launcher:
         self.chip = chip
         self.precision = precision
         self.dtype = DTYPES[precision]
-        self.autotune = autotune and chip != "interpreter"
+        self.autotune = autotune
 
     def run(self, kernel: Any, grid: tuple[int, ...], *args: Any, **kernel_constants: Any) -> None:
         """Launch on the device of the first argument, on its current stream."""
@@ -69,58 +70,58 @@ class Launcher:
         """Launch a tile kernel over operands `a [rows, K]` and `b [cols, K]`.
 
         `adds`: the kernel adds tiles to `out` instead of storing them, so `out` needs a descriptor as well.
+
+        With `autotune`, the first launch of a kind times the configurations: a kind is a kernel, its constants, the
+        precision, the device, and the sizes of the operands to a power of two.
         """
 
-        def grid(meta: dict[str, int]) -> tuple[int]:
-            return (triton.cdiv(a.shape[0], meta["BM"]) * triton.cdiv(b.shape[0], meta["BN"]),)
+        def launch(config: Config, out: Tensor) -> None:
+            blocks = constants(config, self.chip, self.precision)
+            grid = (triton.cdiv(a.shape[0], blocks["BM"]) * triton.cdiv(b.shape[0], blocks["BN"]),)
+            tensors: list[Any] = [a, b, out]
+            if has_descriptors(self.chip):
+                tensors[0] = TensorDescriptor.from_tensor(a, [blocks["BM"], blocks["BK"]])
+                tensors[1] = TensorDescriptor.from_tensor(b, [blocks["BN"], blocks["BK"]])
+                if adds:  # the left and the right half of a tile
+                    tensors[2] = TensorDescriptor.from_tensor(out, [blocks["BM"], blocks["BN"] // 2])
+            schedule = {"num_warps": config.warps, "num_stages": config.stages}
+            kernel[grid](*tensors, *args, **kernel_constants, **blocks, **schedule, **OPTIONS)
 
-        config = configs(kernel.__name__, self.chip, self.precision)[0]
-        blocks = constants(config, self.chip, self.precision)
-        tensors: list[Any] = [a, b, out]
-        if has_descriptors(self.chip):
-            for position in range(3 if adds else 2):
-                tensors[position] = TensorDescriptor.from_tensor(tensors[position], [1, 1])
-            set_block_shapes(dict(zip(kernel.arg_names, tensors, strict=False)) | blocks)
+        candidates = configs(kernel.__name__, self.chip, self.precision)
         with torch.cuda.device_of(out):
-            if self.autotune:
-                tuned = _tuned(kernel, self.chip, self.precision, adds)
-                tuned[grid](*tensors, *args, **kernel_constants, **OPTIONS)
+            if self.autotune and len(candidates) > 1:
+                sizes = tuple(size.bit_length() for size in (*a.shape, len(b)))  # to a power of two
+                kind = (kernel.__name__, self.precision, *sorted(kernel_constants.items()), *sizes)
+                chosen = _chosen_configs(out.device)
+                if kind not in chosen:
+                    scratch = torch.zeros_like(out) if adds else out  # others only write the same again
+                    chosen[kind] = min(candidates, key=lambda config: milliseconds(launch, config, scratch))
+                launch(chosen[kind], out)
             else:
-                launch = {"num_warps": config.warps, "num_stages": config.stages}
-                kernel[grid](*tensors, *args, **kernel_constants, **blocks, **launch, **OPTIONS)
+                launch(candidates[0], out)
 
 
 OPTIONS = {"enable_fp_fusion": True}  # explicit, since Triton 3.9 warns that the default will change
 
 
-def set_block_shapes(named: dict[str, Any]) -> None:
-    """Set the block shapes of the descriptors among the arguments from the block sizes among them."""
-    blocks = {
-        "a": [named["BM"], named["BK"]],
-        "b": [named["BN"], named["BK"]],
-        "out": [named["BM"], named["BN"] // 2],
-    }
-    for name, block in blocks.items():
-        if isinstance(named.get(name), TensorDescriptor):
-            named[name].block_shape = block
+@cached(maxsize=16)
+def _chosen_configs(device: torch.device) -> dict[tuple[Any, ...], Config]:
+    """The fastest configuration of each kind of launch that was timed on a device so far."""
+    return {}
 
 
-@functools.cache
-def _tuned(kernel: Any, chip: str, precision: Precision, adds: bool) -> Any:
-    """`kernel` with an autotuner, whose choice is cached on disk and repeated for each S."""
-
-    def as_triton(config: Config) -> triton.Config:
-        blocks = constants(config, chip, precision)
-        return triton.Config(
-            blocks, num_warps=config.warps, num_stages=config.stages, pre_hook=set_block_shapes
-        )
-
-    return triton.autotune(
-        [as_triton(config) for config in configs(kernel.__name__, chip, precision)],
-        key=["S"] if "S" in kernel.arg_names else [],
-        restore_value=["out"] if adds else [],
-        cache_results=True,
-    )(kernel)
+def milliseconds(launch: Callable[[Config, Tensor], None], config: Config, out: Tensor) -> float:
+    """The shortest of three launches on the current stream, after one that compiles."""
+    launch(config, out)
+    times = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        launch(config, out)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times)
 
 
 def padded(n_samples: int) -> int:

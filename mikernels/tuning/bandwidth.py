@@ -15,11 +15,9 @@ import math
 import torch
 from torch import Tensor
 
-from mikernels.isolation import isolated
 from mikernels.options import Transform, silverman
 from mikernels.tiling import cut
 from mikernels.transforms import transform_samples
-from mikernels.validation import read_values
 
 PAIRS = 32
 QUERIES = 256
@@ -31,26 +29,22 @@ RUNGS = tuple(2 ** (-step / 2) for step in range(-1, 7))
 CHUNK_ELEMENTS = 2**21
 
 
-@isolated()
 def leave_one_out_bandwidth(x: Tensor, y: Tensor | None, transform: Transform, seed: int) -> float:
     """Choose the best of a ladder of bandwidths for `kde`, in standard deviations of the transformed variables.
 
     Args:
-        x, y: `[M, N]` and `[M, K]` samples; without `y`, pairs are within `x`.
+        x, y: `[M, N]` and `[M, K]` samples (`mikernels.validation.read_values`); without `y`, pairs are within `x`.
         transform: of the samples, see `mikernels.mutual_information`.
         seed: for drawing the 32 pairs and their 256 samples, and for the order of equal values.
 
     Raises:
-        ValueError: values that cannot be used (`mikernels.validation.read_values`), or every pair drawn holds a
-            constant variable.
+        ValueError: every pair drawn holds a constant variable.
     """
-    x = read_values(x, "x")
     generator = torch.Generator().manual_seed(seed)
     if y is None:
         first, step = (torch.randint(n, (PAIRS,), generator=generator) for n in (x.shape[1], x.shape[1] - 1))
         second = (first + step + 1) % x.shape[1]
     else:
-        y = read_values(y, "y")
         first, second = (torch.randint(v.shape[1], (PAIRS,), generator=generator) for v in (x, y))
     left = transform_samples(x[:, first.to(x.device)], transform, seed=seed)
     right = transform_samples((x if y is None else y)[:, second.to(x.device)], transform, seed=seed + 1)

@@ -5,38 +5,37 @@ variables, at the same M and options, to I. For other dependence it removes the 
 offset for independent variables and the smoothing of a ridge.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mikernels.caches import cached
 from mikernels.method import run_tiles
 from mikernels.options import Precision, Problem
+from mikernels.tables.gaussian import gaussian_nats, tabulated_estimates
 from mikernels.transforms import transform_samples
 
-MOST_NATS = 6.5
-POINTS = 41
 LEAST_SLOPE = 0.1
 """An estimate that rises by less than this per nat has saturated; beyond that point the slope of the curve is 1."""
 SAMPLES = 2**15
-"""Samples simulated for each point; at least 4 and at most 16 draws of M."""
+"""Samples simulated for each point of a curve that is in no table; at least 4 and at most 16 draws of M."""
 
 
 class Curve(NamedTuple):
     """A monotone map, linear between points and of slope 1 beyond them.
 
     Attributes:
-        raw: `[P]` estimates, strictly increasing, float64 on the CPU.
-        nats: `[P]` the information that they correspond to, starting at 0.
+        raw: `[P]` estimates, strictly increasing, float64.
+        nats: `[P]` the information that they correspond to, starting at 0, on the same device.
     """
 
     raw: Tensor
     nats: Tensor
 
     def __call__(self, mi: Tensor) -> Tensor:
-        """Map estimates of any shape, dtype and device to nats."""
-        raw, nats = self.raw.to(mi.device), self.nats.to(mi.device)
+        """Map estimates of any shape and dtype, on the device of the curve, to nats."""
+        raw, nats = self.raw, self.nats
         value = mi.double().contiguous()
         right = torch.searchsorted(raw, value).clamp(1, len(raw) - 1)
         slope = (nats[right] - nats[right - 1]) / (raw[right] - raw[right - 1])
@@ -46,30 +45,43 @@ class Curve(NamedTuple):
         return mapped.to(mi.dtype)
 
 
-@functools.lru_cache(maxsize=32)
-def gaussian_curve(n_samples: int, problem: Problem) -> Curve:
-    """Simulate the curve of an estimator at M samples under the rank transform, with a fixed seed. Cached.
+@cached(maxsize=32)
+def gaussian_curve(n_samples: int, problem: Problem, device: torch.device) -> Curve:
+    """The curve of an estimator at M samples under the rank transform. Cached.
 
-    The torch implementation computes it on the CPU, in exact integers if the estimator has them.
+    With the default bandwidth and number of nodes it comes from a table (`mikernels.tables.gaussian`). Otherwise it is
+    simulated on `device`.
+    """
+    raw = tabulated_estimates(n_samples, problem)
+    if raw is None:
+        raw = simulated_estimates(n_samples, problem, device, min(16, max(4, SAMPLES // n_samples)))
+    curve = _increasing(raw, gaussian_nats())
+    return Curve(curve.raw.to(device), curve.nats.to(device))
+
+
+def simulated_estimates(n_samples: int, problem: Problem, device: torch.device, draws: int) -> Tensor:
+    """Mean estimates over `draws` draws of M samples, `[P]` (nats, float64, on the CPU), with a fixed seed.
+
+    The torch implementation computes them, in exact integers if the estimator has them.
     """
     from mikernels import torch_impl
 
     precision: Precision = "int8" if problem.estimator in ("grid", "adaptive") else "fp32"
-    nats = MOST_NATS * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
+    nats = gaussian_nats()
     rho, rest = (-torch.expm1(-2 * nats)).sqrt(), (-nats).exp()
     generator = torch.Generator().manual_seed(0)
-    repeats = min(16, max(4, SAMPLES // n_samples))
     raw = torch.zeros_like(nats)
-    for _ in range(repeats):
+    for _ in range(draws):
         x, z = torch.randn(2, n_samples, 1, generator=generator, dtype=torch.float64)
         y = rho * x + rest * z
-        left, right = transform_samples(x, "rank", seed=0), transform_samples(y, "rank", seed=1)
+        left = transform_samples(x.to(device), "rank", seed=0)
+        right = transform_samples(y.to(device), "rank", seed=1)
         blocks = run_tiles(torch_impl.method(problem, precision), left, right, None)
-        estimates = torch.cat([mi for _, _, mi in blocks], dim=1)
+        estimates = torch.cat([mi for _, _, mi in blocks], dim=1)[0].double().cpu()
         # The mean log ratio of this draw deviates from I by chance, and the estimate with it: remove that from both.
         chance = (y.square().mean(0) - z.square().mean(0)) / 2
-        raw += (estimates[0].double() - chance) / repeats
-    return _increasing(raw, nats)
+        raw += (estimates - chance) / draws
+    return raw
 
 
 def _increasing(raw: Tensor, nats: Tensor) -> Curve:

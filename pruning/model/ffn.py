@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pruning.model.forward import modalities
+from pruning.model.headers import DTYPES
 from pruning.model.knobs import Knob, Knobs, find_knobs, read_entry
 from pruning.model.places import Place, Slot
 
@@ -115,6 +117,7 @@ class FFN:
         attributes: integer attributes of modules that follow the width: module, name, change per neuron.
         can_store_bias: whether a model with a bias in `output` can be loaded again as its stock class.
         had_bias: whether the class stores one with this config.
+        reads_text: whether it is in a part of the model that reads text, maybe among other inputs.
     """
 
     name: str
@@ -128,6 +131,7 @@ class FFN:
     attributes: tuple[tuple[nn.Module, str, Fraction], ...]
     can_store_bias: bool
     had_bias: bool
+    reads_text: bool
 
     @property
     def width(self) -> int:
@@ -254,6 +258,7 @@ def _bind(
                 ),
                 can_store_bias=place.output_bias or (switch and not stacked),
                 had_bias=place.output_bias,
+                reads_text=_reads_text(modules, place.name),
             )
         )
     return ffns
@@ -320,6 +325,14 @@ def _layer_name(modules: Mapping[str, nn.Module], name: str) -> str:
     return name
 
 
+def _reads_text(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether the innermost model around a module reads text."""
+    steps = name.split(".")
+    paths = (".".join(steps[:depth]) for depth in range(len(steps), -1, -1))
+    model = next(modules[path] for path in paths if isinstance(modules[path], PreTrainedModel))
+    return "text" in modalities(model)
+
+
 def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
     for ffn, width in zip(ffns, widths_in_config(model.config, ffns), strict=True):
         for projection in ffn.projections:
@@ -328,10 +341,10 @@ def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
                     f"{ffn.name}: expected {width} neurons as {ffn.knob} in the config says, got {projection.width}"
                 )
             weight = projection.parameter
-            if not weight.is_floating_point() or weight.is_meta:
+            if weight.dtype not in DTYPES.values() or weight.is_meta:
                 raise ValueError(
-                    f"{ffn.name}: expected floating-point weights in memory, got {weight.dtype} on {weight.device}; "
-                    f"load the model de-quantized and without offloading"
+                    f"{ffn.name}: expected floating-point weights of 16 bits or more in memory, got {weight.dtype} on "
+                    f"{weight.device}; load the model de-quantized and without offloading"
                 )
 
 

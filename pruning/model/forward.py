@@ -7,6 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+BY_NAME = "call pruning.prune in Python, with batches of its inputs by name as calibration"
+"""What to do with a model that reads more than text."""
+
 
 def without_cache(model: PreTrainedModel) -> dict[str, Any]:
     """The arguments with which a forward pass of `model` keeps no KV cache.
@@ -20,6 +23,12 @@ def without_cache(model: PreTrainedModel) -> dict[str, Any]:
     ]  # such as a language model
     accepts = _names_cache(model) or (passes_on and any(map(_names_cache, parts)))
     return {"use_cache": False} if accepts else {}
+
+
+def modalities(model: PreTrainedModel) -> tuple[str, ...]:
+    """What a model reads, such as "text" and "image"."""
+    found = model.input_modalities
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def is_causal(model: PreTrainedModel) -> bool:

@@ -51,6 +51,18 @@ def check_loaded(source: str, model: PreTrainedModel, info: dict[str, Any]) -> N
         )
 
 
+def lacks_head(model: PreTrainedModel, info: dict[str, Any]) -> bool:
+    """Whether all that the checkpoint lacks is a head that is not for generating text, as where sentence-transformers
+    saved the body of a masked language model and left the name of the latter in the config.
+
+    Args:
+        info: as in `check_loaded`.
+    """
+    missing = info["missing_keys"]
+    has_head = model.base_model is not model and not model.can_generate()
+    return has_head and bool(missing) and not any(_is_in_body(model, name) for name in missing)
+
+
 def name_some(names: Collection[str]) -> str:
     """The first few of `names`, and how many there are."""
     more = f" ({len(names)} in total)" if len(names) > SHOWN else ""

@@ -1,6 +1,8 @@
 """Loading models from a folder, a GGUF file or the Hugging Face hub; weights come from safetensors only."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -8,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -17,9 +20,10 @@ from mikernels.isolation import isolated
 from pruning.model.architecture import model_class
 from pruning.model.device import find_device
 from pruning.model.ffn import check_found
-from pruning.model.headers import stored_dtype
+from pruning.model.forward import BY_NAME
+from pruning.model.headers import read_headers, stored_dtype
 from pruning.model.knobs import find_knobs
-from pruning.model.loaded import check_loaded
+from pruning.model.loaded import check_loaded, lacks_head
 from pruning.model.precision import working_dtype
 from pruning.model.uneven import is_uneven, load_uneven
 
@@ -60,25 +64,39 @@ def load_model(
     if find_adapter_config_file(source) is not None:
         raise _adapter_error(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if path.is_dir():
+        _refuse_eight_bits(path, config)
     class_ = model_class(source, config)
     if isinstance(class_, type) and issubclass(class_, PreTrainedModel):
         check_found(class_.__name__, find_knobs(class_, config))  # before the weights are read
     if path.is_dir() and is_uneven(config):
         model = load_uneven(path, dtype)
     else:
-        stored = stored_dtype(path) if path.is_dir() else None
-        model, info = class_.from_pretrained(
-            source,
-            dtype=dtype or stored or "auto",
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `check_loaded` names them
-        )
+        options: dict[str, Any] = {
+            "dtype": dtype or (stored_dtype(path) if path.is_dir() else None) or "auto",
+            "use_safetensors": True,
+            "trust_remote_code": trust_remote_code,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # `check_loaded` names them
+        }
+        model, info = class_.from_pretrained(source, **options)
+        if lacks_head(model, info):
+            body = type(model.base_model)
+            warnings.warn(
+                f"{source}: the weights of {class_.__name__} beyond {body.__name__} are not stored, so it is loaded "
+                f"and saved as {body.__name__}",
+                stacklevel=2,
+            )
+            model, info = body.from_pretrained(source, **options)
         check_loaded(source, model, info)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        if model.main_input_name != "input_ids":
+            raise ValueError(
+                f"{source}: expected a model of text with a tokenizer, got {type(model).__name__}, which reads "
+                f"{model.main_input_name}; load it with transformers and {BY_NAME}"
+            ) from error
         raise ValueError(f"{source}: expected a tokenizer that can be loaded, got: {error}") from error
     return model.to(device).eval(), tokenizer
 
@@ -103,6 +121,18 @@ def _adapter_error(source: str) -> ValueError:
         f"{source}: expected a model, got one with adapter files; load it with peft, call merge_and_unload() and save "
         f"the result"
     )
+
+
+def _refuse_eight_bits(folder: Path, config: PretrainedConfig) -> None:
+    """Raise for weights of 8 bits that the config does not mention: transformers would read them without a scale."""
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    for name, entry in read_headers(folder).items():
+        if entry.dtype.startswith("F8"):
+            raise ValueError(
+                f"{folder}: expected weights of 16 bits or more, got {entry.dtype} for {name} and no "
+                f"quantization_config in config.json; de-quantize the model first"
+            )
 
 
 def _refuse_pickles(folder: Path) -> None:

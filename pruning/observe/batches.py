@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+"""Arguments of a model that only reads text."""
 Batch = Tensor | Mapping[str, Tensor]
 """Tokens `[B, L]`, or arguments of the model by name, such as `input_ids` and an `attention_mask` that is 0 at
 padding."""

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import text_config
-from pruning.model.forward import is_causal
-from pruning.observe.batches import Batch, Inputs, Windows, unpadded
+from pruning.model.forward import BY_NAME, is_causal
+from pruning.observe.batches import TEXT_INPUTS, Batch, Inputs, Windows, unpadded
+from pruning.observe.samples import Samples, sample_sequences, start_of_text
 from pruning.observe.sequences import CHARACTERS_PER_TOKEN, token_sequences
-from pruning.observe.sources import BUILTIN, MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, open_source
-from pruning.observe.text import builtin_text
+from pruning.observe.sources import MESSAGES_COLUMNS, TEXT_COLUMNS, Records, Source, builtin, open_source
 from pruning.settings import Settings
 
 Calibration = Any
 """Everything that `pruning.prune` lists."""
-Weighted = Sequence[tuple[Source, float]]
-TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+Weighted = Sequence[tuple[Source | Samples, float]]
 COMPARISON_TOKENS = 2048
 """Enough tokens to tell layers and selections apart."""
 EXPECTED = (
@@ -38,8 +37,14 @@ def calibration_windows(
     tokenizer: PreTrainedTokenizerBase | None,
     calibration: Calibration,
     settings: Settings,
+    *,
+    stand_in: bool = False,
+    progress: bool = False,
 ) -> Windows | Inputs:
     """Windows of token ids, or batches of other inputs, from everything that `pruning.prune` accepts.
+
+    Args:
+        stand_in, progress: see `text_windows`.
 
     Raises:
         ValueError: something else, too little text, ids that the model does not have, or windows longer than it
@@ -52,7 +57,15 @@ def calibration_windows(
         _expect_text(model)
         if tokenizer is None:
             raise ValueError("tokenizer: expected one for calibration text, got None")
-        return text_windows(model, tokenizer, weighted, settings, n_tokens=settings.calibration_tokens)
+        return text_windows(
+            model,
+            tokenizer,
+            weighted,
+            settings,
+            n_tokens=settings.calibration_tokens,
+            stand_in=stand_in,
+            progress=progress,
+        )
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # which can be read more than once
     padding = getattr(text_config(model), "pad_token_id", None) or 0
@@ -75,20 +88,37 @@ def text_windows(
     settings: Settings,
     *,
     n_tokens: int,
+    stand_in: bool = False,
+    progress: bool = False,
 ) -> Windows:
     """About `n_tokens` of the sources, each in proportion to its weight.
 
+    Args:
+        stand_in: read the text that ships with Python in place of the model's own samples, which take minutes; enough
+            to check everything else.
+        progress: show a progress bar while the model writes samples.
+
     Raises:
-        ValueError: too little text, or windows longer than the model accepts.
+        ValueError: too little text, windows longer than the model accepts, or samples of a model that cannot write
+            any.
     """
     total = sum(weight for _, weight in weighted)
     sequences: list[Tensor] = []
     for source, weight in weighted:
+        share = int(n_tokens * weight / total)
+        if isinstance(source, Samples):
+            _check_can_write(model, tokenizer, settings)
+            samples = [] if stand_in else _own_samples(model, tokenizer, settings, share, progress=progress)
+            sequences += samples
+            share -= sum(map(len, samples))
+            if samples and share < settings.sequence_length:
+                continue
+            source = builtin()  # also in place of samples that were dropped
         sequences += token_sequences(
             source,
             tokenizer,
             length=settings.sequence_length,
-            n_tokens=int(n_tokens * weight / total),
+            n_tokens=share,
             special_tokens=not is_causal(model),
             bos=settings.bos,
         )
@@ -97,6 +127,54 @@ def text_windows(
     windows = Windows(sequences, name, tokenizer.pad_token_id or 0, _decoder_start(model))
     _check(model, windows)
     return windows
+
+
+def has_samples(calibration: Calibration) -> bool:
+    """Whether the calibration is sources with the model's own samples among them."""
+    return _is_weighted(calibration) and any(isinstance(source, Samples) for source, _ in calibration)
+
+
+def _own_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    n_tokens: int,
+    *,
+    progress: bool,
+) -> list[Tensor]:
+    try:
+        return sample_sequences(
+            model,
+            tokenizer,
+            length=settings.sequence_length,
+            n_tokens=n_tokens,
+            bos=settings.bos,
+            seed=settings.seed,
+            progress=progress,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"calibration: expected {type(model).__name__} to write text for 'self', got {type(error).__name__}: "
+            f"{error}; name a text to calibrate on"
+        ) from error
+
+
+def _check_can_write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
+    """Everything about the model's own samples that can be known before they are written.
+
+    Raises:
+        ValueError: a model or a tokenizer that cannot start a text, or windows longer than the model accepts.
+    """
+    if not is_causal(model):
+        raise ValueError(
+            f"calibration: expected a model that predicts the next token for 'self', got {type(model).__name__}; "
+            f"name a text to calibrate on"
+        )
+    if not start_of_text(tokenizer):
+        raise ValueError("calibration: expected a tokenizer with a BOS or EOS token for 'self', got neither")
+    _check_length(model, settings.sequence_length)
 
 
 def comparison_batches(windows: Windows | Inputs | Tensor, batch_size: int) -> Sequence[Batch]:
@@ -119,13 +197,20 @@ def longest_sequence(model: PreTrainedModel) -> int | None:
     return longest if isinstance(longest, int) and longest > 0 else None
 
 
-def _check(model: PreTrainedModel, windows: Windows) -> None:
-    longest, length = longest_sequence(model), max(map(len, windows.sequences))
+def _check_length(model: PreTrainedModel, length: int) -> None:
+    longest = longest_sequence(model)
     if longest is not None and length > longest:
         raise ValueError(
             f"sequence_length: expected at most the {longest} positions of the model, got {length}"
         )
-    embeddings = model.get_input_embeddings()
+
+
+def _check(model: PreTrainedModel, windows: Windows) -> None:
+    _check_length(model, windows.longest)
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # a pair of models, such as CLIP
+        return
     if not isinstance(embeddings, nn.Embedding):  # such as one table for each codebook of audio
         return
     vocabulary = embeddings.num_embeddings
@@ -140,7 +225,7 @@ def _check(model: PreTrainedModel, windows: Windows) -> None:
 def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
     """The sources of text that the calibration stands for; None if it holds token ids."""
     if calibration is None:
-        return [(Records(BUILTIN, [builtin_text()[0]], separator="\n\n"), 1.0)]
+        return [(builtin(), 1.0)]
     if isinstance(calibration, Path):
         return [(open_source(calibration), 1.0)]
     if isinstance(calibration, str):
@@ -154,7 +239,7 @@ def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
         return [(Records("data set", calibration, separator="\n\n"), 1.0)]
     if isinstance(calibration, (list, tuple)) and calibration:
         first = calibration[0]
-        if all(isinstance(item, tuple) and hasattr(item[0], "documents") for item in calibration):
+        if _is_weighted(calibration):
             return calibration
         if all(isinstance(item, Path) for item in calibration):
             return [(open_source(path), 1.0) for path in calibration]
@@ -185,16 +270,23 @@ def _model_batches(calibration: Any, model: PreTrainedModel) -> list[dict[str, T
         return None
     batches = []
     for item in items:
-        batch = {name: value for name, value in item.items() if name in names and isinstance(value, Tensor)}
+        batch = {n: _tensor(n, v) for n, v in item.items() if n in names and v is not None}
         batches.append({n: v.to(model.dtype) if v.is_floating_point() else v for n, v in batch.items()})
     return batches
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """An argument of the model."""
+    if not isinstance(value, (Tensor, np.ndarray)):
+        raise ValueError(f"calibration: expected a tensor or array for {name}, got {type(value).__name__}")
+    return torch.as_tensor(value)
 
 
 def _expect_text(model: PreTrainedModel) -> None:
     if model.main_input_name != "input_ids":
         raise ValueError(
             f"calibration: expected batches of inputs by name, such as {model.main_input_name}, for "
-            f"{type(model).__name__}, which does not read text; got text or token ids"
+            f"{type(model).__name__}, which does not read text alone, got text or token ids; {BY_NAME}"
         )
 
 
@@ -207,6 +299,14 @@ def _decoder_start(model: PreTrainedModel) -> int | None:
         if (token := getattr(model.config, name, None) or getattr(config, name, None)) is not None:
             return int(token)
     return 0
+
+
+def _is_weighted(calibration: Any) -> bool:
+    """Whether the calibration is sources with their weights."""
+    return isinstance(calibration, (list, tuple)) and all(
+        isinstance(item, tuple) and (isinstance(item[0], Samples) or hasattr(item[0], "documents"))
+        for item in calibration
+    )
 
 
 def _is_record(item: Any) -> bool:

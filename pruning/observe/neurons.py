@@ -65,9 +65,11 @@ class Masks(NamedTuple):
             ValueError: it has other rows than the mask, and no other input explains that.
         """
         mask = self.decoder if "decoder" in ffn.name.split(".") else self.encoder
-        if mask is None or mask.numel() == n_rows:
-            return None if mask is None else mask.flatten()
-        if self.text_only:
+        if mask is None or not ffn.reads_text:
+            return None
+        if mask.numel() == n_rows:
+            return mask.flatten()
+        if self.text_only or ffn.is_routed:
             raise ValueError(
                 f"{ffn.name}: expected {mask.numel()} tokens as in attention_mask, got {n_rows}; calibrate on "
                 f"sequences of one length, without padding"
@@ -103,6 +105,11 @@ def observed_neurons(
             return None
         ffn = by_output[projection]
         routed = routing.get(projection.owners[0])
+        if ffn not in reads:
+            raise ValueError(
+                f"{ffn.name}: expected a product with its input projection before that with its output projection, got "
+                f"none; this architecture cannot be pruned"
+            )
         z, added, read = values.flatten(0, -2), product.flatten(0, -2), reads.pop(ffn)
         rows, token, gates = _rows(ffn, z, masks, routed)
         chosen = slice(None) if rows is None else rows

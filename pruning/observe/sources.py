@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pruning.observe.samples import SELF, Samples
 from pruning.observe.text import builtin_text
 
 Document = str | list[dict[str, Any]]
@@ -131,7 +132,7 @@ class ParquetFile(_File):
                 begin = end
 
 
-def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[Source, float]]:
+def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[Source | Samples, float]]:
     """The sources that `SOURCE` or `SOURCE=WEIGHT` stand for, each with its weight, by default 1.
 
     Raises:
@@ -152,8 +153,9 @@ def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[S
     return found
 
 
-def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source:
-    """The source that a name stands for: a file by its ending, `builtin`, or `NAME[:CONFIG[:SPLIT]]` on the hub.
+def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source | Samples:
+    """The source that a name stands for: a file by its ending, `builtin`, `self`, or `NAME[:CONFIG[:SPLIT]]` on the
+    hub.
 
     Raises:
         FileNotFoundError: no such file, and no such name.
@@ -161,8 +163,10 @@ def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source:
         ValueError: an empty file, text that is not UTF-8, records without text.
         ImportError: a package that this kind of source needs is not installed.
     """
+    if spec == SELF:
+        return Samples()
     if spec == BUILTIN:
-        return Records(BUILTIN, [builtin_text()[builtin_half]], separator="\n\n")
+        return builtin(builtin_half)
     path = Path(spec)
     if path.is_dir():
         raise IsADirectoryError(
@@ -184,6 +188,11 @@ def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source:
     if not any(not isinstance(first, str) or first.strip() for first in source.documents()):
         raise ValueError(f"{path}: expected text, got an empty file")
     return source
+
+
+def builtin(half: int = 0) -> Records:
+    """The text that ships with Python, the half for calibration (0) or for evaluation (1)."""
+    return Records(BUILTIN, [builtin_text()[half]], separator="\n\n")
 
 
 def _json(path: Path) -> Source:

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
-from pruning.model.forward import body_of, without_cache
+from pruning.model.forward import BY_NAME, body_of, modalities, without_cache
 from pruning.model.knobs import Knob
 from pruning.model.snapshot import restored
 from pruning.model.surgery import Plan, Solution, prune_ffns
-from pruning.observe.batches import Batch, model_inputs
+from pruning.observe.batches import TEXT_INPUTS, Batch, model_inputs
 from pruning.observe.neurons import Masks, Neurons, observed_neurons
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -31,9 +31,12 @@ def reached_knobs(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
     """
     try:
         dense = _first_neurons(model, ffns, batch)
-    except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except Exception as error:  # of code that we do not know
+        kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        others = [name for name in modalities(model) if name != "text"]
+        advice = f"; it also reads {' and '.join(others)}: {BY_NAME}" if others and _is_text(batch) else ""
         raise ValueError(
-            f"{type(model).__name__}: expected a model that runs on its calibration, got: {error}"
+            f"{type(model).__name__}: expected a model that runs on its calibration, got: {kind}{error}{advice}"
         ) from error
     kinds = {ffn.kind for ffn in dense}
     reached = {ffn.knob for ffn in dense}
@@ -78,6 +81,10 @@ def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
                 _compare(ffn, dense[ffn], pruned.get(ffn))
         if before is not None and silent is not None and after is not None:
             _compare_outputs(stack[0], before, silent, after)
+
+
+def _is_text(batch: Batch) -> bool:
+    return isinstance(batch, Tensor) or batch.keys() <= TEXT_INPUTS
 
 
 def _kinds(ffns: Sequence[FFN]) -> list[list[list[FFN]]]:

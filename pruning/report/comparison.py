@@ -1,5 +1,6 @@
 """Compare the dense with the pruned model, for the manifest and for the closing table."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,49 +20,71 @@ MAX_GROWTH = 1.5
 
 
 class Evaluation(NamedTuple):
-    """One column of the table; None for what was not asked for or is not defined for the class."""
+    """One column of the table; empty for what was not asked for or is not defined for the class.
+
+    Attributes:
+        perplexity: of a causal model, by text.
+        hidden: `[tokens, d]`, last hidden states of any other model, by text.
+        sentence: the continuation of a prompt.
+    """
 
     parameters: int
     weight_bytes: int
-    perplexity: Perplexity | None
-    hidden: Tensor | None  # [tokens, d]
+    perplexity: dict[str, Perplexity]
+    hidden: dict[str, Tensor]
     sentence: str | None
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    windows: Windows | Tensor | None,
+    texts: Mapping[str, Windows],
     *,
     prompt: str | None,
     batch_size: int,
     name: str,
     progress: bool,
 ) -> Evaluation:
-    """Perplexity of a causal model, or last hidden states of an encoder, on windows."""
-    ppl, hidden = None, None
-    if windows is not None:
+    """Perplexity of a causal model, or last hidden states of an encoder, on the windows of each text."""
+    found = Evaluation(count_parameters(model), weight_bytes(model), {}, {}, None)
+    for text, windows in texts.items():
         batches = track(windows.split(batch_size), name, show=progress)
         if model.can_generate():
-            ppl = perplexity(model, batches)
+            found.perplexity[text] = perplexity(model, batches)
         else:
-            hidden = hidden_states(model, batches)
-    sentence = generate(model, tokenizer, prompt) if prompt is not None and model.can_generate() else None
-    return Evaluation(count_parameters(model), weight_bytes(model), ppl, hidden, sentence)
+            found.hidden[text] = hidden_states(model, batches)
+    if prompt is None or not model.can_generate():
+        return found
+    return found._replace(sentence=generate(model, tokenizer, prompt))
 
 
-def summary(dense: Evaluation, pruned: Evaluation, speed: PairedSpeed) -> dict[str, Any]:
-    """Quality and speed of both models, for the manifest."""
-    entries: dict[str, Any] = {}
-    if dense.perplexity is not None and pruned.perplexity is not None:
-        entries |= {
-            "perplexity_dense": dense.perplexity.value,
-            "perplexity_pruned": pruned.perplexity.value,
-            "log_ratio_standard_error": log_ratio_error(dense.perplexity, pruned.perplexity),
+def summary(
+    texts: Mapping[str, Windows],
+    dense: Evaluation,
+    pruned: Evaluation,
+    speed: PairedSpeed,
+    calibrated_on: Collection[str],
+) -> dict[str, Any]:
+    """Quality on each text, and speed, of both models, for the manifest."""
+    entries = []
+    for text, windows in texts.items():
+        entry: dict[str, Any] = {
+            "text": text,
+            "windows": len(windows),
+            "longest_window": windows.longest,
+            "calibrated_on": text in calibrated_on,
         }
-    if dense.hidden is not None and pruned.hidden is not None:
-        entries["hidden_state_cosine"] = _cosine(dense.hidden, pruned.hidden)
-    return entries | {
+        if text in dense.perplexity:
+            entry |= {
+                "perplexity_dense": dense.perplexity[text].value,
+                "perplexity_pruned": pruned.perplexity[text].value,
+                "log_ratio_standard_error": log_ratio_error(dense.perplexity[text], pruned.perplexity[text]),
+            }
+        if text in dense.hidden:
+            entry["hidden_state_cosine"] = _cosine(dense.hidden[text], pruned.hidden[text])
+        entries.append(entry)
+    return {
+        "texts": entries,
         "tokens_per_second_dense": speed.dense,
         "tokens_per_second_pruned": speed.pruned,
         "tokens_per_second_ratio": {
@@ -72,24 +95,41 @@ def summary(dense: Evaluation, pruned: Evaluation, speed: PairedSpeed) -> dict[s
     }
 
 
-def closing_table(report: Report, dense: Evaluation, pruned: Evaluation, speed: PairedSpeed | None) -> str:
-    """The table, a warning if the perplexity grew too much, and the reason for one dropped neuron."""
+def closing_table(
+    report: Report,
+    dense: Evaluation,
+    pruned: Evaluation,
+    speed: PairedSpeed | None,
+    calibrated_on: Collection[str],
+) -> str:
+    """The table, what to know about its rows, and the reason for one dropped neuron.
+
+    Args:
+        calibrated_on: names of the texts that the model was calibrated on.
+    """
     rows: list[tuple[str, ...]] = []
     lines: list[str] = []
-    if dense.perplexity is not None and pruned.perplexity is not None:
-        before, after = dense.perplexity, pruned.perplexity
-        rows.append(_row("perplexity", before.value, after.value, "{:.2f}"))
+    for text, before in dense.perplexity.items():
+        after = pruned.perplexity[text]
+        rows.append(_row(f"perplexity, {_marked(text, calibrated_on)}", before.value, after.value, "{:.2f}"))
         lines.append(
-            f"Standard error of the change in perplexity, over {len(before.nll)} paired windows: "
+            f"Standard error of the change in perplexity on {text}, over {len(before.nll)} paired windows: "
             f"{log_ratio_error(before, after):.1%}."
         )
-        if after.value > MAX_GROWTH * before.value:
-            lines.append(
-                "Warning: the perplexity grew by more than half. Closed-form repair is not enough at this ratio; "
-                "use a smaller ratio, or distill the pruned model."
-            )
-    if dense.hidden is not None and pruned.hidden is not None:
-        rows.append(("hidden-state cosine", "1", f"{_cosine(dense.hidden, pruned.hidden):.4f}", ""))
+    worst = max((pruned.perplexity[t].value / p.value for t, p in dense.perplexity.items()), default=0.0)
+    if worst > MAX_GROWTH:
+        lines.append(
+            "Warning: a perplexity grew by more than half. Closed-form repair is not enough at this ratio or for this "
+            "text; use a smaller ratio, calibrate on such text as well, or distill the pruned model."
+        )
+    for text, states in dense.hidden.items():
+        cosine = _cosine(states, pruned.hidden[text])
+        rows.append((f"hidden-state cosine, {_marked(text, calibrated_on)}", "1", f"{cosine:.4f}", ""))
+    if texts := dense.perplexity.keys() | dense.hidden.keys():
+        if texts & set(calibrated_on):
+            lines.append("* The model was calibrated on text of this kind, from another part of it.")
+        if texts <= set(calibrated_on):
+            lines.append("Other kinds of text may lose more; add one with --evaluate.")
     if speed is not None:
         rows.append(("tokens/s", f"{speed.dense:.0f}", f"{speed.pruned:.0f}", f"{speed.ratio - 1:+.1%}"))
         low, high = (quartile - 1 for quartile in speed.quartiles)
@@ -114,6 +154,10 @@ def _reason(report: Report) -> str:
         f"{layer.median_mi:.3f} nats; 1 in 1,000 independent pairs exceeds {layer.null_mi:.3f}), and the kept neurons "
         f"predict {float(layer.linear_r2[most]):.0%} of its variance."
     )
+
+
+def _marked(text: str, calibrated_on: Collection[str]) -> str:
+    return f"{text} *" if text in calibrated_on else text
 
 
 def _row(name: str, dense: float, pruned: float, form: str) -> tuple[str, ...]:

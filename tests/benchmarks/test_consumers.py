@@ -1,7 +1,7 @@
-"""The comparison with llama.cpp: what it converts, what it reports, and that it fails where the outputs differ."""
+"""The comparison with llama.cpp: it fails where the outputs differ, and tiny models agree in the real one."""
 
-import json
-import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,59 +9,87 @@ import torch
 from benchmarks.consumers import gguf
 from benchmarks.record import load
 from pruning import prune
+from pruning.model.uneven import is_uneven
 from pruning.report.save import save_pruned
 
-from tiny import tiny_model, tiny_tokenizer
+from tiny import VOCABULARY, tiny_model, tiny_tokenizer
+
+SIZES = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 384, "max_position_embeddings": 512}
+PIECES = """
+import sys, sentencepiece
+sentencepiece.SentencePieceTrainer.train(
+    input=sys.argv[1], model_prefix=sys.argv[2], vocab_size=int(sys.argv[3]), model_type="bpe", byte_fallback=True,
+    pad_id=-1, minloglevel=2)
+"""
+"""Trains a vocabulary that llama.cpp's converter knows, in a process that has sentencepiece."""
 
 
 @pytest.fixture(params=["uniform", "mi"])
-def budget(request):
-    return request.param
-
-
-@pytest.fixture
-def converted(tmp_path, monkeypatch, budget):
-    """A pruned model, and whether the stand-in for the converter was asked for layers of different widths."""
-
-    model, asked = tiny_model("Llama"), []
-    windows = torch.randint(3, 200, (16, 16), generator=torch.Generator().manual_seed(0))
-    report = prune(model, None, calibration=windows, ratio=0.5, multiple_of=1, budget=budget, sample_size=64)
+def pruned(request, tmp_path):
+    """A pruned model of one or of several widths."""
+    model = tiny_model("Llama", vocab_size=300, **SIZES)
+    windows = torch.randint(3, VOCABULARY, (16, 32), generator=torch.Generator().manual_seed(0))
+    options = {
+        "ratio": 0.5,
+        "multiple_of": 32,
+        "budget": request.param,
+        "sample_size": 64,
+        "max_layer_ratio": 0.6,
+    }
+    report = prune(model, None, calibration=windows, **options)
     save_pruned(model, tiny_tokenizer(), report, tmp_path / "pruned")
+    assert is_uneven(model.config) is (request.param == "mi")
+    return model, tmp_path / "pruned"
 
-    def convert(folder, file, outtype, *, uneven):
-        assert folder == tmp_path / "pruned"
-        file.write_bytes(outtype.encode())
-        asked.append(uneven)
+
+def test_other_outputs_are_an_error(pruned, tmp_path, monkeypatch):
+    """With transformers in the place of llama.cpp, once to the bit and once with other outputs."""
+    model, folder = pruned
+    shift, asked, rows = 0.0, [], tmp_path / "rows.jsonl"
+    stored = gguf.in_transformers
+
+    def in_llama_cpp(file, ids):
+        found = stored(folder, ids)
+        return found | {"logits": found["logits"] + shift * torch.eye(*found["logits"].shape)}
 
     monkeypatch.setattr(gguf, "TOOLS", tmp_path / "tools")
-    monkeypatch.setattr(gguf, "convert", convert)
-    return tmp_path / "pruned", asked
+    monkeypatch.setattr(gguf, "convert", lambda _folder, file, uneven: asked.append(uneven) or file.touch())
+    monkeypatch.setattr(gguf, "formats", lambda _file: {})
+    monkeypatch.setattr(gguf, "in_llama_cpp", in_llama_cpp)
+    monkeypatch.setattr(gguf, "in_transformers", lambda _source, ids, **_: stored(folder, ids))
+    assert gguf.main([str(folder), f"--out={rows}"]) == 0
+    shift = 0.5
+    assert gguf.main([str(folder), f"--out={rows}"]) == 1
+    assert [row["result"]["agrees"] for row in load(rows)] == [True, False]
+    assert asked == [is_uneven(model.config)] * 2
 
 
-@pytest.mark.parametrize(("outtype", "status"), [("f32", 1), ("q8_0", 0)])
-def test_another_continuation_is_an_error_where_nothing_is_rounded(
-    converted, budget, monkeypatch, capsys, outtype, status
-):
-    folder, asked = converted
-    rows = folder.parent / "rows.jsonl"
-    monkeypatch.setattr(shutil, "which", lambda _name: "/usr/bin/node")
-    monkeypatch.setattr(gguf, "llama_cpp_continues", lambda _file: "something else")
-    assert gguf.main([str(folder), f"--outtype={outtype}", f"--out={rows}"]) == status
-    assert json.loads(capsys.readouterr().out)["equal"] is False
-    expected, uneven = gguf.transformers_continues(folder)
-    monkeypatch.setattr(gguf, "llama_cpp_continues", lambda _file: expected)
-    assert gguf.main([str(folder), f"--outtype={outtype}", f"--out={rows}"]) == 0
-    assert asked == [uneven, uneven]
-    assert uneven is (budget == "mi")
-    recorded = [row["result"]["equal"] for row in load(rows)]
-    assert recorded == [False, True]
+def test_activations_are_rounded_to_8_bits_in_blocks_of_32():
+    values = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    rounded = gguf.eight_bits(values)
+    steps = values.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True) / 127
+    error = (rounded - values).unflatten(-1, (-1, 32)).abs()
+    assert (error <= 0.51 * steps + 127 * steps * 2**-11).all()  # the scale itself is in float16
+    assert not torch.equal(rounded, values)
 
 
-def test_without_node_only_the_conversion_is_tried(converted, monkeypatch, capsys):
-    folder, asked = converted
-    monkeypatch.setattr(shutil, "which", lambda _name: None)
-    assert gguf.main([str(folder), f"--out={folder.parent / 'rows.jsonl'}"]) == 0
-    printed = capsys.readouterr()
-    assert "not run in llama.cpp" in printed.err
-    assert "llama.cpp" not in json.loads(printed.out)
-    assert len(asked) == 1
+@pytest.mark.skipif(
+    not gguf.is_installed(), reason="llama.cpp is not in build/consumers; `make consumer-tools` puts it there"
+)
+def test_tiny_models_give_the_same_outputs_in_llama_cpp(pruned, tmp_path):
+    model, folder = pruned
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{gguf.PROMPT}, {n} or {n * n}." for n in range(400)))
+    command = [sys.executable, "-c", PIECES, text, folder / "tokenizer", str(model.config.vocab_size)]
+    subprocess.run(command, check=True, env={"PYTHONPATH": str(gguf.TOOLS / "python")})
+    for file in folder.glob("tokenizer*.json"):
+        file.unlink()
+    ids = torch.randint(3, VOCABULARY, (64,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        stored = model(input_ids=ids[None]).logits[0]
+    file = tmp_path / "tiny-f32.gguf"
+    gguf.convert(folder, file, uneven=is_uneven(model.config))
+    assert gguf.divergence(stored, gguf.in_llama_cpp(file, ids)["logits"]) < gguf.ROUNDING
+    rounded = gguf.quantize(file, "q8_0")
+    assert gguf.formats(rounded) == {"Q8_0": model.config.num_hidden_layers}
+    assert gguf.ROUNDING < gguf.divergence(stored, gguf.in_llama_cpp(rounded, ids)["logits"]) < 1e-3

@@ -44,6 +44,15 @@ def products_in(precision):
 
 
 @contextmanager
+def allow_tf32():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
 def fp32_precision(place, precision):
     before = place.fp32_precision
     place.fp32_precision = precision
@@ -62,6 +71,7 @@ STATES = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "TF32": lambda: products_in("high"),
     "bfloat16 products": lambda: products_in("medium"),
+    "TF32 by its old name": lambda: allow_tf32(),
     "TF32 by its new name": lambda: fp32_precision(torch.backends.cuda.matmul, "tf32"),
     "TF32 everywhere": lambda: fp32_precision(torch.backends, "tf32"),
 }

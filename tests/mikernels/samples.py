@@ -97,6 +97,12 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix[~torch.eye(len(matrix), dtype=torch.bool)]
 
 
+def column_pairs(x: Tensor, y: Tensor, **keywords) -> Tensor:
+    """Mutual information `[N]` of each column of x with the same column of y, without the other pairs."""
+    pairs = zip(x.split(1, dim=1), y.split(1, dim=1), strict=True)
+    return torch.cat([mutual_information(*pair, **keywords).flatten() for pair in pairs])
+
+
 def smallest_budget(x: Tensor, y: Tensor | None = None, **keywords) -> int:
     """Bytes that a call needs at least, from its error message for a budget of 0."""
     with pytest.raises(ValueError, match="memory_budget: expected at least") as error:

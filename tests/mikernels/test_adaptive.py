@@ -15,7 +15,7 @@ from mikernels.torch_impl import adaptive_histograms
 from mikernels.transforms import transform_samples
 from mikernels.triton_impl import adaptive_kernels, launch
 
-from samples import GPU, correlated, gaussian, off_diagonal, smallest_budget
+from samples import GPU, column_pairs, correlated, gaussian, off_diagonal, smallest_budget
 
 ON_GPU = {"device": "cuda"} if GPU else {}
 
@@ -165,14 +165,14 @@ def test_gaussian_pairs_get_their_true_information(nats):
     """Within four standard errors, `rho / sqrt(M)` for one pair, and 0.01 nats of bias."""
     rho = math.sqrt(-math.expm1(-2 * nats))
     x, z = gaussian(2000, 8, 3), gaussian(2000, 8, 4)
-    mi = estimate(x, rho * x + math.exp(-nats) * z).diagonal()
+    mi = column_pairs(x, rho * x + math.exp(-nats) * z, estimator="adaptive")
     assert abs(mi.mean() - nats) < 0.01 + 4 * rho / math.sqrt(8 * 2000)
 
 
 @pytest.mark.parametrize(("rho", "tolerance"), [(0.99, 0.03), (0.999, 0.1)])
 def test_nearly_equal_gaussian_pairs_get_their_true_information(rho, tolerance):
     x, z = gaussian(2000, 8, 5), gaussian(2000, 8, 6)
-    mi = estimate(x, rho * x + math.sqrt(1 - rho**2) * z).diagonal()
+    mi = column_pairs(x, rho * x + math.sqrt(1 - rho**2) * z, estimator="adaptive")
     assert abs(mi.mean() + 0.5 * math.log(1 - rho**2)) < tolerance
 
 
@@ -194,7 +194,7 @@ def test_pairs_with_sharp_edges_get_their_true_information(width):
     """X uniform, Y = X + uniform noise: `w - log 2 w` nats up to w = 1/2, `1 / 4 w` beyond."""
     truth = width - math.log(2 * width) if width <= 0.5 else 1 / (4 * width)
     x, u = torch.rand(2, 2000, 8, generator=torch.Generator().manual_seed(0))
-    mi = estimate(x, x + width * (2 * u - 1)).diagonal()
+    mi = column_pairs(x, x + width * (2 * u - 1), estimator="adaptive")
     assert abs(mi.mean() - truth) < 0.04
 
 

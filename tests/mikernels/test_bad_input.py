@@ -187,7 +187,7 @@ def test_unknown_keyword_is_named_beside_those_that_exist(function):
 @pytest.mark.parametrize("with_y", [False, True])
 @over_methods()
 def test_memory_budget_that_the_error_names_is_the_smallest_that_works(method, with_y):
-    x, y = correlated(20, 9).split([4, 5], dim=1)
+    x, y = correlated(20, 5).split([2, 3], dim=1)
     y = y if with_y else None
     needed = smallest_budget(x, y, **options(method))
     assert mutual_information(x, y, memory_budget=needed, **options(method)).isfinite().all()

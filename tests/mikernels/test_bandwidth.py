@@ -65,14 +65,6 @@ def test_loo_is_the_number_that_it_chooses(estimator):
     assert len(pairs_above(x, 0.5, bandwidth="loo", **options).mi) == 15
 
 
-def test_loo_breaks_a_compiled_graph_but_not_its_result():
-    def strongest(samples):
-        return mutual_information(samples, bandwidth="loo").amax(1)
-
-    x = gaussian(64, 4)
-    assert torch.equal(torch.compile(strongest, backend="eager")(x), strongest(x))
-
-
 def test_grid_keeps_its_floor():
     x = ridge(1000, 0.05)
     floor = GRID_BANDWIDTH_FLOOR * node_spacing(16)

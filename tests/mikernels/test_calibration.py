@@ -1,16 +1,21 @@
 """The curve from estimates to nats."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from mikernels import mutual_information
+from benchmarks.accuracy import gaussian_curves
+from mikernels import clear_caches, mutual_information
 from mikernels.options import make_problem
-from mikernels.tuning.calibration import Curve, _increasing, gaussian_curve
+from mikernels.tables.gaussian import gaussian_nats, tabulated_estimates
+from mikernels.tuning import calibration
+from mikernels.tuning.calibration import Curve, _increasing, gaussian_curve, simulated_estimates
 
 from samples import correlated, gaussian, off_diagonal
 
+CPU = torch.device("cpu")
 CURVE = Curve(torch.tensor([0.1, 0.2, 0.6]).double(), torch.tensor([0.0, 0.5, 1.0]).double())
 
 
@@ -53,12 +58,104 @@ def test_the_order_of_pairs_stays(estimator):
     assert not torch.equal(raw, mapped)
 
 
-def test_cached_and_the_same_again():
-    problem = make_problem("grid", 16, None, 100)
-    curve = gaussian_curve(100, problem)
-    assert gaussian_curve(100, problem) is curve
-    gaussian_curve.cache_clear()
-    assert torch.equal(gaussian_curve(100, problem).raw, curve.raw)
+@pytest.mark.parametrize("bandwidth", [None, 0.5])
+def test_cached_and_the_same_again(bandwidth):
+    problem = make_problem("grid", 16, bandwidth, 100)
+    curve = gaussian_curve(100, problem, CPU)
+    assert gaussian_curve(100, problem, CPU) is curve
+    clear_caches()
+    again = gaussian_curve(100, problem, CPU)
+    assert again is not curve
+    assert torch.equal(again.raw, curve.raw)
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """The number of samples of every simulation, and its device."""
+    calls = []
+    original = calibration.simulated_estimates
+
+    def recorded(n_samples, problem, device, draws):
+        calls.append((n_samples, device))
+        return original(n_samples, problem, CPU, draws)
+
+    monkeypatch.setattr(calibration, "simulated_estimates", recorded)
+    clear_caches()
+    yield calls
+    clear_caches()
+
+
+@pytest.mark.parametrize("estimator", ["grid", "kde", "renyi2", "adaptive"])
+def test_default_options_simulate_nothing(estimator, simulated):
+    for n_samples in (12, 100, 1001):
+        mutual_information(gaussian(n_samples, 2), estimator=estimator, calibrate=True)
+        # `adaptive`, `kde` and `renyi2` have no nodes
+        problem = make_problem(estimator, 16 if estimator == "grid" else 24, None, n_samples)
+        gaussian_curve(n_samples, problem, CPU)
+    assert simulated == []
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "options"),
+    [
+        (64, {"estimator": "kde", "bandwidth": 0.4}),
+        (64, {"estimator": "grid", "nodes": 24}),
+    ],
+)
+def test_other_options_are_simulated_once(n_samples, options, simulated):
+    for _ in range(2):
+        mutual_information(gaussian(n_samples, 2), calibrate=True, **options)
+    assert simulated == [(n_samples, CPU)]
+
+
+@pytest.mark.parametrize("estimator", ["grid", "kde", "renyi2", "adaptive"])
+def test_the_table_ends_where_its_script_ends(estimator):
+    largest = gaussian_curves.LARGEST[estimator]
+    for n_samples, inside in ((7, False), (8, True), (largest, True), (largest + 1, False)):
+        row = tabulated_estimates(n_samples, make_problem(estimator, 16, None, n_samples))
+        assert (row is not None) == inside
+
+
+def test_simulation_runs_on_the_device_of_the_caller(monkeypatch):
+    """The meta device stands in for a GPU."""
+    devices = []
+    original = calibration.transform_samples
+
+    def recorded(x, *args, **keywords):
+        devices.append(x.device.type)
+        return original(x.cpu() if x.device.type == "cpu" else gaussian(64, x.shape[1]), *args, **keywords)
+
+    monkeypatch.setattr(calibration, "transform_samples", recorded)
+    problem = make_problem("kde", 16, 0.5, 64)
+    calibration.simulated_estimates(64, problem, torch.device("meta"), 1)
+    assert devices == ["meta", "meta"]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "n_samples"), [("grid", 512), ("kde", 64), ("renyi2", 64), ("adaptive", 8)]
+)
+def test_the_table_is_what_its_script_simulates(estimator, n_samples):
+    problem = make_problem(estimator, 16, None, n_samples)
+    row = torch.tensor(gaussian_curves.table_row(estimator, n_samples), dtype=torch.float64)
+    torch.testing.assert_close(tabulated_estimates(n_samples, problem), row, rtol=0, atol=1e-4)
+
+
+def test_the_table_has_every_entry_of_its_script():
+    table = json.loads(gaussian_curves.FILE.read_text())
+    assert table.keys() == gaussian_curves.LARGEST.keys()
+    for estimator, rows in table.items():
+        assert [int(m) for m in rows] == gaussian_curves.sample_counts(gaussian_curves.LARGEST[estimator])
+        assert all(len(row) == len(gaussian_nats()) for row in rows.values())
+
+
+@pytest.mark.parametrize(("estimator", "n_samples"), [("grid", 600), ("kde", 150), ("renyi2", 150)])
+def test_between_entries_the_table_is_near_a_simulation(estimator, n_samples):
+    """The nats of estimates up to 1 nat; the noise of the simulation is about 0.005."""
+    problem = make_problem(estimator, 16, None, n_samples)
+    raw = simulated_estimates(n_samples, problem, CPU, 64)
+    simulation, table = _increasing(raw, gaussian_nats()), gaussian_curve(n_samples, problem, CPU)
+    estimates = simulation.raw[simulation.nats < 1]
+    assert (simulation(estimates) - table(estimates)).abs().max() < 0.02
 
 
 def test_constant_variables_stay_at_zero():

@@ -5,7 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mikernels import GridStream, mutual_information, null_distribution, split_half_reliability, top_pairs
+from mikernels import (
+    GridStream,
+    mutual_information,
+    null_distribution,
+    split_half_reliability,
+    top_pairs,
+    torch_impl,
+)
 from mikernels.isolation import isolated
 from mikernels.statistics.null import _simulate
 
@@ -49,6 +56,23 @@ def test_no_state_changes_a_result(name, x, expected):
         found = results(x)
         assert state() == before
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in STATES if "TF32" in name or "products" in name])
+def test_products_in_fp32_are_not_rounded(name, x, monkeypatch):
+    """What a GPU would do shows in the settings that the products run under."""
+    seen = []
+    compute = torch_impl.grid.Grid.compute
+
+    def recorded(self, *args, **keywords):
+        seen.append((*precisions()[:4], torch.backends.cuda.matmul.allow_tf32))
+        return compute(self, *args, **keywords)
+
+    monkeypatch.setattr(torch_impl.grid.Grid, "compute", recorded)
+    with STATES[name]():
+        mutual_information(x, precision="fp32", impl="torch")
+    assert seen
+    assert {*seen[0]} <= {"none", "ieee", False}
 
 
 def test_threads_restore_what_the_first_one_found():

@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mikernels import mutual_information, pairs_above, top_pairs
+from mikernels.engine import compute_blocks
+from mikernels.options import resolve, to_operator
 
 from samples import GPU, correlated, gaussian
 
 CALLS = {
     "matrix": lambda x: mutual_information(x),
     "matrix of two": lambda x: mutual_information(x, x.square()),
+    "leave one out": lambda x: mutual_information(x, bandwidth="loo"),
     "kde": lambda x: mutual_information(x, estimator="kde", bandwidth="silverman"),
     "top pairs": lambda x: top_pairs(x, 3),
     "more than all pairs": lambda x: top_pairs(x, 100),
@@ -32,15 +36,21 @@ def test_torch_compile_keeps_the_graph_whole(name):
 
 
 class Network(torch.nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
     def forward(self, x):
-        return mutual_information(x.relu() + x)
+        return mutual_information(x.relu() + x, **self.options)
 
 
-def test_torch_export_keeps_the_operator():
+@pytest.mark.parametrize("bandwidth", [None, "loo"])
+def test_torch_export_keeps_the_operator(bandwidth):
     x = on_device(correlated(40, 5))
-    exported = torch.export.export(Network(), (x,))
+    network = Network(bandwidth=bandwidth)
+    exported = torch.export.export(network, (x,))
     assert any("mikernels.mutual_information" in str(node.target) for node in exported.graph.nodes)
-    assert torch.equal(exported.module()(x), Network()(x))
+    assert torch.equal(exported.module()(x), network(x))
 
 
 @pytest.mark.parametrize("with_y", [False, True])
@@ -51,7 +61,7 @@ def test_torch_export_keeps_the_operator():
 def test_operators_pass_the_checks_of_torch(operator, last, impl, with_y):
     x = on_device(gaussian(20, 4))
     y = on_device(gaussian(20, 3, seed=1)) if with_y else None
-    settings = ("grid", 16, 0.5, "rank", False, impl, "int8", None, 0, False)
+    settings = to_operator(resolve({"bandwidth": 0.5, "impl": impl, "precision": "int8"}, 20))
     torch.library.opcheck(getattr(torch.ops.mikernels, operator).default, (x, y, *settings, *last))
 
 
@@ -59,3 +69,48 @@ def test_meta_tensors_give_shapes_without_computing():
     x = torch.empty(64, 7, device="meta")
     assert mutual_information(x).shape == (7, 7)
     assert mutual_information(x, torch.empty(64, 3, device="meta")).shape == (7, 3)
+
+
+@pytest.mark.parametrize("name", ["mutual_information", "top_pairs", "pairs_above"])
+def test_no_operator_is_recorded_in_a_cuda_graph(name):
+    assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.mikernels, name).default.tags
+
+
+class Waits(TorchDispatchMode):
+    """Calls of operators whose result on a GPU the CPU waits for."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique"):
+            self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("with_y", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("estimator", ["grid", "kde", "renyi2"])
+def test_without_the_finite_check_nothing_waits_for_the_device(estimator, dtype, with_y):
+    x = (8 * correlated(64, 5)).to(dtype)
+    y = x[:, :3] if with_y else None
+
+    def waits(**given):
+        options = resolve({"estimator": estimator, "impl": "torch", **given}, 64)
+        list(compute_blocks(x, y, options))  # fills the caches of constant tables
+        with Waits() as found:
+            list(compute_blocks(x, y, options))
+        return found.calls
+
+    assert waits()
+    assert not waits(check_finite=False)
+    assert not waits(check_finite=False, calibrate=True)
+
+
+def test_without_the_finite_check_the_estimates_are_the_same():
+    x = on_device(correlated(64, 5))
+    assert torch.equal(mutual_information(x, check_finite=False), mutual_information(x))
+    x[3, 1] = torch.nan
+    assert mutual_information(x, check_finite=False).shape == (5, 5)

@@ -178,7 +178,7 @@ def test_bad_batch_is_refused_and_not_counted(batch, error, message):
         (gaussian(20, 2), {"nodes": 1}, "nodes: expected an integer from 2 to 256, got 1"),
         (gaussian(20, 2), {"nodes": None}, "nodes: expected an integer from 2 to 256, got None"),
         (gaussian(20, 2), {"bandwidth": -1.0}, "bandwidth: expected None"),
-        (gaussian(20, 2), {"memory_budget": 8 * 32**2 - 1}, "memory_budget: expected at least 8192 bytes"),
+        (gaussian(20, 2), {"memory_budget": 8 * 32**2}, "memory_budget: expected at least 290816 bytes"),
     ],
 )
 def test_bad_arguments(reference, keywords, message):
@@ -188,4 +188,4 @@ def test_bad_arguments(reference, keywords, message):
 
 def test_budget_that_the_error_names_is_enough():
     x = gaussian(20, 2)
-    assert streamed(x, [x], memory_budget=8 * 32**2).mutual_information().shape == (2, 2)
+    assert streamed(x, [x], memory_budget=290816).mutual_information().shape == (2, 2)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from mikernels import memory
-from mikernels.transforms import column_chunks
-from mikernels.triton_impl import grid, launch
+from mikernels.options import Problem
+from mikernels.tables.node_shares import ShareTable
+from mikernels.transforms import Variables, column_chunks
+from mikernels.triton_impl import adaptive_kernels, grid, launch
 from mikernels.triton_impl.configs import CHIPS, Config, configs, constants
 
 from samples import (
@@ -158,7 +160,7 @@ def test_triton_on_a_cpu_without_the_interpreter_is_an_error():
     script = "import torch, mikernels; mikernels.mutual_information(torch.randn(20, 3), impl='triton')"
     message = run_without_interpreter(script)
     assert message.startswith("ValueError: impl: 'triton' expects data on a GPU, or Triton's interpreter")
-    assert message.endswith("got device 'cpu'")
+    assert message.endswith("got device 'cpu'; use impl='torch' or 'auto'")
 
 
 @pytest.mark.skipif(GPU, reason="the interpreter stands in for a chip without fp8")
@@ -166,6 +168,33 @@ def test_precision_that_a_chip_lacks_is_an_error(monkeypatch):
     monkeypatch.setitem(CHIPS, "interpreter", CHIPS["sm_80"])
     with pytest.raises(ValueError, match=r"expected one of 'int8', 'fp16', 'fp32' for 'grid' .* got 'fp8'"):
         mutual_information(gaussian(20, 3), impl="triton", precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("transform", "n_samples"), [("rank", 2_000_000), ("standardize", 2_000_000), ("rank", 5_000_000)]
+)
+def test_many_samples_launch_programs_along_one_axis(transform, n_samples, monkeypatch):
+    """CUDA allows 65,535 along the others. Meta tensors stand in for the samples, which would take gigabytes."""
+    grids = []
+    monkeypatch.setattr(
+        launch.Launcher, "run", lambda self, kernel, grid, *args, **keywords: grids.append(grid)
+    )
+    launcher = launch.Launcher("sm_90", "int8" if transform == "rank" else "fp16", autotune=False)
+    dtype = torch.int32 if transform == "rank" else torch.float32
+    variables = Variables(
+        torch.empty(3, n_samples, dtype=dtype, device="meta"), torch.zeros(3, dtype=torch.bool, device="meta")
+    )
+    table = torch.empty(n_samples, 256, dtype=torch.int8, device="meta")
+    shares = ShareTable(table, torch.empty((), device="meta"), 1.0)
+    monkeypatch.setattr(grid.Grid, "_table", lambda *args: shares)
+    ladder = adaptive_kernels.LadderTables(table, table, table)
+    monkeypatch.setattr(adaptive_kernels, "_tables", lambda *args: ladder)
+    grid.Grid(Problem("grid", 256, 0.1), launcher).panel(variables, slice(0, 3))
+    if transform == "rank":
+        adaptive_kernels.Adaptive(launcher).panel(variables, slice(0, 3))
+    assert grids
+    for (programs,) in grids:
+        assert programs < 2**31
 
 
 def test_block_sizes_divide_the_padding_and_hold_a_joint_table():

@@ -13,7 +13,7 @@ from pruning.cli import main
 from pruning.model.precision import set_dtypes
 from pruning.report.save import save_pruned
 
-from tiny import outputs, tiny_model
+from tiny import outputs, reload_here, tiny_model
 
 
 @pytest.fixture
@@ -75,6 +75,26 @@ def test_layers_that_the_config_does_not_count_are_an_error(stored):
         load_model(folder, device="cpu")
 
 
+def test_a_body_saved_under_the_name_of_a_class_with_a_head_is_loaded_as_the_body(stored, windows):
+    model = tiny_model("Bert")
+    folder = stored(model, config=lambda c: c | {"architectures": ["BertForMaskedLM"]})
+    with pytest.warns(UserWarning, match="of BertForMaskedLM beyond BertModel are not stored"):
+        loaded, _ = load_model(folder, device="cpu")
+    assert type(loaded) is transformers.BertModel
+    assert torch.equal(outputs(loaded, windows), outputs(model, windows))
+    loaded.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(folder, device="cpu")
+
+
+def test_a_body_that_is_incomplete_is_an_error_whatever_the_head(stored):
+    names = without("encoder.layer.1.output.dense.weight")
+    folder = stored(tiny_model("Bert"), names, lambda c: c | {"architectures": ["BertForMaskedLM"]})
+    with pytest.raises(ValueError, match=r"of BertForMaskedLM, got none named bert\.encoder\.layer\.1"):
+        load_model(folder, device="cpu")
+
+
 def test_another_head_is_named_in_a_warning(stored):
     extra = {"value_head.weight": torch.ones(1, 16)}
     folder = stored(tiny_model("Llama"), lambda w: w | extra)
@@ -110,6 +130,25 @@ def test_a_class_that_transformers_does_not_have_is_an_error(stored):
     folder = stored(tiny_model("Llama"), config=lambda c: c | {"architectures": ["LlamaForChess"]})
     with pytest.raises(ValueError, match=r"expected a class of transformers .* got LlamaForChess"):
         load_model(folder, device="cpu")
+
+
+def test_weights_of_eight_bits_without_a_word_in_the_config_are_an_error(stored):
+    name = "model.layers.0.mlp.up_proj.weight"
+    folder = stored(tiny_model("Llama"), lambda w: w | {name: w[name].to(torch.float8_e4m3fn)})
+    with pytest.raises(
+        ValueError, match=f"expected weights of 16 bits or more, got F8_E4M3 for {name} and no"
+    ):
+        load_model(folder, device="cpu")
+
+
+def test_weights_of_eight_bits_in_memory_are_an_error(windows):
+    model = tiny_model("Llama")
+    up = model.model.layers[1].mlp.up_proj
+    up.weight = torch.nn.Parameter(up.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp: expected floating-point weights of 16 bits or more"
+    ):
+        prune(model, None, calibration=windows)
 
 
 def test_a_file_that_is_cut_off_is_an_error(stored, tmp_path):
@@ -187,8 +226,9 @@ def test_a_config_that_does_not_describe_the_model_gives_no_output(pruned, tmp_p
 
 @pytest.mark.parametrize(("dtype", "tied"), [("float32", False), ("float16", True), ("bfloat16", False)])
 def test_the_command_saves_the_stored_dtype_and_weights_it_does_not_prune_bit_for_bit(
-    stored, tmp_path, capsys, dtype, tied
+    stored, tmp_path, capsys, monkeypatch, dtype, tied
 ):
+    reload_here(monkeypatch)
     model = tiny_model("Llama", tie_word_embeddings=tied).to(getattr(torch, dtype))
     folder, out = stored(model), tmp_path / "result" / "out"
     options = ["--sequence-length=32", "--calibration-tokens=1024", "--multiple-of=2", "--ratio=0.25"]

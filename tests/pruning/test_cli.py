@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning.cli import main
 
-from tiny import tiny_model
+from tiny import tiny, tiny_model
 
 SHORT = ("--sequence-length=32", "--calibration-tokens=2048", "--evaluation-tokens=512", "--multiple-of=2")
 
@@ -52,8 +52,8 @@ def test_the_command_prunes_evaluates_saves_and_verifies(folders, tmp_path):
     assert re.search("prune +:", done.stderr)
     assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == 30
     evaluation = manifest_of(out)["evaluation"]
-    assert evaluation["windows"] == 16
-    assert evaluation["perplexity_pruned"] > 0
+    assert [(text["text"], text["windows"]) for text in evaluation["texts"]] == [("builtin", 16)]
+    assert evaluation["texts"][0]["perplexity_pruned"] > 0
     low, high = evaluation["tokens_per_second_ratio"]["quartiles"]
     assert low <= evaluation["tokens_per_second_ratio"]["median"] <= high
 
@@ -79,7 +79,7 @@ def test_an_encoder_is_compared_by_its_hidden_states(mi_prune, folders, tmp_path
     assert "hidden-state cosine" in output
     assert bars == ""
     evaluation = manifest_of(tmp_path / "out")["evaluation"]
-    assert 0 < evaluation["hidden_state_cosine"] < 1
+    assert 0 < evaluation["texts"][0]["hidden_state_cosine"] < 1
     assert evaluation["tokens_per_second_ratio"]["pairs"] > 0
 
 
@@ -90,7 +90,7 @@ def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path)
     status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
     assert status == 0
     manifest = manifest_of(tmp_path / "out")
-    assert manifest["calibration"]["source"] == manifest["evaluation"]["text"] == str(text)
+    assert manifest["calibration"]["source"] == manifest["evaluation"]["texts"][0]["text"] == str(text)
 
 
 def test_the_names_of_other_packages_count_windows(mi_prune, folders, tmp_path):
@@ -107,6 +107,31 @@ def test_windows_and_tokens_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         main(["model", "--out=out", "--num-samples=12", "--calibration-tokens=57344"])
     assert "--calibration-tokens: not allowed with argument --num-samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("class_name", "message"),
+    [
+        (
+            "ViTModel",
+            "expected a model of text with a tokenizer, got ViTModel, which reads pixel_values; load it",
+        ),
+        ("WhisperForConditionalGeneration", "such as input_features, for Whisper"),
+        ("CLIPModel", "CLIPModel: expected a model that runs on its calibration, got: "),
+    ],
+)
+def test_models_of_images_and_sound_are_referred_to_python(
+    mi_prune, tokenizer, tmp_path, capsys, class_name, message
+):
+    tiny(class_name).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    if class_name != "ViTModel":
+        tokenizer.save_pretrained(tmp_path / "model")
+    status, _, error = mi_prune(tmp_path / "model", "--out", tmp_path / "out", "--quiet", *SHORT)
+    assert status == 1
+    assert message in error
+    assert "call pruning.prune in Python, with batches of its inputs by name" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

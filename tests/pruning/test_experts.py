@@ -224,6 +224,32 @@ def test_padding_is_refused_where_the_tokens_of_an_expert_are_not_known(tokens):
     assert_unchanged(model, before)
 
 
+def test_padding_is_refused_there_whatever_else_the_model_reads(tokens):
+    """Other inputs may explain other rows, but not those of experts."""
+    model = tiny("JetMoeForCausalLM")
+    mask = torch.ones_like(tokens)
+    mask[::2, 10:] = 0
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    batch = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.\d: expected \d+ tokens .* without padding"):
+        capture(model, find_ffns(model), [batch], sample_size=16)
+
+
+@pytest.mark.parametrize(("dtype", "multiple", "step"), [("float32", 2, 4), ("bfloat16", 4, 8)])
+def test_a_width_that_transformers_cannot_multiply_in_groups_is_refused(tokens, dtype, multiple, step):
+    model = tiny("MixtralForCausalLM").to(getattr(torch, dtype))
+    before = state_of(model)
+    width, names = find_ffns(model)[0].width, f"a multiple of {step} for experts in {dtype}"
+    options = COMMON | {"ratio": 1 - (width - multiple) / width, "multiple_of": multiple}
+    assert width % step == 0
+    with pytest.raises(ValueError, match=rf"multiple_of: expected {names}, .* got {multiple}, which keeps"):
+        prune(model, None, calibration=tokens, **options)
+    assert_unchanged(model, before)
+    model.config.intermediate_size = width - multiple
+    with pytest.raises(RuntimeError, match="multiple of 16 bytes"):  # which is why
+        type(model)(model.config).to(model.dtype)(input_ids=tokens)
+
+
 def unreached(tokens):
     """A GPT-OSS whose second layer sends no token to expert 3 and few to expert 2."""
     model = tiny("GptOssForCausalLM")

@@ -146,6 +146,7 @@ OPTIONS = {
     "memory_budget": (None, 10**30),
     "seed": (-1, 0, 10**30),
     "autotune": (True, 0),
+    "check_finite": (True, 0),
     "device": (None, True, 0),  # the first GPU, if there is one
 }
 """The few values of `ODD` that the pruner's settings and the engine's options take."""

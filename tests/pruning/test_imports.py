@@ -23,7 +23,6 @@ import sys
 sys.argv = sys.argv[1:]
 for name in ("transformers", "safetensors", "tqdm"):
     sys.modules[name] = None
-import mikernels
 {statement}
 """
 MESSAGE = (

@@ -279,6 +279,16 @@ def test_images_reach_both_towers_and_padding_of_text_does_not_count(llava, opti
     assert report.calibration_tokens == int(mask.sum())
 
 
+def test_a_mask_of_text_does_not_apply_to_as_many_patches_of_images(llava):
+    ids = torch.cat([torch.full((10, 4), IMAGE), random_ids(1, 10, 1)], 1)
+    mask = torch.ones_like(ids)
+    mask[::2, 4] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.randn(10, 3, 16, 16)}
+    tower = [ffn for ffn in find_ffns(llava) if "vision" in ffn.name]
+    (first, *_) = capture(llava, tower, [batch], sample_size=64)
+    assert first.n_tokens == mask.numel()  # four patches and a class token
+
+
 def test_no_batch_attends_to_the_cached_tokens_of_the_one_before_where_only_the_language_model_takes_use_cache(
     llava,
 ):
@@ -306,9 +316,28 @@ def test_the_tokens_of_inputs_do_not_count_padding():
 def test_text_for_a_model_of_images_is_refused_by_name(calibration, tokenizer):
     given = {"ids": random_ids(1, 4, 8), "text": "All happy families are alike.", "builtin": None}
     with pytest.raises(
-        ValueError, match="such as pixel_values, for ViTModel, which does not read text; got text or token"
+        ValueError,
+        match="such as pixel_values, for ViTModel, which does not read text alone, got text or token ids; call ",
     ):
         prune(tiny("ViTModel"), tokenizer, calibration=given[calibration], **COMMON)
+
+
+def test_an_error_of_the_model_itself_is_named():
+    with pytest.raises(
+        ValueError, match=r"ViTModel: expected a model that runs on its .*got: Input image size"
+    ):
+        prune(tiny("ViTModel"), None, calibration={"pixel_values": torch.randn(2, 3, 24, 24)}, **COMMON)
+
+
+def test_an_argument_that_is_no_tensor_is_refused_by_name():
+    images = torch.randn(2, 3, 16, 16)
+    model = tiny("ViTModel")
+    with pytest.raises(ValueError, match="expected a tensor or array for pixel_values, got list"):
+        prune(model, None, calibration=[{"pixel_values": images.tolist()}], **COMMON)
+    given = {"pixel_values": images.numpy(), "head_mask": None, "name": ["first", "second"]}
+    (batch,) = calibration_windows(model, None, given, Settings()).batches
+    assert batch.keys() == {"pixel_values"}
+    assert torch.equal(batch["pixel_values"], images)
 
 
 def test_an_iterator_is_read_once_and_in_full(windows):

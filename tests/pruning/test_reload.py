@@ -8,10 +8,11 @@ import torch
 
 from pruning.model.reload import reload_difference
 
-from tiny import tiny_model
+from tiny import reload_here, tiny_model
 
 
-def test_a_checkpoint_with_other_weights_is_noticed(windows, tmp_path):
+def test_a_checkpoint_with_other_weights_is_noticed(windows, tmp_path, monkeypatch):
+    reload_here(monkeypatch)
     model = tiny_model("Llama", tie_word_embeddings=False)
     model.save_pretrained(tmp_path)
     with torch.no_grad():

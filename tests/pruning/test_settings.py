@@ -19,6 +19,15 @@ def test_the_command_without_flags_uses_the_defaults():
     assert Settings(**{name: getattr(args, name) for name in OPTIONS}) == Settings()
 
 
+@pytest.mark.parametrize(
+    "field", [f for f in fields(Settings) if type(f.default) in (int, float)], ids=lambda f: f.name
+)
+def test_a_number_on_the_command_line_has_the_type_of_the_default(field):
+    flag = f"--{field.name.replace('_', '-')}={field.default}"
+    given = getattr(_parser().parse_args(["model", "--out=out", flag]), field.name)
+    assert (given, type(given)) == (field.default, type(field.default))
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_a_flag_with_help_and_documented(name):
     (action,) = [a for a in _parser()._actions if a.dest == name]

@@ -106,6 +106,17 @@ def test_what_can_be_pruned_passes_in_every_dtype_and_is_left_unchanged(class_na
     assert [(m.out_features, m.in_features) for m in linears] == [tuple(m.weight.shape) for m in linears]
 
 
+def test_a_product_that_cannot_be_observed_is_refused_by_name(windows, monkeypatch):
+    def forward(self, x):
+        gate, up = (torch.einsum("bld,nd->bln", x, part.weight) for part in (self.gate_proj, self.up_proj))
+        return self.down_proj(self.act_fn(gate) * up)
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    expected = r"layers\.0\.mlp: expected a product with its input projection before"
+    with pytest.raises(ValueError, match=expected):
+        prune(tiny("LlamaForCausalLM"), None, calibration=windows, **COMMON)
+
+
 def test_calibration_that_reaches_only_some_ffns_of_an_entry_is_refused(windows):
     """T5 has one entry for the encoder and the decoder."""
     model = tiny("T5ForConditionalGeneration")
@@ -194,3 +205,15 @@ def test_a_tie_that_the_config_does_not_describe_is_refused():
     layers[1].mlp.down_proj.weight = layers[0].mlp.down_proj.weight
     with pytest.raises(ValueError, match=r"expected weights that are tied as in its config.*mlp\.down_proj"):
         check_config(model, find_ffns(model), [30, 30])
+
+
+@pytest.mark.skipif(
+    not hasattr(transformers.PretrainedConfig, "per_layer_config"),
+    reason="transformers has no per_layer_config",
+)
+def test_transformers_does_not_build_layers_of_different_widths_from_a_config():
+    """If it does one day, `per_layer_config` should be written beside our list of widths."""
+    config = tiny_config("LlamaForCausalLM")
+    config.per_layer_config = {0: {"intermediate_size": 32}}
+    with pytest.raises(RuntimeError, match="'intermediate_size' is a per-layer attribute"):
+        transformers.LlamaForCausalLM(config)

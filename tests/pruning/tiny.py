@@ -1,12 +1,16 @@
 """Tiny random models of every supported family, a tokenizer that needs no download, and shared assertions."""
 
 import copy
+import subprocess
+from types import SimpleNamespace
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pruning.model import reload
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import Statistics
 from pruning.report.manifest import Report
@@ -264,6 +268,18 @@ def masked(model: transformers.PreTrainedModel, report: Report) -> transformers.
         mask[layer.kept] = 1
         ffn.output.owners[0].register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,))
     return model
+
+
+def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `reload_difference` load the checkpoint in this process: a fresh one, which `test_cli` and `test_reload`
+    start, takes seconds."""
+
+    def run(command: list[str], **_options) -> SimpleNamespace:
+        assert command[1:3] == ["-m", "pruning.model.reload"]
+        reload._run(*command[3:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(reload, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
 
 
 def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
