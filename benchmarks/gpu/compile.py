@@ -1,9 +1,11 @@
 """Compile every kernel in every shipped configuration for chips that need not be present.
 
     python -m benchmarks.gpu.compile [--chips sm_90 ...] [--no-record]
+    python -m benchmarks.gpu.compile --chips sm_90 --kernel grid_kernel --precision int8 --config 128 128 128 8 3
 
 Prints registers, spills, shared memory, tensor-core instructions and the share of a product's cycles that follows it,
-and appends them to `results/compile.jsonl`. A fault (`benchmarks.gpu.gate`) gives exit status 1.
+and appends them to `results/compile.jsonl`. A fault (`benchmarks.gpu.gate`) gives exit status 1. With `--config` it
+compiles a configuration that is not shipped, to weigh it against those that are.
 """
 
 import itertools
@@ -160,8 +162,20 @@ def main() -> int:
     parser.add_argument("--chips", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--no-record", action="store_true", help="print only")
     parser.add_argument("--defaults-only", action="store_true", help="leave out what only autotuning tries")
+    parser.add_argument("--kernel", choices=TILE_KERNELS, help="compile only this one, with --config")
+    parser.add_argument("--precision", choices=ELEMENT, default="int8", help="of that kernel's operands")
+    parser.add_argument("--config", nargs=5, type=int, metavar=("M", "N", "BYTES_K", "WARPS", "STAGES"))
     args = parser.parse_args()
-    rerun = command("benchmarks.gpu.compile", chips=args.chips, defaults_only=args.defaults_only)
+    if (args.kernel is None) != (args.config is None):
+        parser.error("--kernel: expected together with --config, got one of them")
+    options = {name: value for name, value in vars(args).items() if name != "no_record"}
+    if args.config is None:
+        del options["precision"]
+        chosen = cases(args.chips, defaults_only=args.defaults_only)
+    else:
+        nodes = 16 if args.kernel == "grid_kernel" else 0
+        chosen = [Case(args.kernel, chip, args.precision, Config(*args.config), nodes) for chip in args.chips]
+    rerun = command("benchmarks.gpu.compile", **options)
     versions = {"triton": triton.__version__}
     rows, failed = [], 0
     print(f"triton {triton.__version__}")
@@ -179,7 +193,7 @@ def main() -> int:
         "after",
     )
     print(FORMAT.format(*head), "matrix instructions")
-    for case in cases(args.chips, defaults_only=args.defaults_only):
+    for case in chosen:
         compiled, said = compile_and_listen(case)
         found = inspect(compiled, case)
         if case.config and case.kernel != "ladder_kernel":

@@ -17,12 +17,13 @@ disk.
 
 import json
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.gpu.gate import CYCLES_PER_INSTRUCTION
+from benchmarks.gpu.gate import Case, cycles_after_product
 from benchmarks.record import RESULTS, argument_parser
 from mikernels.options import Precision
 from mikernels.triton_impl.configs import CHIPS, ITEMSIZE, configs
+from mikernels.triton_impl.renyi2 import ROWS
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def work(estimator: str, n: int, m: int, precision: Precision, family: str, node
         exponentials = (
             n * inner * (2 if estimator == "kde" else 1)
         )  # kde computes rows twice, to normalize them
-        launches = m / KDE_SAMPLES if estimator == "kde" else inner / m / 16
+        launches = m / KDE_SAMPLES if estimator == "kde" else inner / m / ROWS
         special = logs + exponentials
         memory = 2 * operand + results * launches  # each launch reads and writes half of the matrix
     return Work(2 * n_tiles * area * inner, memory, n_tiles * edge * inner * size, special)
@@ -123,16 +124,19 @@ def expected(
 ) -> tuple[float, str]:
     """Seconds to expect of the compiled code on a chip, and what limits it."""
     rates = CHIP[chip]
-    counted = work(estimator, n, m, precision, rates.family, nodes)
-    code = compiled(f"{estimator}_kernel", rates.family, precision)
-    config = configs(f"{estimator}_kernel", rates.family, precision)[0]
-    rows = n * nodes if estimator == "grid" else n
-    tiles = _upper_tiles(rows, config.block_m, config.block_n)
+    kernel, family = f"{estimator}_kernel", rates.family
+    counted = work(estimator, n, m, precision, family, nodes)
+    config = configs(kernel, family, precision)[0]
+    tiles = _upper_tiles(n * nodes if estimator == "grid" else n, config.block_m, config.block_n)
     # `kde` and `renyi2` add tiles to memory once per launch, and `kde` multiplies once per sample
-    launches = {"grid": 1, "kde": m / KDE_SAMPLES, "renyi2": m / 2 / 16}[estimator]
-    instructions = launches * code["instructions_after_loop"]
-    instructions += (m if estimator == "kde" else 0) * code["instructions_in_loop_after_product"]
-    cycles = instructions * config.warps / 4 * CYCLES_PER_INSTRUCTION.get(rates.family, 1)
+    samples, inner, launches = {
+        "grid": (1, m, 1),
+        "kde": (KDE_SAMPLES, m * KDE_SAMPLES, m / KDE_SAMPLES),
+        "renyi2": (1, m * ROWS, m / 2 / ROWS),
+    }[estimator]
+    rounds = inner * ITEMSIZE[precision] / config.bytes_k
+    code = compiled(kernel, family, precision)
+    cycles = launches * cycles_after_product(code, Case(kernel, family, precision, config), samples, rounds)
     seconds = counted.seconds(rates, precision)
     after = tiles * cycles / (rates.special / 16)  # 16 special functions per cycle and multiprocessor
     product = seconds.pop("tensor cores")
@@ -142,7 +146,7 @@ def expected(
     return seconds[binding], binding
 
 
-def compiled(kernel: str, family: str, precision: Precision) -> dict[str, float]:
+def compiled(kernel: str, family: str, precision: Precision) -> dict[str, Any]:
     """Counts of the default configuration, from the last row that has them."""
     config = configs(kernel, family, precision)[0]._asdict()
     wanted = {"kernel": kernel, "chip": family, "precision": precision, "config": config}
@@ -153,7 +157,7 @@ def compiled(kernel: str, family: str, precision: Precision) -> dict[str, float]
         for r in reversed(found)
         if wanted.items() <= r["case"].items()
         and r["case"]["block_nodes"] in (0, 16)
-        and "instructions_after_loop" in r["result"]
+        and "instructions_per_round" in r["result"]
     )
 
 

@@ -71,7 +71,8 @@ def test_floor_of_a_small_case_is_the_time_of_its_slowest_resource(wide_tiles):
 
 def test_expected_time_charges_the_instructions_that_follow_a_product(wide_tiles, monkeypatch):
     """6 tiles of 1000 instructions in 8 warps on 4 schedulers of 132 multiprocessors at 1.755 GHz, after 25.4 ns."""
-    counts = {"instructions_after_loop": 1000, "instructions_in_loop_after_product": 10}
+    counts = {"instructions_after_loop": 1000, "instructions_in_branch": 0, "instructions_per_round": 10}
+    counts |= {"logarithms": 0, "draining_waits_in_loop": 0}
     monkeypatch.setattr(cost, "compiled", lambda *_: counts | {"programs_per_multiprocessor": 1})
     seconds, limit = cost.expected("grid", 32, 128, "int8", "H100")
     assert limit == "product and what follows"
