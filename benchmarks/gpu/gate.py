@@ -42,10 +42,13 @@ INSTRUCTION = {
 MACS = {
     "sm_80": {"int8": 2048, "fp16": 1024, "fp32": 512 / 3},
     "sm_90": {"int8": 4096, "fp8": 4096, "fp16": 2048, "fp32": 1024 / 3},
-    "sm_100": {"int8": 8192, "fp8": 8192, "fp16": 4096, "fp32": 2048 / 3},
+    "sm_100": {"int8": 8192 if MODERN else 2048, "fp8": 8192, "fp16": 4096, "fp32": 2048 / 3},
     "gfx942": {"int8": 2048, "fp16": 1024, "fp32": 128},
 }
-"""Products of two numbers per cycle and multiprocessor, from data sheets; float32 in three products of TF32."""
+"""Products of two numbers per cycle and multiprocessor, from data sheets; float32 in three products of TF32.
+
+For the old int8 instruction on Blackwell, of which no data sheet tells, that of Ampere.
+"""
 
 CYCLES_PER_INSTRUCTION = {"gfx942": 4}
 """A wave of 64 threads takes four cycles of a vector unit; other chips one."""

@@ -27,7 +27,7 @@ def test_dry_run_passes_with_only_torch_triton_numpy_and_transformers():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "25 results, 0 failed" in done.stdout
+    assert "41 results, 0 failed" in done.stdout
 
 
 @pytest.mark.parametrize(
