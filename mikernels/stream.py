@@ -10,7 +10,7 @@ from mikernels.isolation import isolated
 from mikernels.memory import CPU_MEMORY_BUDGET
 from mikernels.options import make_problem, plain
 from mikernels.pairs import Block, fill_matrix
-from mikernels.tables.node_shares import entropy, integer_table
+from mikernels.tables.node_shares import entropy, gathered, integer_table
 from mikernels.tiling import tiles
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram, product_bytes
@@ -60,8 +60,8 @@ class GridStream:
         problem = make_problem("grid", nodes, bandwidth, n_samples)
         nodes = problem.nodes
         self._nodes = nodes
-        self._tile = nodes * min(n_variables, max(1, 1024 // nodes))  # nodes along one side of a product
-        counts = 8 * (n_variables * nodes) ** 2 + product_bytes(self._tile)
+        self._tile = min(n_variables, max(1, 1024 // nodes))  # variables along one side of a product
+        counts = 8 * (n_variables * nodes) ** 2 + product_bytes(self._tile * nodes)
         sample = n_variables * (nodes + VALUE_BYTES)
         budget = CPU_MEMORY_BUDGET if options["memory_budget"] is None else options["memory_budget"]
         if counts + 64 * sample > budget:
@@ -72,11 +72,11 @@ class GridStream:
         # Few enough samples at a time that no int32 sum overflows.
         self._part = min(4096, (budget - counts) // sample)
         table, self._row_sum = integer_table(n_samples, problem)
-        self._table = table.to(samples.device)  # [R, G]
+        self._table = table.t().to(samples.device).contiguous()  # [G, R]
         self._sorted = samples.t().contiguous().sort(dim=1).values  # [N, R]
         self._counts = torch.zeros(
             n_variables * nodes, n_variables * nodes, dtype=torch.int64, device=samples.device
-        )  # filled on and above the diagonal
+        )  # filled on and above the diagonal; each tile is [G, n, G, k]
         self._constant = torch.ones(n_variables, dtype=torch.bool, device=samples.device)
         self._first: Tensor | None = None  # [N] first sample of the stream
         self._seed = options["seed"]
@@ -102,9 +102,10 @@ class GridStream:
             self._first = samples[0].clone()
         for part in samples.split(self._part):
             self._constant &= (part == self._first).all(0)
-            features = self._table[self._ranks(part)].flatten(1)  # [B, N * G]
-            for rows, cols in self._node_tiles():
-                self._counts[rows, cols] += integer_gram(features[:, rows], features[:, cols])
+            features = gathered(self._table, self._ranks(part))  # [G, N, B]
+            for rows, cols in self._tiles():
+                counts = self._counts[self._nodes_of(rows), self._nodes_of(cols)]
+                counts += integer_gram(features[:, rows], features[:, cols])
             self.n_samples += len(part)
 
     @isolated()
@@ -118,39 +119,42 @@ class GridStream:
             raise ValueError(
                 "stream: expected at least one call of update before mutual_information, got none"
             )
-        n_variables, nodes = len(self._sorted), self._nodes
+        n_variables = len(self._sorted)
         # The table of a variable with itself sums to its margin, times the sum of a row of features.
-        h = entropy(self._counts.view(n_variables, nodes, n_variables, nodes).diagonal(0, 0, 2).sum(1).t())
+        margins = [
+            self._joint(rows, cols).diagonal(0, 1, 3).sum(1).t()
+            for rows, cols in self._tiles()
+            if rows == cols
+        ]
+        h = entropy(torch.cat(margins))
         total = float(self._row_sum) ** 2 * self.n_samples
         blocks = (
-            Block(
-                rows.start // nodes,
-                cols.start // nodes,
-                joint_to_mi(
-                    self._counts[rows, cols],
-                    total,
-                    h[rows.start // nodes : rows.stop // nodes],
-                    h[cols.start // nodes : cols.stop // nodes],
-                    nodes,
-                ),
-            )
-            for rows, cols in self._node_tiles()
+            Block(rows.start, cols.start, joint_to_mi(self._joint(rows, cols), total, h[rows], h[cols]))
+            for rows, cols in self._tiles()
         )
         out = torch.empty(n_variables, n_variables, dtype=torch.float32, device=h.device)
         fill_matrix(blocks, out, symmetric=True)
         return out.masked_fill_(self._constant[:, None] | self._constant, 0.0)
 
-    def _node_tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Tiles of the counts, on and above the diagonal: whole tables."""
-        size = len(self._counts)
-        return tiles(size, size, self._tile, upper=True)
+    def _tiles(self) -> Iterator[tuple[slice, slice]]:
+        """Tiles of the matrix, on and above the diagonal."""
+        return tiles(len(self._sorted), len(self._sorted), self._tile, upper=True)
+
+    def _nodes_of(self, variables: slice) -> slice:
+        """Rows or columns of the counts."""
+        return slice(variables.start * self._nodes, variables.stop * self._nodes)
+
+    def _joint(self, rows: slice, cols: slice) -> Tensor:
+        """Joint tables `[G, n, G, k]`."""
+        counts = self._counts[self._nodes_of(rows), self._nodes_of(cols)]
+        return counts.unflatten(0, (self._nodes, -1)).unflatten(2, (self._nodes, -1))
 
     def _ranks(self, samples: Tensor) -> Tensor:
-        """Table row of each of `samples [B, N]`: its rank in the reference, random among equal values."""
+        """Ranks `[N, B]` of `samples [B, N]` in the reference, random among equal values."""
         values = samples.t().contiguous()  # [N, B]
         low = torch.searchsorted(self._sorted, values)
         equals = torch.searchsorted(self._sorted, values, right=True) - low
         index = torch.arange(self.n_samples, self.n_samples + len(samples), device=values.device)
         column = torch.arange(len(values), device=values.device)[:, None]
         low += (hash32(index, column, self._seed) * equals) >> 32
-        return low.clamp_(max=self._sorted.shape[1] - 1).t()
+        return low.clamp_(max=self._sorted.shape[1] - 1)

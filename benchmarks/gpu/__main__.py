@@ -3,8 +3,9 @@
     python -m benchmarks.gpu [--activations FILE] [--out FILE]
     python -m benchmarks.gpu --dry-run      # tiny shapes in Triton's interpreter, nothing is recorded
 
-Prints a table and appends rows to `results/gpu.jsonl`. Takes less than 9 minutes on an H100: each part has a time
-limit and reports what it did not reach. A failed check gives exit status 1.
+Prints a table and appends rows to `results/gpu.jsonl`: errors; times beside torch's product in fp16 and in the same
+precision; what each choice of the kernels is worth; rates of 8-bit products by tile size; figures of `ncu`. Takes less
+than 9 minutes: each part has a time limit and reports what it did not reach. A failed check gives exit status 1.
 """
 
 import os
@@ -18,33 +19,60 @@ from typing import Any
 
 from benchmarks.record import RESULTS, append, argument_parser, command, row, timed
 
-TESTS_SECONDS = 150
+SECONDS = 520  # no part runs longer than this after the start
+SPEED_SECONDS = 210  # no speed measurement starts later than this,
+CHOICES_SECONDS = 270  # and no comparison of choices
+PROFILER_SECONDS = 40
 SANITIZER_SECONDS = 60
-SPEED_SECONDS = 240  # no speed measurement starts later than this
+TESTS_SECONDS = 150
+METRICS = (
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "gpu__time_duration.sum",
+)
+"""Of the default kernel: how busy the tensor cores, the multiprocessors and L2 are."""
 
 
-def run_tests() -> dict[str, Any]:
+def run_tests(limit: float) -> dict[str, Any]:
     """Run the tests of `mikernels` on the GPU in a process of their own."""
     words = [sys.executable, "-m", "pytest", "-q", "-x", "tests/mikernels", "-p", "no:cacheprovider"]
-    return run_process("tests", words, TESTS_SECONDS)
+    return run_process("tests", words, min(TESTS_SECONDS, limit))
 
 
-def run_sanitizer() -> dict[str, Any]:
+def run_profiler(limit: float) -> dict[str, Any]:
+    """Figures of `ncu` for the default kernel; many machines do not allow them."""
+    script = (
+        "import torch; from mikernels import mutual_information as f\n"
+        "f(torch.randn(4096, 4096, device='cuda'), precision='int8', impl='triton')\n"
+    )
+    options = ["-k", "regex:grid_kernel", "--launch-count", "1", "--csv", "--metrics", ",".join(METRICS)]
+    return run_tool("ncu", "profiler", [*options, sys.executable, "-c", script], min(PROFILER_SECONDS, limit))
+
+
+def run_sanitizer(limit: float) -> dict[str, Any]:
     """Run every kernel at a small size under `compute-sanitizer`."""
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(tool).exists():
-        return {"part": "sanitizer", "ok": None, "said": "compute-sanitizer was not found"}
     script = (
         "import torch; from mikernels import mutual_information as f\n"
         "x = torch.randn(37, 41, device='cuda')\n"
         "for e in ('grid', 'kde', 'renyi2'): f(x, estimator=e); f(x[:, :3], x, estimator=e)\n"
         "f(x, transform='standardize'); f(x, nodes=100); f(x, precision='fp32')\n"
     )
-    words = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", script]
-    return run_process("sanitizer", words, SANITIZER_SECONDS)
+    options = ["--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", script]
+    return run_tool("compute-sanitizer", "sanitizer", options, min(SANITIZER_SECONDS, limit))
+
+
+def run_tool(name: str, part: str, options: list[str], limit: float) -> dict[str, Any]:
+    """Run a tool of CUDA; a machine without it gives neither success nor failure."""
+    tool = shutil.which(name) or f"/usr/local/cuda/bin/{name}"
+    if not Path(tool).exists():
+        return {"part": part, "ok": None, "said": f"{name} was not found"}
+    return run_process(part, [tool, *options], limit)
 
 
 def run_process(part: str, words: list[str], limit: float) -> dict[str, Any]:
+    if limit <= 0:
+        return {"part": part, "ok": None, "said": "no time was left"}
     try:
         done, seconds = timed(
             lambda: subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False)
@@ -54,8 +82,9 @@ def run_process(part: str, words: list[str], limit: float) -> dict[str, Any]:
     lines = (done.stdout + done.stderr).strip().splitlines()
     for line in lines[-30:] if done.returncode else lines[-1:]:
         print(f"  {line}")
-    said = lines[-1] if lines else ""
-    return {"part": part, "ok": done.returncode == 0, "said": said, "seconds": round(seconds, 1)}
+    said = lines[-len(METRICS) :] if part == "profiler" else lines[-1] if lines else ""
+    ok = done.returncode == 0 or (None if part == "profiler" else False)
+    return {"part": part, "ok": ok, "said": said, "seconds": round(seconds, 1)}
 
 
 def main() -> int:
@@ -69,7 +98,7 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # read at the first import of triton
     import torch
 
-    from benchmarks.gpu import checks
+    from benchmarks.gpu import checks, choices
 
     if not args.dry_run and not torch.cuda.is_available():
         print("expected a GPU, got none; use --dry-run to try the script without one")
@@ -83,11 +112,12 @@ def main() -> int:
     cases = checks.TINY if args.dry_run else checks.SPEED
     found += checks.measure_speed(device, cases, start + SPEED_SECONDS, args.autotune)
     found.append(checks.compare_broadcasting(device, args.dry_run))
+    print("choices: time, and as a multiple of the first line's")
+    found += choices.compare_choices(device, args.dry_run, start + CHOICES_SECONDS)
     if not args.dry_run:
-        print("compute-sanitizer")
-        found.append(run_sanitizer())
-        print("tests")
-        found.append(run_tests())
+        for name, part in (("ncu", run_profiler), ("compute-sanitizer", run_sanitizer), ("tests", run_tests)):
+            print(name)
+            found.append(part(start + SECONDS - time.monotonic()))
         rerun = command("benchmarks.gpu", autotune=args.autotune, activations=args.activations)
         versions = {"triton": version("triton")}
         rows = [

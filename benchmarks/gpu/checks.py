@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cost import CHIP, floor, work
+from benchmarks.gpu.cost import CHIP, expected, floor, work
 from benchmarks.record import quantiles, timed
 from benchmarks.speed.samples import gated_activations
 from mikernels import mutual_information
@@ -102,10 +102,18 @@ def seconds_of(call: Callable[[], object], device: str, repeats: int) -> list[fl
     return [timed(call, device)[1] for _ in range(repeats + 1)][1:]
 
 
-def matmul_rate(device: str, size: int) -> float:
-    """FLOP/s of `torch.matmul` in fp16."""
-    a, b = (torch.randn(size, size, device=device).half() for _ in range(2))
-    return 2 * size**3 / statistics.median(seconds_of(lambda: a @ b, device, 10))
+def matmul_rate(device: str, size: int, precision: str) -> float:
+    """Operations per second of torch's own product of square matrices."""
+    a = torch.randint(0, 128, (size, size), dtype=torch.int8, device=device)
+    if precision == "int8":
+        call: Callable[[], Tensor] = lambda: torch._int_mm(a, a.t())  # noqa: E731
+    elif precision == "fp8":
+        b, one = (a.half() / 128).to(torch.float8_e4m3fn), torch.ones((), device=device)
+        call = lambda: torch._scaled_mm(b, b.t(), one, one, out_dtype=torch.float16)  # noqa: E731
+    else:
+        c = (a.float() / 128).to(torch.float16 if precision == "fp16" else torch.float32)
+        call = lambda: c @ c.t()  # noqa: E731
+    return 2 * size**3 / statistics.median(seconds_of(call, device, 10))
 
 
 def measure_speed(device: str, cases: list[Case], deadline: float, autotune: bool) -> list[dict[str, Any]]:
@@ -121,7 +129,9 @@ def measure_speed(device: str, cases: list[Case], deadline: float, autotune: boo
         if case.precision not in chip_precisions(torch.device(device)):
             continue
         x = data("gaussian", case.m, case.n, device)
-        roof = matmul_rate(device, 8192 if device == "cuda" else 64)
+        roof, same = (
+            matmul_rate(device, 8192 if device == "cuda" else 64, p) for p in ("fp16", case.precision)
+        )
         options = {"estimator": case.estimator, "nodes": case.nodes, "precision": case.precision}
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -141,18 +151,22 @@ def measure_speed(device: str, cases: list[Case], deadline: float, autotune: boo
             "operations_per_second": rate,
             "matmul_fp16_flop_per_second": roof,
             "share_of_matmul_fp16": rate / roof,
+            "matmul_same_precision_operations_per_second": same,
+            "share_of_matmul_same_precision": rate / same,
+            "pairs_per_second": case.n * (case.n - 1) / 2 / median,
             "counted": work(*case[:4], family, case.nodes)._asdict(),
             "ok": True,
         }
         if chip is not None:
             least, limit = floor(*case[:4], chip, case.nodes)
             row |= {"predicted_floor_seconds": least, "binds": limit}
+            row |= {"expected_seconds": expected(*case[:4], chip, case.nodes)[0]}
         if device == "cuda":
             row["peak_memory_mb"] = (torch.cuda.max_memory_allocated() - x.nbytes) / 1e6
         rows.append(row)
         print(
             f"  {case.estimator:8}N={case.n:<6}M={case.m:<6}{case.precision:6}{median * 1e3:9.2f} ms  "
-            f"{rate / 1e12:7.1f} Tops/s  {rate / roof:5.0%} of matmul fp16"
+            f"{rate / 1e12:7.1f} Tops/s  {rate / roof:5.0%} of matmul fp16  {rate / same:5.0%} of {case.precision}"
             + (f"  floor {row['predicted_floor_seconds'] * 1e3:.1f} ms ({row['binds']})" if chip else ""),
             flush=True,
         )

@@ -1,25 +1,25 @@
 """Compile every kernel in every shipped configuration for chips that need not be present.
 
     python -m benchmarks.gpu.compile [--chips sm_90 ...] [--no-record]
+    python -m benchmarks.gpu.compile --chips sm_90 --kernel grid_kernel --precision int8 --config 128 128 128 8 3
 
-Prints registers, spills, shared memory and tensor-core instructions, read from the cubin (by tools in Triton's
-wheel) or from AMD's assembly, and appends them to `results/compile.jsonl`. A spill, a missing tensor-core
-instruction or too much shared memory gives exit status 1.
+Prints registers, spills, shared memory, tensor-core instructions and the share of a product's cycles that follows it,
+and appends them to `results/compile.jsonl`. A fault (`benchmarks.gpu.gate`) gives exit status 1. With `--config` it
+compiles a configuration that is not shipped, to weigh it against those that are.
 """
 
 import itertools
 import math
-import re
-import subprocess
+import os
 import sys
 import tempfile
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.gpu.gate import Case, faults, inspect, share_after_product
 from benchmarks.record import RESULTS, append, argument_parser, command, row
 from mikernels.options import Precision
 from mikernels.tables.rungs import COARSEST
@@ -44,25 +44,6 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-
-SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-"""Bytes of shared memory available to one block."""
-
-MODERN = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
-"""Triton 3.6 does not emit the int8 instruction of Blackwell."""
-
-INSTRUCTION = {
-    "sm_80": {"int8": "IMMA", "fp16": "HMMA", "fp32": "HMMA"},
-    "sm_90": {"int8": "IGMMA", "fp8": "QGMMA", "fp16": "HGMMA", "fp32": "HGMMA"},
-    "sm_100": {
-        "int8": "UTCIMMA" if MODERN else "IMMA",
-        "fp8": "UTCQMMA",
-        "fp16": "UTCHMMA",
-        "fp32": "UTCHMMA",
-    },
-    "gfx942": {"int8": "v_mfma_i32", "fp16": "v_mfma_f32", "fp32": "v_mfma_f32"},
-}
-"""Matrix instruction that must appear, by chip and precision."""
 
 ELEMENT: dict[Precision, str] = {"int8": "i8", "fp8": "fp8e4nv", "fp16": "fp16", "fp32": "fp32"}
 
@@ -91,15 +72,7 @@ FLOAT_POINTERS = {"p_score", "p_sum", "p_out", "p_kernel", "p_scale"}
 INTEGER_POINTERS = {"p_rank", "p_counts"}
 """Types of arguments; all others are int32, or pointers to operand elements."""
 
-FORMAT = "{:8}{:24}{:6}{:>4} {:16}{:>6}{:>7}{:>10}{:>7}{:>8} "  # of a printed line
-
-
-class Case(NamedTuple):
-    kernel: str
-    chip: str
-    precision: Precision
-    config: Config | None  # None for a kernel that prepares operands
-    block_nodes: int = 0  # S of `grid`; 0 for other kernels
+FORMAT = "{:8}{:24}{:6}{:>4} {:16}{:>6}{:>7}{:>10}{:>7}{:>8}{:>7} "  # of a printed line
 
 
 def cases(chips: list[str], *, defaults_only: bool = False) -> list[Case]:
@@ -169,55 +142,19 @@ def compile_case(case: Case) -> Any:
     return triton.compile(source, target=TARGETS[case.chip], options=options)
 
 
-def inspect(compiled: Any, case: Case) -> dict[str, Any]:
-    """Registers, spills, shared memory and matrix instructions of a compiled kernel."""
-    found: dict[str, Any] = {"shared_bytes": compiled.metadata.shared}
-    if case.chip.startswith("gfx"):
-        assembly = compiled.asm["amdgcn"]
-        for name in ("vgpr_count", "agpr_count", "vgpr_spill_count"):
-            match = re.search(rf"\.{name}:\s*(\d+)", assembly)
-            found[name] = int(match[1]) if match else None
-        registers, spills = found.pop("vgpr_count"), found.pop("vgpr_spill_count")
-        instructions = re.findall(r"\b(v_mfma_[a-z0-9]+)_", assembly)
-        loads = len(re.findall(r"\bbuffer_load|\bglobal_load", assembly))
-    else:
-        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            usage, assembly = (
-                subprocess.run([*words, file.name], capture_output=True, text=True, check=True).stdout
-                for words in ([tools / "cuobjdump", "-res-usage"], [tools / "nvdisasm", "-c", "-ndf"])
-            )
-        match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-        if match is None:
-            raise RuntimeError(f"cuobjdump: expected registers and stack, got {usage!r}")
-        registers = int(match[1])
-        spills = int(match[2]) + len(re.findall(r"\b(?:LDL|STL)\b", assembly))
-        instructions = re.findall(r"\b([HIQ]GMMA|UTC[A-Z]MMA|[HIQ]MMA)\b", assembly)
-        loads = len(re.findall(r"\b(?:UTMALDG|LDGSTS)\b", assembly))
-    counts = {name: instructions.count(name) for name in sorted(set(instructions))}
-    return found | {
-        "registers": registers,
-        "spills": spills,
-        "matrix_instructions": counts,
-        "asynchronous_loads": loads,
-    }
-
-
-def faults(found: dict[str, Any], case: Case) -> list[str]:
-    """Reasons why a kernel falls short of the speed of the chip."""
-    problems = [f"{found['spills']} spills"] if found["spills"] else []
-    if found["shared_bytes"] > SHARED_LIMIT[case.chip]:
-        problems.append(f"more than {SHARED_LIMIT[case.chip]} bytes of shared memory")
-    if case.config is not None:
-        expected = INSTRUCTION[case.chip][case.precision]
-        if not any(name.startswith(expected) for name in found["matrix_instructions"]):
-            problems.append(f"no {expected}")
-        # The ladder loads a single table.
-        if not found["asynchronous_loads"] and case.kernel != "ladder_kernel":
-            problems.append("no asynchronous loads")
-    return problems
+def compile_and_listen(case: Case) -> tuple[Any, str]:
+    """The compiled kernel, and what the compiler wrote to stderr, which Python does not see otherwise."""
+    triton.knobs.compilation.always_compile = True  # the cache keeps no remarks
+    with tempfile.TemporaryFile("w+") as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            compiled = compile_case(case)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        file.seek(0)
+        return compiled, file.read()
 
 
 def main() -> int:
@@ -225,8 +162,20 @@ def main() -> int:
     parser.add_argument("--chips", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--no-record", action="store_true", help="print only")
     parser.add_argument("--defaults-only", action="store_true", help="leave out what only autotuning tries")
+    parser.add_argument("--kernel", choices=TILE_KERNELS, help="compile only this one, with --config")
+    parser.add_argument("--precision", choices=ELEMENT, default="int8", help="of that kernel's operands")
+    parser.add_argument("--config", nargs=5, type=int, metavar=("M", "N", "BYTES_K", "WARPS", "STAGES"))
     args = parser.parse_args()
-    rerun = command("benchmarks.gpu.compile", chips=args.chips)
+    if (args.kernel is None) != (args.config is None):
+        parser.error("--kernel: expected together with --config, got one of them")
+    options = {name: value for name, value in vars(args).items() if name != "no_record"}
+    if args.config is None:
+        del options["precision"]
+        chosen = cases(args.chips, defaults_only=args.defaults_only)
+    else:
+        nodes = 16 if args.kernel == "grid_kernel" else 0
+        chosen = [Case(args.kernel, chip, args.precision, Config(*args.config), nodes) for chip in args.chips]
+    rerun = command("benchmarks.gpu.compile", **options)
     versions = {"triton": triton.__version__}
     rows, failed = [], 0
     print(f"triton {triton.__version__}")
@@ -241,16 +190,22 @@ def main() -> int:
         "registers",
         "spills",
         "shared",
+        "after",
     )
     print(FORMAT.format(*head), "matrix instructions")
-    for case in cases(args.chips, defaults_only=args.defaults_only):
-        found = inspect(compile_case(case), case)
-        problems = faults(found, case)
+    for case in chosen:
+        compiled, said = compile_and_listen(case)
+        found = inspect(compiled, case)
+        if case.config and case.kernel != "ladder_kernel":
+            found["share_after_product"] = round(share_after_product(found, case), 4)
+        problems = faults(found, case, said)
         failed += bool(problems)
         c = case.config
         tile = f"{c.block_m} x {c.block_n} x {c.bytes_k}" if c else "-"
         cells = case.chip, case.kernel, case.precision, case.block_nodes, tile, c.warps if c else 4
         cells += c.stages if c else "-", found["registers"], found["spills"], found["shared_bytes"]
+        after = found.get("share_after_product")
+        cells += ("-" if after is None else f"{after:.1%}",)
         print(FORMAT.format(*cells), found["matrix_instructions"], "; ".join(problems), flush=True)
         if args.no_record:
             continue

@@ -1,19 +1,29 @@
-"""Lower bounds on the time of an MI matrix, and of pruning a model, from the data sheet of a chip.
+"""Predicted times of an MI matrix, and of pruning a model: a floor and what to expect.
 
     python -m benchmarks.gpu.cost [--N 11008]
 
-Counted, not measured: tensor-core operations, bytes from device memory and from L2, and special functions
-(exponentials and logarithms) of the kernels in `mikernels.triton_impl` with their shipped tiles. The floor is the
-largest of the four times; `benchmarks.gpu` reports measured times beside it. The floors of the other stages of pruning
-are their matrix products at the rate of the chip, and writing the weights to disk.
+Counted, not measured, for the kernels in `mikernels.triton_impl` with their shipped tiles; `benchmarks.gpu` reports
+measured times beside both.
+
+- The floor is the largest time that the data sheet's rates leave: tensor-core operations, bytes from device memory,
+  special functions (exponentials and logarithms).
+- What to expect charges the compiled code as well: the instructions that follow a product, from the last rows of
+  `results/compile.jsonl`, which nothing hides unless two programs share a multiprocessor; and bytes from L2 at the rate
+  of published microbenchmarks.
+
+The floors of the other stages of pruning are their matrix products at the rate of the chip, and writing the weights to
+disk.
 """
 
+import json
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.record import argument_parser
+from benchmarks.gpu.gate import Case, cycles_after_product
+from benchmarks.record import RESULTS, argument_parser
 from mikernels.options import Precision
 from mikernels.triton_impl.configs import CHIPS, ITEMSIZE, configs
+from mikernels.triton_impl.renyi2 import ROWS
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,10 @@ CHIP = {
         "gfx942", {"fp16": 1307e12, "int8": 2615e12, "fp32": 163e12}, 5.3e12, 10e12, 16 * 304 * 2.1e9, 163e12
     ),
 }  # fmt: skip
+
+
+KDE_SAMPLES = 12
+"""Samples that `kde` multiplies before a logarithm and in one launch, at M = 1024."""
 
 
 class Work(NamedTuple):
@@ -79,11 +93,11 @@ def work(estimator: str, n: int, m: int, precision: Precision, family: str, node
         special = n_tiles * area  # one logarithm per count
         memory = 4.0 * n * m + 2 * operand + results  # reads ranks, writes features and reads them back
     else:
-        logs = n_tiles * area * m if estimator == "kde" else 0
+        logs = n_tiles * area * m / KDE_SAMPLES if estimator == "kde" else 0
         exponentials = (
             n * inner * (2 if estimator == "kde" else 1)
         )  # kde computes rows twice, to normalize them
-        launches = inner / m / 16
+        launches = m / KDE_SAMPLES if estimator == "kde" else inner / m / ROWS
         special = logs + exponentials
         memory = 2 * operand + results * launches  # each launch reads and writes half of the matrix
     return Work(2 * n_tiles * area * inner, memory, n_tiles * edge * inner * size, special)
@@ -100,8 +114,51 @@ def floor(
 ) -> tuple[float, str]:
     """Minimum seconds on a chip, and the resource that limits it."""
     seconds = work(estimator, n, m, precision, CHIP[chip].family, nodes).seconds(CHIP[chip], precision)
+    del seconds["L2"]  # no data sheet states its rate
     binding = max(seconds, key=seconds.__getitem__)
     return seconds[binding], binding
+
+
+def expected(
+    estimator: str, n: int, m: int, precision: Precision, chip: str, nodes: int = 16
+) -> tuple[float, str]:
+    """Seconds to expect of the compiled code on a chip, and what limits it."""
+    rates = CHIP[chip]
+    kernel, family = f"{estimator}_kernel", rates.family
+    counted = work(estimator, n, m, precision, family, nodes)
+    config = configs(kernel, family, precision)[0]
+    tiles = _upper_tiles(n * nodes if estimator == "grid" else n, config.block_m, config.block_n)
+    # `kde` and `renyi2` add tiles to memory once per launch, and `kde` multiplies once per sample
+    samples, inner, launches = {
+        "grid": (1, m, 1),
+        "kde": (KDE_SAMPLES, m * KDE_SAMPLES, m / KDE_SAMPLES),
+        "renyi2": (1, m * ROWS, m / 2 / ROWS),
+    }[estimator]
+    rounds = inner * ITEMSIZE[precision] / config.bytes_k
+    code = compiled(kernel, family, precision)
+    cycles = launches * cycles_after_product(code, Case(kernel, family, precision, config), samples, rounds)
+    seconds = counted.seconds(rates, precision)
+    after = tiles * cycles / (rates.special / 16)  # 16 special functions per cycle and multiprocessor
+    product = seconds.pop("tensor cores")
+    hidden = (code["programs_per_multiprocessor"] or 1) > 1
+    seconds["product and what follows"] = max(product, after) if hidden else product + after
+    binding = max(seconds, key=seconds.__getitem__)
+    return seconds[binding], binding
+
+
+def compiled(kernel: str, family: str, precision: Precision) -> dict[str, Any]:
+    """Counts of the default configuration, from the last row that has them."""
+    config = configs(kernel, family, precision)[0]._asdict()
+    wanted = {"kernel": kernel, "chip": family, "precision": precision, "config": config}
+    with (RESULTS / "compile.jsonl").open() as file:
+        found = [json.loads(line) for line in file]
+    return next(
+        r["result"]
+        for r in reversed(found)
+        if wanted.items() <= r["case"].items()
+        and r["case"]["block_nodes"] in (0, 16)
+        and "instructions_per_round" in r["result"]
+    )
 
 
 class Model(NamedTuple):
@@ -160,20 +217,21 @@ def main() -> None:
     args = parser.parse_args()
     from benchmarks.tables import table  # tabulate is not needed on the GPU machine
 
-    print(f"Predicted floors in ms, with the limiting resource; N = {args.N}\n")
-    lines = []
-    for estimator, m in (("grid", 4096), ("kde", 1024), ("renyi2", 1024)):
-        for precision in ITEMSIZE:
-            if precision == "int8" and estimator != "grid":
-                continue
-            floors = {
-                name: floor(estimator, args.N, m, precision, name)
-                for name, chip in CHIP.items()
-                if precision in CHIPS[chip.family]
-            }
-            cells = [f"{floors[c][0] * 1e3:.1f} ({floors[c][1]})" if c in floors else "-" for c in CHIP]
-            lines.append([estimator, str(m), precision, *cells])
-    print(table(["estimator", "M", "dtype", *CHIP], lines))
+    for title, predict in (("Predicted floors", floor), ("Expected times", expected)):
+        print(f"{title} in ms, with what limits them; N = {args.N}; not measured\n")
+        lines = []
+        for estimator, m in (("grid", 4096), ("kde", 1024), ("renyi2", 1024)):
+            for precision in ITEMSIZE:
+                if precision == "int8" and estimator != "grid":
+                    continue
+                found = {
+                    name: predict(estimator, args.N, m, precision, name)
+                    for name, chip in CHIP.items()
+                    if precision in CHIPS[chip.family]
+                }
+                cells = [f"{found[c][0] * 1e3:.1f} ({found[c][1]})" if c in found else "-" for c in CHIP]
+                lines.append([estimator, str(m), precision, *cells])
+        print(table(["estimator", "M", "dtype", *CHIP], lines), end="\n\n")
     print(
         f"\nPredicted floors in seconds of pruning {RATIO:.0%} of the neurons: grid, 16 nodes, int8, M = {SAMPLES}\n"
     )

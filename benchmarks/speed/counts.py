@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.record import append, argument_parser, command, quantiles, row
 from benchmarks.speed.measure import UNLIMITED, Effort, take_turns
 from mikernels.adaptive.refinement import joint_counts
+from mikernels.tables.node_shares import gathered
 from mikernels.tables.rungs import CELLS
 from mikernels.tiling import cut
 from mikernels.torch_impl.adaptive_histograms import STRIP
@@ -36,8 +37,8 @@ def many_at_once(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterat
 def one_hot_product(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterator[Tensor]:
     """8-bit products of one-hot cells, in tiles on and above the diagonal: 2 M G^2 operations per pair."""
     del first, second  # it always computes all pairs
-    one_hot = torch.eye(cells, dtype=torch.int8)[x.t().reshape(-1)].view(x.shape[1], -1)
-    tiles = [slice(t.start * cells, t.stop * cells) for t in cut(len(x), TILE)]
+    one_hot = gathered(torch.eye(cells, dtype=torch.int8), x)
+    tiles = cut(len(x), TILE)
     for i, rows in enumerate(tiles):
         for cols in tiles[i:]:
             yield integer_gram(one_hot[:, rows], one_hot[:, cols])

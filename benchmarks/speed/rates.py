@@ -5,18 +5,19 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.record import timed
-from mikernels.torch_impl.integer import has_fast_int8
+from mikernels.torch_impl.integer import byte_gram, has_byte_products
 
 SIZE = {"cpu": 2048, "cuda": 8192}
 SECONDS = 0.1  # each rate is measured for this long
 
 
 def matmul_rate(precision: str, device: str) -> float:
-    """FLOP/s of square matrix products: `torch._int_mm` for int8 where it is fast, otherwise `torch.mm` in fp32."""
+    """FLOP/s of square matrix products: of bytes for int8 where that is fast, otherwise `torch.mm` in fp32."""
     size = SIZE[device]
-    if precision == "int8" and (device == "cuda" or has_fast_int8(torch.device(device))):
-        a = torch.randint(-127, 128, (size, size), dtype=torch.int8, device=device)
-        return 2 * size**3 * _calls_per_second(lambda: torch._int_mm(a.t(), a), device)
+    if precision == "int8" and (device == "cuda" or has_byte_products()):
+        a = torch.randint(0, 128, (size, size), dtype=torch.int8, device=device)
+        multiply = (lambda: torch._int_mm(a, a.t())) if device == "cuda" else (lambda: byte_gram(a, a))
+        return 2 * size**3 * _calls_per_second(multiply, device)
     a = torch.randn(size, size, device=device)
     return 2 * size**3 * _calls_per_second(lambda: torch.mm(a, a), device)
 

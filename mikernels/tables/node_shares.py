@@ -60,6 +60,14 @@ def share_table(
     return ShareTable(wide.to(device), entropy(margin[None])[0].to(device), total)
 
 
+def gathered(shares: Tensor, ranks: Tensor) -> Tensor:
+    """The shares `[c, n, M]` of `ranks [n, M]` from a table `[c, R]`, nodes first."""
+    out = shares.new_empty(len(shares), *ranks.shape)
+    for of_node, target in zip(shares, out, strict=True):
+        torch.index_select(of_node, 0, ranks.flatten(), out=target.view(-1))
+    return out
+
+
 def integer_table(n_samples: int, problem: Problem) -> tuple[Tensor, int]:
     """Node shares of M ranks as integers `[M, G]` (int8, on the CPU), and the sum Q of every row.
 

@@ -13,6 +13,9 @@ CHIPS: dict[str, tuple[Precision, ...]] = {
 }
 """GPU families and the precisions of their tensor cores, in order of preference."""
 
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 1}
+"""Of the largest GPU of a family: programs that run at once and share blocks of operands in L2."""
+
 ITEMSIZE = {"int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}
 
 
@@ -43,6 +46,10 @@ def configs(kernel: str, chip: str, precision: Precision) -> list[Config]:
     # On Hopper, the float32 sums of fp8 products are a second accumulator.
     if two_accumulators or (precision == "fp8" and chip == "sm_90"):
         return [Config(128, 128, 128, 8, 4), Config(128, 128, 128, 8, 5)]
+    # Triton waits for every int8 product on Hopper. Long blocks halve the number of waits. Two programs with smaller
+    # tiles would hide them, but read a third more from L2, which is the bottleneck already.
+    if precision == "int8" and chip == "sm_90":
+        return [Config(128, 256, 256, 8, 2), Config(128, 256, 128, 8, 3), Config(256, 128, 256, 8, 2)]
     return [Config(128, 256, 128, 8, 3), Config(128, 256, 128, 8, 4), Config(256, 128, 128, 8, 3)]
 
 
@@ -57,7 +64,16 @@ def constants(config: Config, chip: str, precision: Precision) -> dict[str, Any]
         "BM": config.block_m,
         "BN": config.block_n,
         "BK": config.bytes_k // ITEMSIZE[precision],
-        "GROUP": 8,
+        "GROUP": group(config, chip),
         "TF32": precision == "fp32" and chip != "gfx942",
         "FP32_EVERY": 128 if precision == "fp8" and chip == "sm_90" else None,
     }
+
+
+def group(config: Config, chip: str) -> int:
+    """Rows of tiles to go down before the next column, such that programs that run at once read the fewest rows."""
+
+    def rows_read(size: int) -> float:
+        return size * config.block_m + MULTIPROCESSORS[chip] / size * config.block_n
+
+    return min((4, 8, 16, 32), key=rows_read)

@@ -4,6 +4,9 @@ Features are `phi [n * S, M]`, the share of each sample that each node receives,
 `phi(x) phi(y)^T` holds whole joint tables. The kernel reduces each to one number, `sum u log2 u` with `u = J G^2`;
 then, as in `mikernels.torch_impl.grid`, `I = H(p) + H(q) - H(J)`.
 
+The last node is multiplied here, unlike on the CPU: a tile of 128 rows holds 8 variables with 15 nodes as with 16, one
+of 256 rows 17 instead of 16, and sums over groups of 15 columns would not stay within a thread.
+
 S is G rounded up to a power of two. The padding is rows of zeros, whose `u log u` is 0. Above 64 nodes a table is
 split into blocks of 64 x 64, whose sums are added afterwards.
 
@@ -71,8 +74,8 @@ def grid_kernel(
             FP32_EVERY,
         )
 
-    # u is about 1, so the logs are small, and so are their rounding errors.
-    b_u = tl.maximum(b_joint.to(tl.float32) * scale, 1e-30)
+    # u is about 1, so the logs are small, and so are their rounding errors. 1e-30 only changes 0: its term becomes 0.
+    b_u = b_joint.to(tl.float32) * scale + 1e-30
     b_terms = (b_u * log2(b_u, CHIP)).reshape(BM // S, S, BN // S, S)
     b_sums = tl.sum(tl.sum(b_terms, 3), 1)  # [BM / S, BN / S]
 

@@ -53,14 +53,17 @@ def kde_kernel(
         return
     b_product = tl.full([BM, BN], 1.0, dtype=tl.float32) * factor
     b_sum = tl.zeros([BM, BN], dtype=tl.float32)
+    o_j = 0
     # One loop over (i, j), so that loads for the next sample are on their way when one ends.
     for o_k in range(0, n_inner, BK):
         b_sum = multiply_add(
             a, b, b_sum, i_m * BM, i_n * BN, o_k, n_rows, n_cols, n_inner, BK, TF32, FP32_EVERY
         )
-        if (o_k + BK) % stride == 0:
+        o_j += BK
+        if o_j == stride:  # counted, because a remainder takes a division
             b_product *= b_sum
             b_sum = tl.zeros([BM, BN], dtype=tl.float32)
+            o_j = 0
     add_to(out, log2(b_product, CHIP), i_m * BM, i_n * BN, n_rows, n_cols, stride_out)
 
 

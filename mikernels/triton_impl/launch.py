@@ -19,7 +19,7 @@ DTYPES = {
     "fp32": torch.float32,
 }
 
-PADDING = 128
+PADDING = 256
 """The samples of an operand are padded to a multiple of this, which is a multiple of BK in every configuration."""
 
 

@@ -175,8 +175,8 @@ def test_all_methods_count_the_same():
     x = torch.randint(4, (3, 50), generator=generator)
     first, second = torch.triu_indices(3, 3, 1)
     found = {name: list(count(x, first, second, 4)) for name, count in counts.METHODS.items()}
-    tile = found.pop("one-hot product")[0].view(3, 4, 3, 4)
-    expected = torch.stack([tile[i, :, j] for i, j in zip(first, second, strict=True)]).double()
+    tile = found.pop("one-hot product")[0].view(4, 3, 4, 3)
+    expected = torch.stack([tile[:, i, :, j] for i, j in zip(first, second, strict=True)]).double()
     for tensors in found.values():
         assert torch.equal(torch.cat([t.double().view(-1, 4, 4) for t in tensors]), expected)
 

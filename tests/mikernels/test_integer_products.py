@@ -8,64 +8,84 @@ from mikernels.options import make_problem
 from mikernels.reference.grid import node_shares
 from mikernels.tables.node_shares import integer_table
 from mikernels.torch_impl import integer
-from mikernels.transforms import normal_scores
+from mikernels.torch_impl.grid import Grid
+from mikernels.transforms import normal_scores, transform_samples
 
 from samples import correlated
 
-paths = pytest.mark.parametrize("fast", [True, False], ids=["as on this machine", "without VNNI"])
+paths = pytest.mark.parametrize("bytes_too", [True, False], ids=["as on this machine", "in float32"])
 
 
-def choose_path(monkeypatch, fast):
-    if not fast:
-        monkeypatch.setattr(integer, "has_fast_int8", lambda device: False)
+def choose_path(monkeypatch, bytes_too):
+    if not bytes_too:
+        monkeypatch.setattr(integer, "has_byte_products", lambda: False)
 
 
-def random_int8(n_rows, n_columns, seed=0):
+def random_int8(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 128, (n_rows, n_columns), generator=generator, dtype=torch.int8)
+    return torch.randint(0, 128, shape, generator=generator, dtype=torch.int8)
+
+
+def exact_product(a, b):
+    return a.flatten(0, -2).double() @ b.flatten(0, -2).double().T
 
 
 @paths
-@pytest.mark.parametrize("n_rows", [1, 7, 8, 1024, 1025, 5000])
-@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (16, 16), (33, 130)])
-def test_products_are_exact(n_rows, shape, fast, monkeypatch):
-    choose_path(monkeypatch, fast)
-    a, b = random_int8(n_rows, shape[0]), random_int8(n_rows, shape[1], seed=1)
+@pytest.mark.parametrize("n_samples", [1, 7, 8, 1024, 1025, 5000])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (3, 5), (16, 16), (33, 130)])
+def test_products_are_exact(n_samples, shape, bytes_too, monkeypatch):
+    choose_path(monkeypatch, bytes_too)
+    a, b = random_int8(shape[0], n_samples), random_int8(shape[1], n_samples, seed=1)
     product = integer.integer_gram(a, b)
     assert product.dtype == torch.int32
-    assert torch.equal(product.long(), a.long().T @ b.long())
+    assert torch.equal(product.double(), exact_product(a, b))
 
 
 @paths
-@pytest.mark.parametrize("n_columns", [1, 5])
-def test_product_of_a_single_column_is_exact(n_columns, fast, monkeypatch):
-    choose_path(monkeypatch, fast)
-    a, b = random_int8(9, 1), random_int8(9, n_columns, seed=1)
-    assert torch.equal(integer.integer_gram(a, b).long(), a.long().T @ b.long())
+@pytest.mark.parametrize("n_samples", [2, 1024, 1025, 100_000])
+def test_largest_products_do_not_saturate(n_samples, bytes_too, monkeypatch):
+    """Pairs of products of 127 and 127 fit 16 bits, and 1024 of them float32."""
+    choose_path(monkeypatch, bytes_too)
+    a = torch.full((3, n_samples), 127, dtype=torch.int8)
+    assert (integer.integer_gram(a, a) == n_samples * 127**2).all()
+    if n_samples <= integer.BLOCK:
+        assert (integer.byte_gram(a, a) == n_samples * 127**2).all()
 
 
 @paths
-def test_products_of_strided_columns_are_exact(fast, monkeypatch):
-    choose_path(monkeypatch, fast)
-    wide = random_int8(257, 64)
-    a, b = wide[:, 16:33], wide[:, 40:]
-    assert torch.equal(integer.integer_gram(a, b).long(), a.long().T @ b.long())
+def test_products_of_parts_of_an_array_are_exact(bytes_too, monkeypatch):
+    choose_path(monkeypatch, bytes_too)
+    wide = random_int8(3, 64, 1500)
+    a, b = wide[:, 16:33], wide[:2, 40:]
+    assert torch.equal(integer.integer_gram(a, b).double(), exact_product(a, b))
+    a, b = a[..., ::2], b[..., 1::2]
+    assert torch.equal(integer.byte_gram(a, b).double(), exact_product(a, b))
 
 
-def test_matrix_has_the_same_bits_without_vnni(monkeypatch):
-    x = correlated(2000, 20)
-    expected = mutual_information(x)
-    monkeypatch.setattr(integer, "has_fast_int8", lambda device: False)
-    assert torch.equal(mutual_information(x), expected)
+@pytest.mark.parametrize(("n_samples", "nodes"), [(2000, 20), (9000, 2), (70_000, 3)])
+def test_matrix_has_the_same_bits_without_byte_products(n_samples, nodes, monkeypatch):
+    """Joint counts that fit float32, that do not, and of too many samples for one product."""
+    x = correlated(n_samples, 9)
+    expected = mutual_information(x, nodes=nodes)
+    monkeypatch.setattr(integer, "has_byte_products", lambda: False)
+    assert torch.equal(mutual_information(x, nodes=nodes), expected)
+
+
+@pytest.mark.parametrize("n_samples", [2000, 3000])
+def test_counts_are_taken_as_float32_where_the_largest_fit(n_samples):
+    """Those of a variable with itself."""
+    variables = transform_samples(correlated(n_samples, 1), "rank", seed=0)
+    panel = Grid(make_problem("grid", 2, None, n_samples), integers=True).panel(variables, slice(0, 1))
+    assert panel.exact == (exact_product(panel.features, panel.features).max() < integer.EXACT)
 
 
 @paths
-def test_products_are_exact_under_autocast(fast, monkeypatch):
-    choose_path(monkeypatch, fast)
-    a = random_int8(257, 16)
+def test_products_are_exact_under_autocast(bytes_too, monkeypatch):
+    choose_path(monkeypatch, bytes_too)
+    a = random_int8(16, 257)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         product = integer.integer_gram(a, a)
-    assert torch.equal(product.long(), a.long().T @ a.long())
+    assert torch.equal(product.double(), exact_product(a, a))
 
 
 tables = pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_memory_budget_changes_nothing(method, small_tiles):
 def test_transforming_a_few_columns_at_a_time_changes_nothing(transform, monkeypatch):
     x = correlated(40, 9).relu()
     at_once = mutual_information(x, transform=transform)
-    monkeypatch.setattr(transforms_module, "CHUNK_BYTES", 2 * 8 * 40)
+    monkeypatch.setattr(transforms_module, "CPU_CHUNK_BYTES", 2 * 8 * 40)
     assert torch.equal(mutual_information(x, transform=transform), at_once)
 
 

@@ -21,20 +21,20 @@ def test_matrix_has_the_bits_of_whole_tables(n_samples, nodes, n_variables):
     problem = make_problem("grid", nodes, None, n_samples)
     variables = transform_samples(x, "rank", seed=0)
     table, row_sum = integer_table(n_samples, problem)
-    features = table[variables.data.T].flatten(1).double()  # [M, n * G], whose products are exact
-    joint = (features.T @ features).int()
+    features = table.T[:, variables.data].double()  # [G, n, M], whose products are exact
+    joint = torch.einsum("aim,bjm->aibj", features, features).int()
     entropy = Grid(problem, integers=True).panel(variables, slice(0, n_variables)).entropy
-    expected = joint_to_mi(joint, float(row_sum) ** 2 * n_samples, entropy, entropy, nodes)
+    expected = joint_to_mi(joint, float(row_sum) ** 2 * n_samples, entropy, entropy)
     upper = torch.ones(n_variables, n_variables, dtype=torch.bool).triu()
     assert torch.equal(mutual_information(x, nodes=nodes, precision="int8")[upper], expected[upper])
 
 
-def test_the_product_has_no_columns_of_the_last_node():
+def test_the_product_has_no_rows_of_the_last_node():
     problem = make_problem("grid", 10, None, 100)
     panel = Grid(problem, integers=True).panel(
         transform_samples(correlated(100, 4), "rank", seed=0), slice(0, 4)
     )
-    assert panel.features.shape == (100, 4 * 9)
+    assert panel.features.shape == (9, 4, 100)
 
 
 @pytest.mark.parametrize("nodes", [2, 7, 10, 16, 33, 256])

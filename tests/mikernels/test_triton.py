@@ -10,9 +10,9 @@ import torch
 from mikernels import memory
 from mikernels.options import Problem
 from mikernels.tables.node_shares import ShareTable
-from mikernels.transforms import Variables
+from mikernels.transforms import Variables, column_chunks
 from mikernels.triton_impl import adaptive_kernels, grid, launch
-from mikernels.triton_impl.configs import CHIPS, configs
+from mikernels.triton_impl.configs import CHIPS, Config, configs, constants
 
 from samples import (
     GPU,
@@ -205,3 +205,15 @@ def test_block_sizes_divide_the_padding_and_hold_a_joint_table():
                     itemsize = launch.DTYPES[precision].itemsize
                     assert launch.PADDING % (config.bytes_k // itemsize) == 0
                     assert min(config.block_m, config.block_n) >= grid.MAX_BLOCK_NODES
+
+
+@pytest.mark.parametrize(("chip", "tile", "expected"), [("sm_90", (128, 256), 16), ("sm_80", (128, 128), 8)])
+def test_programs_that_run_at_once_read_few_operands(chip, tile, expected):
+    """On 132 multiprocessors 16 x 128 + 132 / 16 x 256 = 4160 rows, with groups of 8 a quarter more."""
+    assert constants(Config(*tile, 128, 8, 3), chip, "int8")["GROUP"] == expected
+
+
+def test_a_gpu_ranks_a_layer_in_few_chunks():
+    """N = 11008, M = 4096: 43 chunks on a CPU, 20 launches each."""
+    chunks = {d: len(list(column_chunks(11008, 4096, torch.device(d)))) for d in ("cpu", "cuda")}
+    assert chunks == {"cpu": 43, "cuda": 6}
