@@ -3,7 +3,7 @@
 from mikernels.api import mutual_information, pairs_above, top_pairs
 from mikernels.caches import clear_caches
 from mikernels.pairs import Pairs
-from mikernels.statistics.null import Null, null_distribution
+from mikernels.statistics.null import Null, null_distribution, shifted_null
 from mikernels.statistics.reliability import Reliability, samples_for, split_half_reliability
 from mikernels.statistics.units import bits, information_correlation
 from mikernels.stream import GridStream
@@ -22,6 +22,7 @@ __all__ = [
     "null_distribution",
     "pairs_above",
     "samples_for",
+    "shifted_null",
     "split_half_reliability",
     "top_pairs",
 ]

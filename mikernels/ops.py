@@ -13,6 +13,7 @@ from mikernels.engine import compute_blocks
 from mikernels.isolation import isolated
 from mikernels.options import SCHEMA, from_operator
 from mikernels.pairs import Pairs, best_pairs, fill_matrix, pairs_over
+from mikernels.provenance import provenance_of, remember
 
 INPUTS = f"Tensor x, Tensor? y, {SCHEMA}"
 
@@ -37,7 +38,10 @@ def _empty_pairs(x: Tensor, n_pairs: int | torch.SymInt) -> Pairs:
 @torch.library.impl("mikernels::mutual_information", "CompositeExplicitAutograd")
 @isolated()
 def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
-    return fill_matrix(compute_blocks(x, y, from_operator(options)), _empty_matrix(x, y), symmetric=y is None)
+    chosen = from_operator(options)
+    mi = fill_matrix(compute_blocks(x, y, chosen), _empty_matrix(x, y), symmetric=y is None)
+    remember(mi, provenance_of(chosen, len(x)))
+    return mi
 
 
 @torch.library.register_fake("mikernels::mutual_information")
@@ -49,7 +53,10 @@ def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
 @isolated()
 def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
     *options, k = options_and_k
-    return tuple(best_pairs(compute_blocks(x, y, from_operator(options)), k, symmetric=y is None))
+    chosen = from_operator(options)
+    pairs = best_pairs(compute_blocks(x, y, chosen), k, symmetric=y is None)
+    remember(pairs.mi, provenance_of(chosen, len(x)))
+    return tuple(pairs)
 
 
 @torch.library.register_fake("mikernels::top_pairs")
@@ -63,7 +70,10 @@ def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
 @isolated()
 def _(x: Tensor, y: Tensor | None, *options_and_threshold: Any) -> tuple[Tensor, ...]:
     *options, threshold = options_and_threshold
-    return tuple(pairs_over(compute_blocks(x, y, from_operator(options)), threshold, symmetric=y is None))
+    chosen = from_operator(options)
+    pairs = pairs_over(compute_blocks(x, y, chosen), threshold, symmetric=y is None)
+    remember(pairs.mi, provenance_of(chosen, len(x)))
+    return tuple(pairs)
 
 
 @torch.library.register_fake("mikernels::pairs_above")

@@ -4,7 +4,10 @@ import math
 
 from mikernels import null_distribution
 from mikernels.options import Estimator
-from mikernels.statistics.null import DRAWS, LEAST_EXCEEDANCES
+from mikernels.statistics.null import LEAST_EXCEEDANCES
+
+DRAWS = 20_000
+"""Enough for the thresholds of pruning, in a fraction of a second."""
 
 
 def null_level(threshold: str) -> float:

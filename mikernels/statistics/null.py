@@ -1,12 +1,24 @@
 """The null distribution: the estimates for independent variables, and thresholds that follow from it.
 
-Under the rank transform every variable without ties is a permutation of the same M scores. The estimates for
-independent variables therefore follow one distribution, which depends only on M and the estimator. It is simulated
-once, from random permutations, by the code that makes the estimates themselves.
+Under the rank transform every variable without equal values is a permutation of the same M scores. If the samples are
+independent too, the estimates for independent variables follow one distribution, which depends only on M and the
+options. `null_distribution` simulates it once, from random permutations, by the code that makes the estimates
+themselves. Samples that depend on each other, such as the steps of a time series, and columns with equal values
+have another null: `shifted_null` takes it from the data.
+
+Beyond its upper percent a null goes on as a generalized Pareto distribution with the mean and the variance of that
+percent, so p-values have no floor. Checked with fresh draws of `grid`, `kde` and `adaptive`: rates are within 5 % of
+nominal ones down to 0.001 and within 15 % down to 0.0001.
+
+Source: J. Pickands, Statistical inference using extreme order statistics, Ann. Stat. 3 (1975),
+DOI 10.1214/aos/1176343003; J. R. M. Hosking, J. R. Wallis, Parameter and quantile estimation for the generalized
+Pareto distribution, Technometrics 29 (1987), DOI 10.1080/00401706.1987.10488243.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, Unpack, cast
+from functools import cached_property
+from typing import Any, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -15,34 +27,82 @@ from mikernels.api import Samples, mutual_information
 from mikernels.caches import cached
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
-from mikernels.options import Options, plain, shows_options
-from mikernels.validation import MIN_SAMPLES, as_tensor
+from mikernels.options import Options, plain, resolve, shows_options
+from mikernels.provenance import Provenance, describe, provenance_of, recall
+from mikernels.validation import MIN_SAMPLES, as_samples, as_tensor
 
+DRAWS = 400_000
+"""The rate of 0.001 is then known to 4 % (one standard error)."""
+TAIL_SHARE = 0.01
+"""Of the draws, in the fitted tail."""
+LEAST_TAIL = 100
+"""Draws that a fitted tail needs."""
 LEAST_EXCEEDANCES = 10
-"""Draws that must be expected above a quantile. With 10, its level is known to about a third of its value."""
+"""Draws that must be expected above a quantile without a fitted tail; its level is then known to a third."""
 
 
-@dataclass(frozen=True)
+class Tail(NamedTuple):
+    """`P(mi > t) = share (1 + shape (t - start) / scale)^(-1 / shape)` for t above the start."""
+
+    start: float  # nats
+    share: float
+    shape: float  # at least 0: an exponential tail, which is that of the sums behind an estimate, or a heavier one
+    scale: float  # nats
+
+    def probability(self, mi: Tensor) -> Tensor:
+        """Of estimates at or above `mi`, float64 of any shape; only for those beyond the start."""
+        excess = (mi.double() - self.start) / self.scale
+        if self.shape == 0:
+            return self.share * (-excess).exp()
+        return self.share * (1 + self.shape * excess.clamp(min=0)) ** (-1 / self.shape)
+
+    def quantile(self, probability: float) -> float:
+        """The nats that are exceeded with a probability below the share."""
+        log_ratio = math.log(self.share / probability)
+        steps = log_ratio if self.shape == 0 else math.expm1(self.shape * log_ratio) / self.shape
+        return self.start + self.scale * steps
+
+
+@dataclass(frozen=True, eq=False)
 class Null:
     """Estimates for independent variables.
 
     Attributes:
-        n_samples: M.
+        made_with: what the estimates were made with, by name: `n_samples` (M), `estimator`, `transform`,
+            `bandwidth`, `calibrate`, and `nodes` for `grid`. Estimates of `mutual_information` and `top_pairs` that
+            were made with anything else are refused. Numbers, and results of operations on estimates, cannot be checked.
         values: `[D]` float32 on the CPU, nats, ascending.
     """
 
-    n_samples: int
+    made_with: Provenance
     values: Tensor
+
+    @cached_property
+    def tail(self) -> Tail | None:
+        """The fitted upper tail, or None for fewer than 10,000 draws or a tail of one value."""
+        n_tail = int(TAIL_SHARE * len(self.values))
+        if n_tail < LEAST_TAIL:
+            return None
+        start = float(self.values[-n_tail - 1])
+        excess = self.values[-n_tail:].double() - start
+        mean, variance = float(excess.mean()), float(excess.var())
+        if not mean > 0 or not variance > 0:
+            return None
+        shape = max(0.0, 0.5 * (1 - mean**2 / variance))
+        return Tail(start, (1 + n_tail) / (1 + len(self.values)), shape, mean * (1 - shape))
 
     def quantile(self, q: float) -> float:
         """The estimate, in nats, that independent variables exceed with probability 1 - q.
 
         Raises:
-            ValueError: q is not between 0 and 1, or fewer than 10 draws are expected above it.
+            ValueError: q is not between 0 and 1, or fewer than 10 draws are expected above it and there is no fitted
+                tail.
         """
         q = real(q, "q", "a probability between 0 and 1")
         if not 0 < q < 1:
             raise ValueError(f"q: expected a probability between 0 and 1, got {q!r}")
+        if self.tail is not None and 1 - q < self.tail.share:
+            return self.tail.quantile(1 - q)
         needed = round(LEAST_EXCEEDANCES / (1 - q))
         if len(self.values) < needed:
             raise ValueError(
@@ -56,28 +116,31 @@ class Null:
     def p_value(self, mi: Samples | float) -> Tensor:
         """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64.
 
-        `(1 + draws at or above) / (1 + draws)`, which is never 0: B. Phipson, G. K. Smyth, Permutation p-values should
-        never be zero, Stat. Appl. Genet. Mol. Biol. 9 (2010), DOI 10.2202/1544-6115.1585.
+        `(1 + draws at or above) / (1 + draws)`, which is never 0, and beyond the upper percent that of the fitted tail.
+
+        Raises:
+            ValueError: NaN, or estimates that were made with other options or another number of samples.
+
+        Source: B. Phipson, G. K. Smyth, Permutation p-values should never be zero, Stat. Appl. Genet. Mol. Biol. 9
+        (2010), DOI 10.2202/1544-6115.1585.
         """
-        estimates = _read_estimates(mi)
-        values = self.values.to(estimates.device)
-        at_or_above = len(values) - torch.searchsorted(values, estimates)
-        return (1 + at_or_above.double()) / (1 + len(values))
+        return self._p_value(self._read(mi))
 
     @isolated()
     def fdr_threshold(self, mi: Samples, rate: float) -> float:
         """The estimate, in nats, at and above which at most a share `rate` of the pairs is expected to be independent.
 
         Runs the step-up procedure over the pairs above the diagonal of `mi [N, N]`. Infinite if no pair passes.
-        No p-value is below 1 / (D + 1), so finding a few dependent pairs among many needs a large number of draws D.
+        Without a fitted tail (fewer than 10,000 draws) no p-value is below 1 / (D + 1), and a few dependent pairs
+        among many cannot pass.
 
         Raises:
-            ValueError: `mi` is not a square matrix, or `rate` is not between 0 and 1.
+            ValueError: `mi` is not a square matrix, `rate` is not between 0 and 1, or see `p_value`.
 
         Source: Y. Benjamini, Y. Hochberg, Controlling the false discovery rate, J. R. Stat. Soc. B 57 (1995),
         DOI 10.1111/j.2517-6161.1995.tb02031.x.
         """
-        mi, rate = _read_estimates(mi), real(rate, "rate", "a share between 0 and 1")
+        mi, rate = self._read(mi), real(rate, "rate", "a share between 0 and 1")
         if mi.ndim != 2 or mi.shape[0] != mi.shape[1] or len(mi) < 2:
             raise ValueError(f"mi: expected a square matrix of 2 or more variables, got {list(mi.shape)}")
         if not 0 < rate < 1:
@@ -85,45 +148,51 @@ class Null:
         row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
         pairs = mi[row, col].sort(descending=True).values
         allowed = rate * torch.arange(1, len(pairs) + 1, device=mi.device, dtype=torch.float64) / len(pairs)
-        passed = (self.p_value(pairs) <= allowed).nonzero()
+        passed = (self._p_value(pairs) <= allowed).nonzero()
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
+    def _p_value(self, estimates: Tensor) -> Tensor:
+        values = self.values.to(estimates.device)
+        at_or_above = len(values) - torch.searchsorted(values, estimates)
+        p_value = (1 + at_or_above.double()) / (1 + len(values))
+        if self.tail is None:
+            return p_value
+        return torch.where(estimates > self.tail.start, self.tail.probability(estimates), p_value)
 
-def _read_estimates(mi: Samples | float) -> Tensor:
-    """`mi` as float32 of the same shape; ValueError for NaN, which would count as above every draw."""
-    array = torch.tensor(mi, dtype=torch.float64) if isinstance(mi, int | float) else as_tensor(mi, "mi")
-    estimates = array.float().contiguous()
-    if bool(torch.isnan(estimates).any()):
-        raise ValueError("mi: expected estimates in nats, got NaN")
-    return estimates
+    def _read(self, mi: Samples | float) -> Tensor:
+        """`mi` as float32 of the same shape, if it can be from the estimator of this null."""
+        made = recall(mi)
+        if made is not None and made != self.made_with:
+            raise ValueError(
+                f"mi: expected estimates made with {describe(self.made_with)}, as the null was, got "
+                f"{describe(made)}; make the null with the options and the number of samples of the estimates"
+            )
+        array = torch.tensor(mi, dtype=torch.float64) if isinstance(mi, int | float) else as_tensor(mi, "mi")
+        estimates = array.float().contiguous()
+        if bool(torch.isnan(estimates).any()):  # it would count as above every draw
+            raise ValueError("mi: expected estimates in nats, got NaN")
+        return estimates
 
 
-DRAWS = 20_000
-
-
-@shows_options(estimator="adaptive")
+@shows_options()
 def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[Options]) -> Null:
     """Simulate what `mutual_information` estimates for independent variables with these options. Cached.
 
+    It is the null of independent samples without equal values. At a nominal 5 %, series with an autocorrelation of 0.5
+    from step to step exceed it in 11 % of all independent pairs, and with 0.9 in 89 %: use `shifted_null` for those.
+
     Args:
         n_samples: M, at least 8.
-        draws: D, the least number of pairs of independent variables.
-        options: see `mutual_information`; `estimator` is `"adaptive"` by default, and `seed` also draws the
-            permutations. `transform` must be `"rank"`, and `bandwidth="loo"` is refused, since it would choose
-            another bandwidth here than for a layer.
+        draws: D, the least number of pairs of independent variables. From 10,000 on the upper tail is fitted.
+        options: see `mutual_information`, with the same defaults; `seed` also draws the permutations. `transform`
+            must be `"rank"`, and `bandwidth="loo"` is refused: it would choose another bandwidth here than for a layer.
 
     Raises:
         ValueError: fewer than 8 samples, no draws, an option that has no null, or what `mutual_information` raises.
     """
-    n_samples, draws, options = integer(n_samples, "n_samples"), integer(draws, "draws"), plain(options)
-    if options.get("bandwidth") == "loo":
-        raise ValueError("bandwidth: expected a number or a rule that sees no samples for a null, got 'loo'")
-    if options.get("transform", "rank") != "rank":
-        raise ValueError(f"transform: expected 'rank' for a null, got {options['transform']!r}")
+    n_samples, draws, options = integer(n_samples, "n_samples"), _read_draws(draws), _read_options(options)
     if n_samples < MIN_SAMPLES:
         raise ValueError(f"n_samples: expected at least {MIN_SAMPLES}, got {n_samples}")
-    if draws < 1:
-        raise ValueError(f"draws: expected at least 1, got {draws}")
     return _simulate(n_samples, draws, tuple(sorted(options.items())))
 
 
@@ -138,7 +207,71 @@ def _simulate(n_samples: int, draws: int, items: tuple[tuple[str, Any], ...]) ->
         n_variables += 1
     generator = torch.Generator().manual_seed(options.get("seed", 0) % 2**64)
     x = torch.rand(n_samples, n_variables, generator=generator, dtype=torch.float64)
-    defaults: Options = {"estimator": "adaptive"}
-    mi = mutual_information(x, **(defaults | options))
+    mi = mutual_information(x, **options)
     row, col = torch.triu_indices(n_variables, n_variables, offset=1)
-    return Null(n_samples, mi[row, col].sort().values.cpu())
+    return Null(provenance_of(resolve(options, n_samples), n_samples), mi[row, col].sort().values.cpu())
+
+
+LEAST_SHIFTS, MOST_SHIFTS = 20, 1000
+
+
+@shows_options()
+@isolated()
+def shifted_null(
+    x: Samples, y: Samples | None = None, *, draws: int = DRAWS, **options: Unpack[Options]
+) -> Null:
+    """What `mutual_information` estimates between columns that are shifted against each other in time.
+
+    A circular shift of all rows keeps each column with its autocorrelation and its equal values, and breaks the
+    dependence between columns. All pairs are pooled into one null, so it suits columns of one kind. It also serves
+    independent samples whose columns have equal values, such as zeros of a ReLU.
+
+    Args:
+        x, y, options: see `mutual_information`, with the same limits as for `null_distribution`. The rows are in the
+            order of time.
+        draws: D, the number of pairs to reach, over 20 to 1,000 random shifts by a tenth to nine tenths of M.
+
+    Raises:
+        TypeError, ValueError: see `mutual_information`; ValueError for no draws or an option that has no null.
+
+    Source: R. G. Andrzejak, A. Kraskov, H. Stoegbauer, F. Mormann, T. Kreuz, Bivariate surrogate techniques:
+    necessity, strengths, and caveats, Phys. Rev. E 68 (2003), DOI 10.1103/PhysRevE.68.066202.
+    """
+    draws, options = _read_draws(draws), _read_options(options)
+    xs = as_samples(x, "x", options.get("device"))
+    ys = xs if y is None else as_samples(y, "y", xs.device)
+    n_samples = len(xs)
+    if y is None and xs.shape[1] < 2:
+        raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
+    # As many columns as leave enough shifts to average over.
+    n_rows, n_cols = (min(v.shape[1], max(2, math.isqrt(draws // LEAST_SHIFTS))) for v in (xs, ys))
+    n_shifts = min(max(-(-draws // (n_rows * n_cols)), LEAST_SHIFTS), MOST_SHIFTS)
+    generator = torch.Generator().manual_seed(options.get("seed", 0) % 2**64)
+    tenth, found = n_samples // 10, []
+    for _ in range(n_shifts):
+        rows = torch.randperm(xs.shape[1], generator=generator)[:n_rows]
+        cols = torch.randperm(ys.shape[1], generator=generator)[:n_cols]
+        shift = int(torch.randint(max(1, tenth), n_samples - tenth, (), generator=generator))
+        shifted = ys[:, cols.to(ys.device)].roll(shift, dims=0)
+        mi = mutual_information(xs[:, rows.to(xs.device)], shifted, **options).cpu()
+        # A column is no independent partner of itself.
+        found.append(mi.flatten() if y is not None else mi[rows[:, None] != cols])
+    values = torch.cat(found).sort().values
+    return Null(provenance_of(resolve(options, n_samples), n_samples), values)
+
+
+def _read_draws(draws: int) -> int:
+    draws = integer(draws, "draws")
+    if draws < 1:
+        raise ValueError(f"draws: expected at least 1, got {draws}")
+    return draws
+
+
+def _read_options(options: Options) -> Options:
+    """Plain options, if they have a null."""
+    options = plain(options)
+    if options.get("bandwidth") == "loo":
+        raise ValueError("bandwidth: expected a number or a rule that sees no samples for a null, got 'loo'")
+    if options.get("transform", "rank") != "rank":
+        raise ValueError(f"transform: expected 'rank' for a null, got {options['transform']!r}")
+    return options

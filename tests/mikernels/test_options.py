@@ -10,6 +10,7 @@ from mikernels import (
     mutual_information,
     null_distribution,
     pairs_above,
+    shifted_null,
     split_half_reliability,
     top_pairs,
 )
@@ -24,21 +25,22 @@ def test_every_option_is_documented():
 
 
 @pytest.mark.parametrize(
-    "function", [mutual_information, top_pairs, pairs_above, split_half_reliability, null_distribution]
+    "function",
+    [mutual_information, top_pairs, pairs_above, split_half_reliability, null_distribution, shifted_null],
 )
 def test_signatures_show_every_option_with_its_default(function):
     parameters = inspect.signature(function).parameters
     shown = {name: parameters[name].default for name in OPTIONS}
-    differing = {"estimator": "adaptive"} if function is null_distribution else {}
-    assert shown == {name: option.default for name, option in OPTIONS.items()} | differing
+    assert shown == {name: option.default for name, option in OPTIONS.items()}
     assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     assert list(parameters)[-len(OPTIONS) :] == list(OPTIONS)
     assert "nodes: int = 16" in pydoc.render_doc(function)
 
 
-def test_a_default_that_a_signature_shows_is_the_one_used():
+def test_defaults_that_signatures_show_are_those_used():
+    explicit = {name: option.default for name, option in OPTIONS.items()}
     assert torch.equal(
-        null_distribution(64, draws=10).values, null_distribution(64, draws=10, estimator="adaptive").values
+        null_distribution(64, draws=10).values, null_distribution(64, draws=10, **explicit).values
     )
 
 

@@ -1,0 +1,38 @@
+"""What an estimate was made with, remembered by the tensor that holds it.
+
+The matrices of `mutual_information` and the values of `Pairs` carry a note of the numbers that fix their distribution,
+so that a null can refuse estimates that it is not for. A note is an attribute of the tensor: it is saved and loaded
+with it, and lost as soon as an operation makes a new tensor.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from mikernels.options import Options
+
+ATTRIBUTE = "mikernels_provenance"
+
+Provenance = dict[str, Any]
+"""Plain values by name, so that `torch.load` accepts them with `weights_only`."""
+
+
+def provenance_of(options: Options, n_samples: int) -> Provenance:
+    """What resolved options and M fix of an estimate. The bandwidth is None if the samples chose it (`"loo"`)."""
+    names = ["estimator", "transform", "bandwidth", "calibrate"]
+    if options["estimator"] == "grid":
+        names.append("nodes")
+    return {"n_samples": n_samples} | {name: options[name] for name in names}  # type: ignore[literal-required]
+
+
+def remember(mi: Tensor, provenance: Provenance) -> None:
+    setattr(mi, ATTRIBUTE, provenance)
+
+
+def recall(mi: object) -> Provenance | None:
+    """The note of a tensor; None for anything else."""
+    return getattr(mi, ATTRIBUTE, None)
+
+
+def describe(provenance: Provenance) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in provenance.items())
