@@ -193,7 +193,13 @@ def main(argv: list[str] | None = None) -> int:
         }
         options = {name: value for name, value in named.items() if value is not None}
         words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        words += ["--calibration-tokens=8192", "--sample-size=1024", f"--out={folder}", "--force"]
+        words += [
+            "--calibration=builtin",
+            "--calibration-tokens=8192",
+            "--sample-size=1024",
+            f"--out={folder}",
+            "--force",
+        ]
         if mi_prune([str(args.model), *words]) != 0:
             return 1
     model, tokenizer = load_model(str(folder), device="cpu")

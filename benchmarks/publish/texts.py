@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.publish.page import conditions, latest, write_page
 from benchmarks.quality.methods import METHODS
 from benchmarks.record import Row
-from benchmarks.tables import duration, percent, table
+from benchmarks.tables import percent, table
 
 MEASURE = "python -m benchmarks.quality.texts --data DIR"
 
@@ -49,7 +49,6 @@ def _table(rows: Sequence[Row], texts: Sequence[str]) -> str:
                 *(f"{cell['ratio']:.3f} ({cell['log_ratio_standard_error']:.3f})" for cell in cells),
                 f"{pruned['geometric_mean']:.3f}",
                 f"{pruned['worst']:.3f}",
-                duration(sum(row["result"]["seconds"].values())),
             ]
         )
-    return table(["calibrated on", "method", *texts, "geometric mean", "worst", "pruning takes"], lines)
+    return table(["calibrated on", "method", *texts, "geometric mean", "worst"], lines)

@@ -7,8 +7,7 @@ themselves. Samples that depend on each other, such as the steps of a time serie
 have another null: `shifted_null` takes it from the data.
 
 Beyond its upper percent a null goes on as a generalized Pareto distribution with the mean and the variance of that
-percent, so p-values have no floor. Checked with fresh draws of `grid`, `kde` and `adaptive`: rates are within 5 % of
-nominal ones down to 0.001 and within 15 % down to 0.0001.
+percent, so p-values have no floor. Far beyond the draws it is an extrapolation.
 
 Source: J. Pickands, Statistical inference using extreme order statistics, Ann. Stat. 3 (1975),
 DOI 10.1214/aos/1176343003; J. R. M. Hosking, J. R. Wallis, Parameter and quantile estimation for the generalized
@@ -32,7 +31,7 @@ from mikernels.provenance import Provenance, describe, provenance_of, recall
 from mikernels.validation import MIN_SAMPLES, as_samples, as_tensor
 
 DRAWS = 400_000
-"""The rate of 0.001 is then known to 4 % (one standard error)."""
+"""Of which 400 lie beyond the rate of 0.001: it is known to 5 % (one standard error)."""
 TAIL_SHARE = 0.01
 """Of the draws, in the fitted tail."""
 LEAST_TAIL = 100
@@ -70,7 +69,7 @@ class Null:
     Attributes:
         made_with: what the estimates were made with, by name: `n_samples` (M), `estimator`, `transform`,
             `bandwidth`, `calibrate`, and `nodes` for `grid`. Estimates of `mutual_information` and `top_pairs` that
-            were made with anything else are refused. Numbers, and results of operations on estimates, cannot be checked.
+            were made with anything else are refused. Numbers and results of operations cannot be checked.
         values: `[D]` float32 on the CPU, nats, ascending.
     """
 
@@ -178,8 +177,8 @@ class Null:
 def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[Options]) -> Null:
     """Simulate what `mutual_information` estimates for independent variables with these options. Cached.
 
-    It is the null of independent samples without equal values. At a nominal 5 %, series with an autocorrelation of 0.5
-    from step to step exceed it in 11 % of all independent pairs, and with 0.9 in 89 %: use `shifted_null` for those.
+    It is the null of independent samples without equal values. Independent series exceed it too often, and nearly
+    always if they are strongly autocorrelated, and so do columns with equal values: use `shifted_null` for those.
 
     Args:
         n_samples: M, at least 8.
