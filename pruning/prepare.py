@@ -129,7 +129,6 @@ def prepare(
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
     kept = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
     check_config(model, ffns, kept, adds_bias=adds_bias)
-    _check_experts(ffns, kept, settings)
     follow = False
     if probe:
         with source.sample(ffns) as sampled:
@@ -140,6 +139,7 @@ def prepare(
                 probe,
                 needed=source.on_disk or settings.repair == "sequential" or settings.refine,
             )
+    _check_experts(ffns, kept, settings)
     if settings.repair == "auto":
         settings = replace(settings, repair="sequential" if follow else "lstsq")
     return Prepared(ffns, windows, settings, left, len(every), follow)

@@ -22,11 +22,13 @@ class ShareTable(NamedTuple):
         shares: `[M, W]`, zeros beyond the nodes.
         entropy: of the margin, nats, a float32 scalar.
         total: T / M, the product of the sums of two rows.
+        largest: that a joint count of two variables can be: a product of two features summed over the samples.
     """
 
     shares: Tensor
     entropy: Tensor
     total: float
+    largest: float
 
 
 def node_shares(x: Tensor, problem: Problem) -> Tensor:
@@ -57,7 +59,8 @@ def share_table(
         total = float(margin.sum() / n_samples) ** 2
     wide = torch.zeros(n_samples, width or problem.nodes, dtype=shares.dtype)
     wide[:, : problem.nodes] = shares
-    return ShareTable(wide.to(device), entropy(margin[None])[0].to(device), total)
+    largest = float(shares.double().square().sum(0).max())  # by the inequality of Cauchy and Schwarz
+    return ShareTable(wide.to(device), entropy(margin[None])[0].to(device), total, largest)
 
 
 def gathered(shares: Tensor, ranks: Tensor) -> Tensor:

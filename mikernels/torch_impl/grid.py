@@ -63,9 +63,7 @@ class Grid:
             shares = table.shares.t().contiguous()  # [G, M]
             features = gathered(shares[:-1], variables.data[columns])
             margin = shares.sum(1, dtype=torch.int64) * math.isqrt(int(table.total))
-            # A joint count is at most the root of the product of two sums of squares.
-            largest = float(shares.double().square().sum(1).max())
-            exact = n_samples <= SAMPLES and largest < EXACT
+            exact = n_samples <= SAMPLES and table.largest < EXACT
             return NodeFeatures(features, margin.int(), table.entropy.expand(n), table.total, exact)
         features = node_shares(variables.scores(columns), self.problem).permute(2, 0, 1).contiguous()
         return NodeFeatures(features, None, entropy(features.sum(2, dtype=torch.float64).t()), 1.0, True)

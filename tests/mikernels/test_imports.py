@@ -26,7 +26,7 @@ stream = mikernels.GridStream(x)
 stream.update(x)
 stream.mutual_information()
 null = mikernels.null_distribution(32, draws=20)
-null.p_value(mi)
+null.p_value(mikernels.mutual_information(x))
 reliability = mikernels.split_half_reliability(x)
 mikernels.samples_for(mikernels.Reliability(32, 0.5, 0.6))
 """

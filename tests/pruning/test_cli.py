@@ -146,7 +146,7 @@ def test_models_of_images_and_sound_are_referred_to_python(
             "max_layer_ratio: expected a cap that lets a layer of 40 lose the 20 neurons of ratio=0.5, got 8",
         ),
         (("--ratio=0.01", "--multiple-of=8"), "got 40 for ratio=0.01 rounded to a multiple of 8"),
-        (("--sequence-length=1000000",), "text: expected at least 1000000 tokens"),
+        (("--sequence-length=1000000",), "sequence_length: expected at most the 64 positions"),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(mi_prune, folders, tmp_path, args, message):

@@ -156,7 +156,7 @@ def test_warnings_are_one_line_each_and_in_the_manifest(root, capsys, monkeypatc
     assert main(["model", "--out", f"warned-{quiet}", *options]) == 0
     error = capsys.readouterr().err
     expected = (
-        "calibration: expected at least 4 tokens for each of the 32 kept neurons of a layer, got 96 tokens"
+        "calibration: expected at least 4 tokens for each of the 32 kept neurons of a layer, got 64 tokens"
     )
     (warning,) = json.loads((root / f"warned-{quiet}" / "mi_prune.json").read_text())["warnings"]
     assert warning.startswith(expected)
