@@ -44,8 +44,8 @@ def publish(path: Path, out: Path) -> None:
         "![Share of each stage](stages.png)",
         f"**Measured**: {model_name(demo)}, {case['calibration_tokens']:,} calibration tokens, MI by "
         f"`{case['estimator']}` from {case['sample_size']:,} samples, {percent(case['ratio'])} of the neurons dropped. "
-        f"A stage without a time was not timed separately; the MI of dropped with kept neurons, all that this run needs, "
-        f"counts in *select*. {conditions([demo])}",
+        "A stage without a time was not timed separately; the MI of dropped with kept neurons, all that this run "
+        f"needs, counts in *select*. {conditions([demo])}",
         f"*Predicted*: {PREDICTION}",
     ]
     write_page(out / "stages.md", "Stages of pruning", path.name, "python -m benchmarks.speed.demo", sections)
