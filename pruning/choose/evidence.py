@@ -134,9 +134,7 @@ def _groups(ffns: Sequence[FFN]) -> list[list[FFN]]:
 
 def order_length(ffn: FFN, settings: Settings) -> int:
     """How many neurons the conditional-MI order has to rank for these settings."""
-    if (
-        settings.budget != "uniform"
-    ):  # the damage of halving a layer, and of dropping as much as the cap allows
+    if settings.budget != "uniform":  # as much as the cap allows, and half of a layer
         return max(ffn.width // 2, int(settings.max_layer_ratio * ffn.width))
     if settings.criterion != "conditional-mi":
         return 0

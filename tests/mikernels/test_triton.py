@@ -185,7 +185,7 @@ def test_many_samples_launch_programs_along_one_axis(transform, n_samples, monke
         torch.empty(3, n_samples, dtype=dtype, device="meta"), torch.zeros(3, dtype=torch.bool, device="meta")
     )
     table = torch.empty(n_samples, 256, dtype=torch.int8, device="meta")
-    shares = ShareTable(table, torch.empty((), device="meta"), 1.0)
+    shares = ShareTable(table, torch.empty((), device="meta"), 1.0, 1.0)
     monkeypatch.setattr(grid.Grid, "_table", lambda *args: shares)
     ladder = adaptive_kernels.LadderTables(table, table, table)
     monkeypatch.setattr(adaptive_kernels, "_tables", lambda *args: ladder)
