@@ -109,6 +109,12 @@ def interrupted(tmp_path, windows, monkeypatch):
     return tmp_path
 
 
+def prune_without_interruption(folder, windows):
+    folder_of(tiny_model("Llama"), folder / "model")
+    options = {"calibration": windows, "settings": Settings(**OPTIONS), "device": "cpu"}
+    prune_folder(folder / "model", folder / "whole", **options)
+
+
 def go_on(folder, windows, **options):
     settings = Settings(**(OPTIONS | options.pop("settings", {})))
     options = {"resume": True, "device": "cpu"} | options
@@ -135,14 +141,7 @@ def test_an_interrupted_run_is_only_replaced_if_asked_to(interrupted, windows):
 
 
 def test_interrupted_behind_the_last_layer_it_prunes_nothing_again(tmp_path, windows, monkeypatch):
-    folder_of(tiny_model("Llama"), tmp_path / "model")
-    prune_folder(
-        tmp_path / "model",
-        tmp_path / "whole",
-        calibration=windows,
-        settings=Settings(**OPTIONS),
-        device="cpu",
-    )
+    prune_without_interruption(tmp_path, windows)
 
     def interrupt(*_args, **_options):
         raise Interrupt
@@ -168,14 +167,7 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, windows):
 
 
 def test_a_full_disk_loses_nothing(tmp_path, windows, monkeypatch):
-    folder_of(tiny_model("Llama"), tmp_path / "model")
-    prune_folder(
-        tmp_path / "model",
-        tmp_path / "whole",
-        calibration=windows,
-        settings=Settings(**OPTIONS),
-        device="cpu",
-    )
+    prune_without_interruption(tmp_path, windows)
     save, files = state.save_file, []
 
     def full(tensors, path, header):

@@ -21,6 +21,7 @@ from pruning.report.comparison import warnings_of
 from tiny import tiny_model, tiny_tokenizer
 
 SHORT = {"sequence_length": 16, "calibration_tokens": 512, "ratio": 0.25, "multiple_of": 2}
+COMMAND = ["--ratio=0.25", "--multiple-of=2", "--sequence-length=16", "--calibration-tokens=256", "--quiet"]
 OPTIONS = {"length": 16, "n_tokens": 64, "bos": True, "seed": 0}
 
 
@@ -251,14 +252,7 @@ def test_the_table_shows_each_text_and_which_were_calibrated_on(tokenizer, tmp_p
     tiny_model("Llama").save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text("All happy families are alike. " * 200)
-    options = [
-        "--ratio=0.25",
-        "--multiple-of=2",
-        "--sequence-length=16",
-        "--calibration-tokens=256",
-        "--quiet",
-    ]
-    options += ["--calibration=self", "--calibration=builtin"]
+    options = [*COMMAND, "--calibration=self", "--calibration=builtin"]
     texts = ["self", "builtin", str(tmp_path / "text.txt")]
     evaluate = [f"--evaluate={text}" for text in texts] + ["--evaluation-tokens=192"]
     assert main([str(tmp_path / "model"), f"--out={tmp_path / 'out'}", *options, *evaluate]) == 0
@@ -282,14 +276,7 @@ def test_the_table_shows_each_text_and_which_were_calibrated_on(tokenizer, tmp_p
 def test_texts_behind_statistics_are_marked_too(tokenizer, tmp_path, capsys):
     tiny_model("Llama").save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    options = [
-        "--ratio=0.25",
-        "--multiple-of=2",
-        "--sequence-length=16",
-        "--calibration-tokens=256",
-        "--quiet",
-    ]
-    options += ["--repair=lstsq", f"--seed={2**63 - 1}"]
+    options = [*COMMAND, "--repair=lstsq", f"--seed={2**63 - 1}"]
     saved = tmp_path / "statistics.safetensors"
     command = [str(tmp_path / "model"), *options]
     assert (
