@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.model.forward import modalities
 from pruning.model.headers import DTYPES
-from pruning.model.knobs import Knob, Knobs, find_knobs, read_entry
+from pruning.model.knobs import UNSET, Knob, Knobs, find_knobs, read_entry
 from pruning.model.places import Place, Slot
 
 WIDTHS = "ffn_widths"
@@ -202,10 +202,12 @@ def check_found(class_name: str, knobs: Knobs) -> None:
     """
     if knobs.found:
         return
-    reason = next((f"; {entry}: {reason}" for entry, reason in knobs.rejected.items()), "")
+    reasons = [f"; {entry}: {reason}" for entry, reason in knobs.rejected.items()]
+    unknown = sorted(knobs.unknown.items(), key=lambda item: item[0].rpartition(".")[2] not in UNSET)
+    reasons += [f"; {entry} sets the shape of {name}, whose layout is not known" for entry, name in unknown]
     raise ValueError(
         f"{class_name}: expected a config entry that sets the width of its feed-forward networks and of nothing else, "
-        f"got none{reason}; this architecture cannot be pruned"
+        f"got none{''.join(reasons[:1])}; this architecture cannot be pruned"
     )
 
 

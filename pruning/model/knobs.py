@@ -29,7 +29,7 @@ NOT_WIDTHS = ("head", "attention", "rank", "lora", "vocab", "position", "patch",
 """Parts of the names of entries that never set the width of an FFN. Attention heads and low-rank projections can have
 the shapes of one."""
 UNSET = ("n_inner", "intermediate_size", "ffn_hidden_size", "ffn_dim", "dim_feedforward")
-"""Entries that may be None, for a multiple of the hidden size; set to a number, they are knobs as well."""
+"""Usual names of the entry. It may be None, for a multiple of the hidden size; set to a number, it is a knob too."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,13 @@ class Knobs:
     Attributes:
         found: every knob.
         rejected: for entries that drive FFNs but are no knobs, the reasons.
+        unknown: for entries that only drive parameters of layers in which no FFN was recognized, such as experts in one
+            flat matrix, one of these parameters.
     """
 
     found: tuple[Knob, ...]
     rejected: Mapping[str, str]
+    unknown: Mapping[str, str]
 
 
 def find_knobs(class_: type[PreTrainedModel], config: PretrainedConfig) -> Knobs:
@@ -136,25 +139,29 @@ def _find_knobs(class_: type[PreTrainedModel], hashed: _Config) -> Knobs:
         raise ValueError(f"{class_.__name__} cannot be built from its config: {error}") from error
     sizes = {size for parameter in base.parameters() for size in parameter.shape}
     sizes |= {2 * size for size in sizes} | {size // 2 for size in sizes}
-    found, rejected = [], {}
+    found, rejected, unknown = [], {}, {}
     named: set[str] = set()
     for path, value in _entries(config):
         is_ratio = any(word in str(path[-1]) for word in RATIOS)
-        if value is not None and not is_ratio and (value < SMALLEST or value not in sizes):
+        is_size = value in sizes or path[-1] in UNSET  # a flat stack of experts is a multiple of it
+        if value is not None and not is_ratio and (value < SMALLEST or not is_size):
             continue  # no FFN has this width
         try:
             knob = _experiment(class_, config, base, path, value, is_ratio=is_ratio)
         except RejectedError as reason:
+            entry = ".".join(map(str, path))
             if str(reason):
-                rejected[".".join(map(str, path))] = str(reason)
+                rejected[entry] = str(reason)
                 named |= reason.parameters
+            elif reason.parameters and all(is_repeated(base, name) for name in reason.parameters):
+                unknown[entry] = min(reason.parameters)
         else:
             if knob is not None and any(is_repeated(base, place.name) for place in knob.places):
                 found.append(knob)
     named |= {place.output.name for knob in found for place in knob.places}
     if without := lookalikes(base, named):
         rejected["(no entry)"] = f"{len(without)} such as {without[0]}, whose width no entry sets"
-    return Knobs(_in_order(base, found), rejected)
+    return Knobs(_in_order(base, found), rejected, unknown)
 
 
 def _entries(config: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:

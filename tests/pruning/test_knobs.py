@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from pruning.model.ffn import find_ffns
+from pruning.model.ffn import check_found, find_ffns
 from pruning.model.knobs import Knob, find_knobs, read_entry, set_entry
 from pruning.model.surgery import resize_ffn
 
@@ -231,6 +231,18 @@ def test_the_ffn_of_bloom_is_named_although_no_entry_sets_its_width():
     assert list(found.rejected.values()) == [
         "1 such as transformer.h.0.mlp.dense_4h_to_h, whose width no entry sets"
     ]
+
+
+def test_an_entry_that_sets_the_width_of_parameters_in_an_unknown_layout_is_named():
+    """DBRX stores its experts below each other in matrices, so no axis is that of the neurons of one."""
+    found = knobs_of("DbrxForCausalLM")
+    assert found.found == ()
+    name = "transformer.blocks.0.ffn.experts.mlp.v1"
+    assert found.unknown["ffn_config.ffn_hidden_size"] == name
+    with pytest.raises(
+        ValueError, match=f"got none; ffn_config.ffn_hidden_size sets the shape of {name}, whose"
+    ):
+        check_found("DbrxForCausalLM", found)
 
 
 def test_experts_of_different_numbers_are_left_with_the_reason_in_longcat():

@@ -140,6 +140,14 @@ ARCHITECTURES: dict[str, dict] = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "DbrxForCausalLM": {
+        "vocab_size": VOCABULARY,
+        "d_model": 16,
+        "n_heads": 2,
+        "n_layers": 1,
+        "attn_config": {"rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4},
+    },
     "LongcatFlashForCausalLM": {
         **{name: value for name, value in (_TEXT | _LATENT).items() if name != "num_hidden_layers"},
         "num_layers": 1,
