@@ -45,7 +45,7 @@ from pruning.observe.calibration import Calibration, calibration_windows, compar
 from pruning.observe.mixture import has_samples
 from pruning.paths import check_statistics_target
 from pruning.prepare import calibration_or_default, prepare, warn_of_few_tokens, warn_of_unmeasured
-from pruning.progress import closing_bar, timed
+from pruning.progress import progress_bar, timed
 from pruning.repair.separate import prune_separately
 from pruning.repair.sequential import Visit, prune_and_fit, visit_layers, visit_without_running
 from pruning.report.manifest import Report, versions
@@ -186,7 +186,7 @@ def prune(
         complete = _complete_layers(ffns, source, settings, windows)
         layers = list(complete)
         visits = _visits(model, ffns, batches, settings, source, is_measured=evidence is not None)
-        with closing_bar("prune", len(by_layer(ffns)), show=progress) as bar:
+        with progress_bar("prune", len(by_layer(ffns)), show=progress) as bar:
             while True:
                 with timed(seconds, "capture" if evidence is None else "repair"):
                     visit = next(visits, None)

@@ -12,15 +12,12 @@ T = TypeVar("T")
 
 def track(items: Iterable[T], stage: str, *, show: bool) -> Iterable[T]:
     """Iterate over `items` with a progress bar on standard error."""
-    total = len(items) if isinstance(items, Sized) else None
-    return tqdm(items, desc=f"{stage:<9}", total=total, disable=not show, dynamic_ncols=True, leave=True)
+    return progress_bar(stage, len(items) if isinstance(items, Sized) else None, show=show, items=items)
 
 
-@contextmanager
-def closing_bar(stage: str, total: int, *, show: bool) -> Iterator[tqdm]:
-    """A progress bar on standard error to update by hand."""
-    with tqdm(desc=f"{stage:<9}", total=total, disable=not show, dynamic_ncols=True, leave=True) as bar:
-        yield bar
+def progress_bar(stage: str, total: int | None, *, show: bool, items: Iterable[T] | None = None) -> "tqdm[T]":
+    """A progress bar on standard error, to close and to update by hand where there are no `items` to iterate over."""
+    return tqdm(items, desc=f"{stage:<9}", total=total, disable=not show, dynamic_ncols=True)
 
 
 @contextmanager

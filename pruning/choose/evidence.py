@@ -17,7 +17,7 @@ from pruning.model.ffn import FFN
 from pruning.model.layers import IN_MEMORY, Layers, by_layer
 from pruning.observe.batches import Batch
 from pruning.observe.capture import Statistics, capture
-from pruning.progress import closing_bar, timed
+from pruning.progress import progress_bar, timed
 from pruning.repair.sequential import visit_layers
 from pruning.settings import Settings
 
@@ -104,7 +104,7 @@ def gather_evidence(
         groups = _groups(ffns)
         captured = ((group, capture(model, group, batches, **sampling, among=ffns)) for group in groups)
         total = len(groups)
-    with closing_bar("capture", total, show=progress) as bar:
+    with progress_bar("capture", total, show=progress) as bar:
         while True:
             with timed(seconds, "capture"):
                 found, statistics = next(captured, ([], []))
