@@ -12,8 +12,9 @@ from pruning import Settings, prune
 from pruning.choose.origin import calibration_identity
 from pruning.cli import main
 from pruning.observe import mixture
+from pruning.observe import samples as samples_module
 from pruning.observe.calibration import calibration_windows
-from pruning.observe.samples import Samples, is_loop, sample_sequences
+from pruning.observe.samples import OPENERS, Samples, is_loop, sample_sequences
 from pruning.observe.sources import builtin, open_sources
 from pruning.prepare import prepare
 from pruning.report.comparison import warnings_of
@@ -59,11 +60,21 @@ def test_first_tokens_have_the_probabilities_of_the_model_whatever_its_generatio
     )
     samples = sample_sequences(model, tokenizer, length=5, n_tokens=5 * 4096, bos=True, seed=0)
     assert model.generation_config is own
-    first = torch.stack(samples)[:, 0].bincount(minlength=260) / len(samples)
+    first = torch.stack(samples[::2])[:, 0].bincount(minlength=260) / len(samples[::2])
     with torch.no_grad():
         truth = model(torch.tensor([[1]])).logits[0, -1].softmax(0)
     assert float(truth.max()) > 0.05
-    assert (first - truth).abs().max() < 5 * float((truth * (1 - truth) / len(samples)).max().sqrt())
+    assert (first - truth).abs().max() < 5 * float((truth * (1 - truth) / len(samples[::2])).max().sqrt())
+
+
+def test_every_second_sample_goes_on_from_an_opener(tokenizer):
+    samples = sample_sequences(tiny_model("Llama"), tokenizer, length=48, n_tokens=48 * 80, bos=True, seed=0)
+    texts = [tokenizer.decode(sample) for sample in samples]
+    for i, text in enumerate(texts):
+        opener = OPENERS[i // 2 % len(OPENERS)][:24]  # at most half of the sample
+        assert text.startswith(opener) == bool(i % 2)
+    # Two samples with the same opener go on differently.
+    assert texts[1] != texts[1 + 2 * len(OPENERS)]
 
 
 def test_the_first_token_is_shown_only_if_the_tokenizer_adds_it(tokenizer):
@@ -114,7 +125,8 @@ def test_loops_are_recognized(sample, loops):
     assert is_loop(sample) is loops
 
 
-def test_text_that_ships_with_python_replaces_loops_and_a_warning_says_so(tokenizer):
+def test_text_that_ships_with_python_replaces_loops_and_a_warning_says_so(tokenizer, monkeypatch):
+    monkeypatch.setattr(samples_module, "OPENERS", ("a",))
     model, settings = with_eos_only(tiny_model("Llama")), Settings(**SHORT)
     with pytest.warns(UserWarning, match="32 of the model's 32 own samples only repeat themselves"):
         windows = calibration_windows(model, tokenizer, [(Samples(), 1.0)], settings)
