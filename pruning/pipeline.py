@@ -247,7 +247,14 @@ def _visits(
         return visit_without_running(model, ffns, source)
     sample_size = None if is_measured else settings.sample_size
     return visit_layers(
-        model, ffns, batches, source, sample_size=sample_size, seed=settings.seed, fit=sequential
+        model,
+        ffns,
+        batches,
+        source,
+        sample_size=sample_size,
+        seed=settings.seed,
+        fit=sequential,
+        refine=settings.refine,
     )
 
 

@@ -13,11 +13,12 @@ from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
+from pruning.model.forward import body_of
 from pruning.model.knobs import Knob, find_knobs
 from pruning.model.layers import IN_MEMORY, Layers
 from pruning.model.loaded import name_some
 from pruning.model.saved import check_config
-from pruning.observe.batches import Batch, Inputs, Windows
+from pruning.observe.batches import Batch, Inputs, Windows, by_name
 from pruning.observe.calibration import Calibration, calibration_windows
 from pruning.observe.capture import MIN_TOKENS
 from pruning.observe.mixture import default_sources
@@ -118,7 +119,8 @@ def prepare(
     if need_windows:
         windows = calibration_windows(model, tokenizer, calibration, settings, stand_in=True)
         probe = _probe(windows)
-        with source.sample(ffns) as sampled:
+        body = body_of(model, by_name(probe[0]))
+        with source.sample(body, ffns) as sampled:
             reached = reached_knobs(model, sampled, probe[0])
         ffns = _keep(ffns, reached, left, "which the calibration does not reach")
     if measured is not None:
@@ -131,7 +133,7 @@ def prepare(
     check_config(model, ffns, kept, adds_bias=adds_bias)
     follow = False
     if probe:
-        with source.sample(ffns) as sampled:
+        with source.sample(body, ffns) as sampled:
             check_neurons(model, sampled, probe[0])
             follow = _can_follow(
                 model,

@@ -13,7 +13,7 @@ from pruning.choose.scores import magnitude, saliency_of
 from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.capture import Statistics
-from pruning.repair.separate import predict
+from pruning.repair.separate import PREDICTION_RIDGE, predict
 from pruning.settings import Settings
 from pruning.threshold import null_threshold
 
@@ -140,11 +140,14 @@ def explained_variance(statistics: Statistics, keep: Tensor, drop: Tensor) -> Te
     Measured on the calibration tokens and adjusted for the number of kept neurons: independent neurons have about 0,
     even with few tokens.
     """
-    covariance = statistics.covariance.double()
-    b = predict(covariance, keep, drop)
-    cross = (b * covariance[drop][:, keep]).sum(1)
-    fit = (b @ covariance[keep][:, keep] * b).sum(1)
-    unexplained = 1 - (2 * cross - fit) / covariance.diagonal()[drop].clamp_min(1e-300)
+    covariance = statistics.covariance
+    across = covariance[keep][:, drop]
+    b = predict(covariance[keep][:, keep], across)
+    cross = (b * across.t()).sum(1)
+    # The prediction has the variance b C b, and (C + penalty) b is `across`.
+    variance = covariance.diagonal().double()
+    fit = cross - PREDICTION_RIDGE * (b.square() * variance[keep]).sum(1)
+    unexplained = 1 - (2 * cross - fit) / variance[drop].clamp_min(1e-300)
     spare = max(statistics.n_tokens - len(keep) - 1, 1)
     return (1 - unexplained * (statistics.n_tokens - 1) / spare).clamp(0.0, 1.0)
 

@@ -16,9 +16,11 @@ def ridge(gram: Tensor, cross: Tensor, strength: float, *, n_free: int = 0) -> T
         strength: the penalty, relative to each regressor's own moment.
         n_free: do not penalize this many of the last regressors, such as a constant.
     """
-    gram, cross = gram.double(), cross.double()
-    scale = gram.diagonal().clamp_min(0).sqrt()
+    scale = gram.diagonal().double().clamp_min(0).sqrt()
     scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons predict nothing
-    system = gram / torch.outer(scale, scale)
+    system = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
     system.diagonal()[: len(system) - n_free] += strength
-    return torch.cholesky_solve(cross / scale[:, None], torch.linalg.cholesky(system)) / scale[:, None]
+    torch.linalg.cholesky(
+        system, out=system
+    )  # in place, since N^2 float64 may be the most that a layer needs
+    return torch.cholesky_solve(cross.double().div(scale[:, None]), system).div_(scale[:, None])

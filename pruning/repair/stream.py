@@ -43,6 +43,18 @@ class LayerPass(NamedTuple):
     gains: list[Tensor]
 
 
+class Bypass(NamedTuple):
+    """What a layer does with one batch apart from its only FFN; T tokens, without padding.
+
+    Attributes:
+        rest: `[T, d]` float32, the output of the layer without what the FFN adds.
+        read: `[T, d]`, the input of the FFN.
+    """
+
+    rest: Tensor
+    read: Tensor
+
+
 class Stream:
     """The hidden states of some windows between two layers of a model.
 
@@ -122,19 +134,25 @@ class Stream:
         with torch.no_grad():
             self.hidden = [self._run(index, i, hidden) for i, hidden in enumerate(self.hidden)]
 
-    def resume(self, index: int, passes: Sequence[LayerPass]) -> None:
-        """Move on through layer `index`, whose FFNs have changed since `passes`; reuses their attention if possible."""
+    def bypass(self, index: int, before: LayerPass) -> Bypass | None:
+        """What to keep of a pass through layer `index` to resume behind it; None if the layer has to run again."""
+        form = self.find_form(index)
+        if not form.block_is_ffn:
+            return None
+        (part,) = before.parts
+        return Bypass(before.outcome - form.scale * part.added.float(), part.read)
+
+    def resume(self, index: int, bypasses: Sequence[Bypass | None]) -> None:
+        """Move on through layer `index`, whose FFNs have changed since its passes; runs only the FFN if possible."""
         form = self.find_form(index)
         if not form.block_is_ffn:
             self.advance(index)
             return
         block = self.ffns[index][0].block
-        for i, (before, hidden) in enumerate(zip(passes, self.hidden, strict=True)):
-            part = before.parts[0]
+        for i, (bypass, hidden) in enumerate(zip(bypasses, self.hidden, strict=True)):
+            assert bypass is not None  # noqa: S101, for the type checker
             with torch.no_grad():
-                after = (before.outcome + form.scale * (block(part.read).float() - part.added.float())).to(
-                    hidden.dtype
-                )
+                after = (bypass.rest + form.scale * block(bypass.read).float()).to(hidden.dtype)
             real = self._real[i]
             if real is None:
                 self.hidden[i] = after.view_as(hidden)
