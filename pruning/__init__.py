@@ -15,5 +15,6 @@ from pruning.model.loading import load_model
 from pruning.pipeline import prune
 from pruning.report.manifest import Report
 from pruning.settings import Settings
+from pruning.sweeping import Swept, sweep
 
-__all__ = ["Report", "Settings", "load_model", "prune", "prune_folder"]
+__all__ = ["Report", "Settings", "Swept", "load_model", "prune", "prune_folder", "sweep"]

@@ -96,24 +96,9 @@ def explain(
 ) -> PrunedLayer:
     """Describe the selection of the neurons `kept` in one layer."""
     statistics = evidence.statistics
-    dropped = complement(kept, ffn.width)
     if not statistics.is_enough:
-        zeros = torch.zeros(len(dropped), device=dropped.device)
-        saliency = magnitude(ffn)[dropped]
-        unknown = torch.full_like(dropped, -1)
-        return PrunedLayer(
-            ffn.name,
-            kept,
-            dropped,
-            unknown,
-            zeros,
-            zeros,
-            saliency,
-            0.0,
-            math.nan,
-            sensitivity,
-            statistics.n_tokens,
-        )
+        return unexplained(ffn, evidence, kept, sensitivity)
+    dropped = complement(kept, ffn.width)
     mi = evidence.mi_between(dropped, kept, settings)
     best = mi.max(1)
     null = null_threshold(
@@ -131,6 +116,25 @@ def explain(
         null_mi=null,
         sensitivity=sensitivity,
         n_tokens=statistics.n_tokens,
+    )
+
+
+def unexplained(ffn: FFN, evidence: Evidence, kept: Tensor, sensitivity: float) -> PrunedLayer:
+    """The selection of the neurons `kept` in one layer, without measured reasons."""
+    dropped = complement(kept, ffn.width)
+    zeros = torch.zeros(len(dropped), device=dropped.device)
+    return PrunedLayer(
+        name=ffn.name,
+        kept=kept,
+        dropped=dropped,
+        partner=torch.full_like(dropped, -1),
+        mi=zeros,
+        linear_r2=zeros,
+        saliency=magnitude(ffn)[dropped],
+        median_mi=0.0,
+        null_mi=math.nan,
+        sensitivity=sensitivity,
+        n_tokens=evidence.statistics.n_tokens,
     )
 
 
