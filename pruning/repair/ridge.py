@@ -20,7 +20,8 @@ def ridge(gram: Tensor, cross: Tensor, strength: float, *, n_free: int = 0) -> T
     scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons predict nothing
     system = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
     system.diagonal()[: len(system) - n_free] += strength
-    torch.linalg.cholesky(
-        system, out=system
-    )  # in place, since N^2 float64 may be the most that a layer needs
-    return torch.cholesky_solve(cross.double().div(scale[:, None]), system).div_(scale[:, None])
+    # In place, since these are the largest matrices of a run: LAPACK does so for columns, which the transpose has.
+    root = system.t()
+    torch.linalg.cholesky(root, out=root)
+    solution = torch.linalg.solve_triangular(root, cross.double().div(scale[:, None]), upper=False)
+    return torch.linalg.solve_triangular(root.t(), solution, upper=True).div_(scale[:, None])

@@ -169,13 +169,13 @@ def _visit_layer(
     examples = {ffn: Examples(ffn, keep=refine) for ffn in ffns if fit}
     bypasses = []
     behind = pruned.passes(index) if fit else repeat(None)
-    for ahead, after in zip(dense.passes(index, advance=True), behind, strict=fit):
+    for batch, (ahead, after) in enumerate(zip(dense.passes(index, advance=True), behind, strict=fit)):
         for part in ahead.parts if recorders else ():
             recorders[part.ffn].add(part.z, part.gates)
         if after is not None:
             _add_examples(examples, ahead, after, dense.find_form(index))
             if index < dense.last:
-                bypasses.append(pruned.bypass(index, after))
+                bypasses.append(pruned.bypass(index, batch, after))
         del ahead, after  # free the neurons before the next batch needs as much
     for learned in examples.values():
         learned.complete()

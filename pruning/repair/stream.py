@@ -134,12 +134,15 @@ class Stream:
         with torch.no_grad():
             self.hidden = [self._run(index, i, hidden) for i, hidden in enumerate(self.hidden)]
 
-    def bypass(self, index: int, before: LayerPass) -> Bypass | None:
-        """What to keep of a pass through layer `index` to resume behind it; None if the layer has to run again."""
+    def bypass(self, index: int, batch: int, before: LayerPass) -> Bypass | None:
+        """What to keep of the pass of a batch through layer `index` to resume behind it, in place of its hidden states;
+        None if the layer has to run again."""
         form = self.find_form(index)
         if not form.block_is_ffn:
             return None
         (part,) = before.parts
+        hidden = self.hidden[batch]
+        self.hidden[batch] = hidden.new_zeros(1, 1, 1).expand_as(hidden)  # takes no memory
         return Bypass(before.outcome - form.scale * part.added.float(), part.read)
 
     def resume(self, index: int, bypasses: Sequence[Bypass | None]) -> None:
@@ -157,7 +160,7 @@ class Stream:
             if real is None:
                 self.hidden[i] = after.view_as(hidden)
             else:  # no token attends to padding, so that any finite values do there
-                self.hidden[i] = hidden.clone()
+                self.hidden[i] = hidden.clone(memory_format=torch.contiguous_format)
                 self.hidden[i][real] = after
 
     def find_form(self, index: int) -> Form:
