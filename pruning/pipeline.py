@@ -39,7 +39,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns
 from pruning.model.layers import IN_MEMORY, Layers, by_layer
 from pruning.model.snapshot import restored_on_error
-from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
+from pruning.model.surgery import Plan, Solution, add_input_biases, prune_ffns, update_config
 from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
 from pruning.observe.mixture import has_samples
@@ -268,6 +268,7 @@ def _shrink(ffns: Sequence[FFN], layers: Sequence[PrunedLayer], settings: Settin
         kept = layer.kept.to(weight.device)
         plans.append(Plan(ffn, kept, Solution(weight[:, : len(kept)], bias)))
     prune_ffns(plans)
+    add_input_biases([plan.ffn for plan in plans])
 
 
 def _visits(
@@ -344,4 +345,5 @@ def _prune_layer(
             prune_and_fit(keep, visit.examples, refine=settings.refine, seed=settings.seed)
         else:
             prune_separately(visit.ffns, kept, statistics, settings.repair)
+            add_input_biases(visit.ffns)  # before the layer is written
     return layers

@@ -50,6 +50,7 @@ def assert_same(one, other):
     [
         {},
         {"repair": "lstsq"},
+        {"repair": "bias"},
         {"budget": "mi"},
         {"criterion": "flap", "repair": "none", "budget": "mi"},
         {"refine": True},
