@@ -44,8 +44,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments, or an exit with what is wrong with them."""
     parser = command_parser()
     args = parser.parse_args(argv)
-    if args.out is None and args.sweep is None:
+    if args.out is None and args.sweep is None and not args.plan:
         parser.error("the following arguments are required: --out")
+    if args.json and args.sweep is None and not args.plan:
+        parser.error("argument --json: expected --sweep or --plan with it")
     return args
 
 
@@ -130,7 +132,13 @@ def command_parser() -> argparse.ArgumentParser:
         "is not for calibration",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print what --sweep found as JSON, not as a table"
+        "--plan",
+        action="store_true",
+        help="show what this run would take, from the config and a short probe of the machine: seconds, memory, disk, "
+        "the size of the result; run nothing, and fail if it does not fit",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what --sweep or --plan found as JSON, not as a table"
     )
     tokens_or_windows = parser.add_mutually_exclusive_group()
     tokens_or_windows.add_argument(

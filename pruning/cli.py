@@ -1,6 +1,7 @@
 """`mi-prune`: prune a model from the command line and show the cost in quality."""
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -30,12 +31,13 @@ from pruning.observe.mixture import Weighted, has_samples, text_windows
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
 from pruning.pipeline import prune
+from pruning.planning.plan import plan, plan_text
 from pruning.prepare import calibration_or_default, prepare
 from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
-from pruning.report.manifest import Report
+from pruning.report.manifest import Report, plain_json
 from pruning.report.quality import check_prompt
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
@@ -111,6 +113,9 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
         for source, _ in sources or ():
             inputs[f"{option} {source.name}"] = source.name
+    if args.plan:
+        _plan(args, settings, device)
+        return
     if args.sweep is not None:
         _sweep(args, settings, calibration, evaluation, device)
         return
@@ -280,6 +285,25 @@ def _texts(
         )
         for source, weight in evaluation
     }
+
+
+def _plan(args: argparse.Namespace, settings: Settings, device: str) -> None:
+    """Show what a run would take, and run nothing.
+
+    Raises:
+        ValueError: it does not fit; the plan is shown all the same.
+    """
+    found = plan(
+        args.model,
+        settings=settings,
+        from_disk=args.from_disk,
+        out=args.out or ".",
+        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    print(json.dumps(plain_json(found.as_json()), indent=1) if args.json else plan_text(found))
+    found.check()
 
 
 def _sweep(

@@ -145,14 +145,19 @@ class Stream:
         self.hidden[batch] = hidden.new_zeros(1, 1, 1).expand_as(hidden)  # takes no memory
         return Bypass(before.outcome - form.scale * part.added.float(), part.read)
 
-    def resume(self, index: int, bypasses: Sequence[Bypass | None]) -> None:
-        """Move on through layer `index`, whose FFNs have changed since its passes; runs only the FFN if possible."""
+    def resume(self, index: int, bypasses: list[Bypass | None]) -> None:
+        """Move on through layer `index`, whose FFNs have changed since its passes; runs only the FFN if possible.
+
+        Args:
+            bypasses: of all batches; each is let go when it was used.
+        """
         form = self.find_form(index)
         if not form.block_is_ffn:
             self.advance(index)
             return
         block = self.ffns[index][0].block
-        for i, (bypass, hidden) in enumerate(zip(bypasses, self.hidden, strict=True)):
+        for i, hidden in enumerate(self.hidden):
+            bypass, bypasses[i] = bypasses[i], None
             assert bypass is not None  # noqa: S101, for the type checker
             with torch.no_grad():
                 after = (bypass.rest + form.scale * block(bypass.read).float()).to(hidden.dtype)
