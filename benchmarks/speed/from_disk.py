@@ -3,7 +3,7 @@
     python -m benchmarks.speed.from_disk FOLDER --tokens 2048 --sample 256 --kill-after 2 11 20
 
 Runs `mi-prune` as a user would, each time in a fresh process, on the text that ships with Python, and appends a row
-`from-disk` to `results/cpu.jsonl`. `--layers 2` ends each run after that many layers instead, for sizes at which whole
+`from-disk` to `results/cpu.jsonl`, with what `--plan` predicted beside it. `--layers 2` ends each run after that many layers instead, for sizes at which whole
 runs take hours: the peaks are then those until there, and no bits are compared.
 """
 
@@ -79,6 +79,7 @@ def measure(
     folder: Path, options: Sequence[str], kill_after: Sequence[int], layers: int | None
 ) -> dict[str, Any]:
     """In memory, from disk, and from disk with a kill after each of `kill_after` layers."""
+    predicted = {name: _predicted(folder, options, from_disk=name == "disk") for name in ("memory", "disk")}
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         outs = {name: Path(work) / name for name in ("memory", "disk", "resumed")}
         runs = {
@@ -89,8 +90,12 @@ def measure(
             name: {"peak_mb": run.peak_mb, "seconds": run.seconds} for name, run in runs.items()
         }
         result["peak_ratio"] = round(runs["disk"].peak_mb / runs["memory"].peak_mb, 3)
+        result["predicted"] = predicted
         if layers is not None:
             return result
+        for name in runs:
+            manifest = json.loads((outs[name] / "mi_prune.json").read_text(encoding="utf-8"))
+            result[name]["stages"] = {n: round(s, 1) for n, s in manifest["seconds"].items()}
         result["same_bits"] = same_bits(outs["memory"], outs["disk"])
         shutil.rmtree(outs["memory"])
         if kill_after:
@@ -100,6 +105,28 @@ def measure(
             result["kills"] = sum(not run.ended for run in kills)
             result["same_bits_after_kills"] = same_bits(outs["disk"], outs["resumed"])
         return result
+
+
+def _predicted(folder: Path, options: Sequence[str], *, from_disk: bool) -> dict[str, Any]:
+    """The seconds of each stage, and the peak memory, that `--plan` predicts in a process of its own."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "pruning.cli",
+        str(folder),
+        "--plan",
+        "--json",
+        "--device",
+        "cpu",
+        *options,
+    ]
+    arguments += ["--from-disk"] * from_disk
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    plan = json.loads(done.stdout)
+    return {
+        "peak_mb": round(plan["memory"] / 1e6),
+        "stages": {stage["name"]: round(stage["seconds"], 1) for stage in plan["stages"]},
+    }
 
 
 def _weights(folder: Path) -> dict[str, Path]:
