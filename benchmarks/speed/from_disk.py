@@ -3,8 +3,8 @@
     python -m benchmarks.speed.from_disk FOLDER --tokens 2048 --sample 256 --kill-after 2 11 20
 
 Runs `mi-prune` as a user would, each time in a fresh process, on the text that ships with Python, and appends a row
-`from-disk` to `results/cpu.jsonl`, with what `--plan` predicted beside it. `--layers 2` ends each run after that many layers instead, for sizes at which whole
-runs take hours: the peaks are then those until there, and no bits are compared.
+`from-disk` to `results/cpu.jsonl`, with what `--plan` predicted beside it. `--layers 2` ends each run after that many
+layers instead, for sizes at which whole runs take hours: peaks are then those until there, and no bits are compared.
 """
 
 import json
