@@ -36,12 +36,14 @@ class Stage(NamedTuple):
         seconds: predicted.
         disk_bytes: read and written.
         memory: the most that the process has on the device during it, in bytes.
+        operations: what the seconds follow from.
     """
 
     name: str
     seconds: float
     disk_bytes: int
     memory: int
+    operations: Work
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
         entry = asdict(self) | {"memory": self.memory, "seconds": self.seconds, "assumptions": ASSUMPTIONS}
-        entry["stages"] = [stage._asdict() for stage in self.stages]
+        entry["stages"] = [
+            stage._asdict() | {"operations": stage.operations._asdict()} for stage in self.stages
+        ]
         return entry
 
 
@@ -179,7 +183,7 @@ class _Prediction:
         }
         memory = self._memory()
         for name, total in works.items():
-            yield Stage(name, total.seconds(rates), int(total.read + total.write), memory[name])
+            yield Stage(name, total.seconds(rates), int(total.read + total.write), memory[name], total)
 
     def disk(self) -> int:
         """Bytes beside the model: the result, two versions of the state, and what a first walk keeps."""
