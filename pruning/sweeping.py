@@ -96,6 +96,9 @@ def sweep(
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
     if not ratios:
         raise ValueError("sweep: expected at least one ratio, got none")
+    for name in ("target_params", "target_bytes"):
+        if (target := getattr(settings, name)) is not None:
+            raise ValueError(f"{name}: expected none beside the ratios of a sweep, got {target}")
     each = [replace(settings, ratio=ratio) for ratio in sorted(set(ratios))]
     calibration = default_sources(model, tokenizer) if calibration is None else calibration
     ffns, windows, prepared, _, _, follow = prepare(model, tokenizer, calibration, each[-1], saved=saved)

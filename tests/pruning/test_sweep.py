@@ -65,6 +65,8 @@ def test_an_encoder_is_compared_by_its_hidden_states(windows):
 def test_a_ratio_that_rounding_makes_unreachable_is_refused_before_anything_runs(windows):
     with pytest.raises(ValueError, match=r"ratio=0\.001"):
         sweep(tiny_model("Llama"), None, [0.5, 0.001], calibration=windows, texts={}, multiple_of=2)
+    with pytest.raises(ValueError, match="target_params: expected none beside the ratios of a sweep, got 9"):
+        sweep(tiny_model("Llama"), None, [0.5], calibration=windows, target_params=9)
     with pytest.raises(ValueError, match="sweep: expected at least one ratio"):
         sweep(tiny_model("Llama"), None, [], calibration=windows)
 
