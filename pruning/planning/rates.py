@@ -17,10 +17,14 @@ from pruning.settings import Settings
 SECONDS = 0.15
 """That each rate is measured for, after one call that does not count."""
 SIZE = 1024
-"""Rows and columns of the matrices."""
+"""Rows and columns of the matrices that are multiplied."""
+FACTORED = 2048
+"""Rows of those that are decomposed, which reach their speed only when they are large."""
 FILE_BYTES = 2**26
-PAIRED = 64
-"""Neurons whose pairs are measured."""
+PAIRED = 128
+"""Neurons whose pairs with as many others are measured."""
+FEW = 64
+"""Neurons whose elimination takes no time but that of starting operations."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,13 @@ def measure_rates(settings: Settings, dtype: torch.dtype, device: str, folder: P
         return 2 * SIZE**3 / seconds(lambda: values @ values)
 
     def factor(dtype: torch.dtype) -> float:
-        positive = (square.double() @ square.double().t() / SIZE).to(dtype)
-        positive.diagonal().add_(1)
-        return SIZE**3 / 3 / seconds(lambda: torch.linalg.cholesky(positive))
+        positive = torch.full((FACTORED, FACTORED), 0.5, dtype=dtype, device=device)
+        positive.diagonal().fill_(1)
+        return FACTORED**3 / 3 / seconds(lambda: torch.linalg.cholesky(positive))
 
     long = torch.randn(16 * SIZE, SIZE, generator=generator).to(device)  # 64 MB, more than most caches
     sample = torch.randn(settings.sample_size, 2 * PAIRED, generator=generator).to(device)
-    few = square[:PAIRED, :PAIRED]
+    few = square[:FEW, :FEW]
     read, write = _disk(folder)
     return Rates(
         product=product(dtype),
@@ -84,7 +88,7 @@ def measure_rates(settings: Settings, dtype: torch.dtype, device: str, folder: P
         factor32=factor(torch.float32),
         factor64=factor(torch.float64),
         stream=long.nbytes / seconds(lambda: long @ long[0]),
-        step=seconds(lambda: conditional_mi(few @ few.t(), few)) / PAIRED,
+        step=seconds(lambda: conditional_mi(few @ few.t(), few)) / FEW,
         pair=seconds(lambda: _pairs(sample, settings)) / PAIRED**2,
         read=read,
         write=write,
