@@ -1,4 +1,4 @@
-"""How fast this machine does what pruning does, measured in about two seconds."""
+"""How fast this machine does what pruning does, measured in a few seconds."""
 
 import os
 import tempfile
@@ -21,7 +21,7 @@ SIZE = 1024
 FACTORED = 2048
 """Rows of those that are decomposed, which reach their speed only when they are large."""
 FILE_BYTES = 2**26
-PAIRED = 128
+PAIRED = 256
 """Neurons whose pairs with as many others are measured."""
 FEW = 64
 """Neurons whose elimination takes no time but that of starting operations."""
