@@ -112,7 +112,8 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
         )
     deviation = covariance.diagonal().clamp_min(0).sqrt()
     scale = torch.where(deviation > 0, deviation, 1.0)
-    correlation = covariance.div(scale[:, None]).div_(scale)
+    correlation = torch.outer(scale, scale)
+    torch.div(covariance, correlation, out=correlation)
     correlation.diagonal().add_(VARIANCE_RIDGE)
     weight = weight * deviation  # for neurons of unit variance; constant ones carry nothing
     total = torch.einsum("di,ij,dj->", weight, correlation, weight).double()

@@ -18,7 +18,8 @@ def ridge(gram: Tensor, cross: Tensor, strength: float, *, n_free: int = 0) -> T
     """
     scale = gram.diagonal().double().clamp_min(0).sqrt()
     scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons predict nothing
-    system = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
+    system = torch.outer(scale, scale)
+    torch.div(gram, system, out=system)
     system.diagonal()[: len(system) - n_free] += strength
     # In place, since these are the largest matrices of a run: LAPACK does so for columns, which the transpose has.
     root = system.t()
