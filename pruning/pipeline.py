@@ -39,7 +39,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns
 from pruning.model.layers import IN_MEMORY, Layers, by_layer
 from pruning.model.snapshot import restored_on_error
-from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
+from pruning.model.surgery import Plan, Solution, add_input_biases, prune_ffns, update_config
 from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
 from pruning.observe.mixture import has_samples
@@ -184,22 +184,60 @@ def prune(
         with timed(seconds, "select"):
             decision = decide(model, ffns, evidence or (), comparison, settings, progress=progress)
         complete = _complete_layers(ffns, source, settings, windows)
-        layers = list(complete)
-        visits = _visits(model, ffns, batches, settings, source, is_measured=evidence is not None)
-        with progress_bar("prune", len(by_layer(ffns)), show=progress) as bar:
-            while True:
-                with timed(seconds, "capture" if evidence is None else "repair"):
-                    visit = next(visits, None)
-                if visit is None:
-                    break
-                pruned = _prune_layer(visit, evidence, len(layers), decision, settings, seconds)
-                source.remember({f"{p.name}/{n}": t for p in pruned for n, t in p.tensors().items()})
-                layers += pruned
-                bar.update()
+        layers = prune_layers(
+            model,
+            ffns,
+            batches,
+            evidence,
+            decision,
+            settings,
+            source,
+            complete=complete,
+            seconds=seconds,
+            progress=progress,
+        )
         _shrink(ffns, complete, settings)
     update_config(model, ffns)
     warn_of_unmeasured(layers)
     return Report(asdict(settings), n_tokens, layers, seconds, decision.candidates, notes)
+
+
+def prune_layers(
+    model: PreTrainedModel,
+    ffns: list[FFN],
+    batches: Sequence[Batch],
+    evidence: Sequence[Evidence] | None,
+    decision: Decision,
+    settings: Settings,
+    source: Layers = IN_MEMORY,
+    *,
+    complete: Sequence[PrunedLayer] = (),
+    reasons: bool = True,
+    seconds: dict[str, float],
+    progress: bool = False,
+) -> list[PrunedLayer]:
+    """Choose, prune and repair layer by layer, in place.
+
+    Args:
+        evidence: of all FFNs; None to measure each layer when it is its turn.
+        complete: the first layers, which an earlier run has completed.
+        reasons: whether to measure why neurons are dropped.
+
+    Returns:
+        All layers, `complete` included.
+    """
+    layers = list(complete)
+    visits = _visits(model, ffns, batches, settings, source, is_measured=evidence is not None)
+    with progress_bar("prune", len(by_layer(ffns)), show=progress) as bar:
+        while True:
+            with timed(seconds, "capture" if evidence is None else "repair"):
+                visit = next(visits, None)
+            if visit is None:
+                return layers
+            pruned = _prune_layer(visit, evidence, len(layers), decision, settings, seconds, reasons=reasons)
+            source.remember({f"{p.name}/{n}": t for p in pruned for n, t in p.tensors().items()})
+            layers += pruned
+            bar.update()
 
 
 def _complete_layers(
@@ -230,6 +268,7 @@ def _shrink(ffns: Sequence[FFN], layers: Sequence[PrunedLayer], settings: Settin
         kept = layer.kept.to(weight.device)
         plans.append(Plan(ffn, kept, Solution(weight[:, : len(kept)], bias)))
     prune_ffns(plans)
+    add_input_biases([plan.ffn for plan in plans])
 
 
 def _visits(
@@ -247,7 +286,14 @@ def _visits(
         return visit_without_running(model, ffns, source)
     sample_size = None if is_measured else settings.sample_size
     return visit_layers(
-        model, ffns, batches, source, sample_size=sample_size, seed=settings.seed, fit=sequential
+        model,
+        ffns,
+        batches,
+        source,
+        sample_size=sample_size,
+        seed=settings.seed,
+        fit=sequential,
+        refine=settings.refine,
     )
 
 
@@ -258,6 +304,8 @@ def _prune_layer(
     decision: Decision,
     settings: Settings,
     seconds: dict[str, float],
+    *,
+    reasons: bool,
 ) -> list[PrunedLayer]:
     """Choose, prune and repair in one layer.
 
@@ -284,6 +332,7 @@ def _prune_layer(
                 decision.sensitivities[position],
                 settings,
                 seed=decision.seed,
+                reasons=reasons,
             )
             for ffn, layer, position in zip(visit.ffns, evidence, positions, strict=True)
         ]
@@ -296,4 +345,5 @@ def _prune_layer(
             prune_and_fit(keep, visit.examples, refine=settings.refine, seed=settings.seed)
         else:
             prune_separately(visit.ffns, kept, statistics, settings.repair)
+            add_input_biases(visit.ffns)  # before the layer is written
     return layers

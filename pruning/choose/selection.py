@@ -11,7 +11,7 @@ from pruning.choose.budget import BLOCK, allocate, kept_width
 from pruning.choose.candidates import divergences
 from pruning.choose.clusters import cluster_neurons
 from pruning.choose.evidence import Evidence
-from pruning.choose.explain import PrunedLayer, explain
+from pruning.choose.explain import PrunedLayer, explain, unexplained
 from pruning.choose.random_pairs import random_pairs
 from pruning.choose.scores import ascending, random_order, redundancy_order, saliency_of
 from pruning.model.ffn import FFN
@@ -69,14 +69,24 @@ def decide(
 
 
 def select(
-    ffn: FFN, evidence: Evidence, width: int, sensitivity: float, settings: Settings, *, seed: int
+    ffn: FFN,
+    evidence: Evidence,
+    width: int,
+    sensitivity: float,
+    settings: Settings,
+    *,
+    seed: int,
+    reasons: bool = True,
 ) -> PrunedLayer:
     """Select the neurons to keep in one layer, and explain the selection.
 
     Args:
         width, sensitivity, seed: see `Decision`.
+        reasons: whether to measure them.
     """
     (kept,) = _kept(ffn, evidence, width, settings, [seed])
+    if not reasons:
+        return unexplained(ffn, evidence, kept, sensitivity)
     return explain(ffn, evidence, kept, sensitivity, settings)
 
 
