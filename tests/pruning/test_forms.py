@@ -141,7 +141,7 @@ def test_the_gain_of_a_shared_expert_is_measured_for_each_token(class_name, wind
     torch.testing.assert_close(gain, expected.detach(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("class_name", ["BertModel", "LlamaForCausalLM"])
+@pytest.mark.parametrize("class_name", ["BertModel", "LlamaForCausalLM", *NORMING])
 def test_compensation_is_nearer_to_the_dense_stream_than_the_ffn_of_the_same_input(
     class_name, windows, monkeypatch
 ):
