@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -31,14 +32,14 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
     require_float64(x.device)
     impl, precision = choose_implementation(options, x.device)
     x = read_values(x, "x", check=options["check_finite"])
-    xs = transform_samples(x, options["transform"], seed=options["seed"])
-    ys = None
     if y is not None:
         y = read_values(y, "y", check=options["check_finite"])
-        # Another seed: ties of x and y ranked in the same order would look like shared information.
-        ys = transform_samples(y, options["transform"], seed=options["seed"] + 1)
-    columns = xs if ys is None else ys
     problem = Problem(options["estimator"], options["nodes"], _bandwidth(x, y, options))
+    transform = partial(transform_samples, transform=options["transform"], most_atoms=problem.most_atoms)
+    xs = transform(x, seed=options["seed"])
+    # Another seed: ties of x and y ranked in the same order would look like shared information.
+    ys = None if y is None else transform(y, seed=options["seed"] + 1)
+    columns = xs if ys is None else ys
     curve = gaussian_curve(xs.n_samples, problem, x.device) if options["calibrate"] else None
     if impl == "reference":
         blocks = iter([_reference_block(xs, columns, problem)])
@@ -47,6 +48,13 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
         blocks = run_tiles(method, xs, ys, options["memory_budget"])
     for row, col, raw in blocks:
         mi = raw if curve is None else curve(raw)
+        if curve is not None and (xs.atoms is not None or columns.atoms is not None):
+            # A table of atoms has no smoothing to correct. About this share of the samples of dependent variables lies
+            # outside of the atoms of both.
+            rows, cols = (
+                v.continuous_share[i : i + n] for v, i, n in ((xs, row, len(mi)), (columns, col, mi.shape[1]))
+            )
+            mi = raw.lerp(mi, (rows[:, None] * cols).sqrt().float())
         mi.masked_fill_(xs.constant[row : row + mi.shape[0], None], 0.0)
         mi.masked_fill_(columns.constant[col : col + mi.shape[1]], 0.0)
         yield Block(row, col, mi)
@@ -108,7 +116,8 @@ def _bandwidth(x: Tensor, y: Tensor | None, options: Options) -> float:
     h = options["bandwidth"]
     if h is not None:
         return float(h)
-    h = leave_one_out_bandwidth(x, y, options["transform"], options["seed"])
+    most_atoms = Problem(options["estimator"], options["nodes"], 1.0).most_atoms
+    h = leave_one_out_bandwidth(x, y, options["transform"], options["seed"], most_atoms)
     return max(h, grid_floor(options["nodes"])) if options["estimator"] == "grid" else h
 
 
