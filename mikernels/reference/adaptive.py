@@ -178,8 +178,8 @@ def log_box(n_samples: int, cells: int, h: float) -> float:
     return math.log(4 * math.pi * h**2 * n_samples / cells**2)
 
 
-def extrapolate(ladder: list[Rung], n_samples: int, limit: float) -> float:
-    """The weighted mean over the rungs of a ladder of what each extrapolates to."""
+def extrapolate(ladder: list[Rung], n_samples: int, limit: float = 0.0) -> float:
+    """The weighted mean over the rungs of a ladder of what each extrapolates to; `limit`: V of a single cell."""
     last = len(ladder) - 1
     filled = [i for i in range(last) if ladder[i].log_count >= math.log(6)]
     finest = filled[0] if filled else last

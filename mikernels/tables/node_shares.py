@@ -29,11 +29,13 @@ class ShareTable(NamedTuple):
         shares: `[M, W]`, zeros beyond the nodes; more rows with atoms.
         entropy: of the margin of a variable without atoms, nats, a float32 scalar.
         total: T / M of two variables without atoms, the product of the sums of two rows.
+        largest: that a joint count of two variables can be: a product of two features summed over the samples.
     """
 
     shares: Tensor
     entropy: Tensor
     total: float
+    largest: float
 
 
 def reserved_nodes(nodes: int) -> list[int]:
@@ -90,7 +92,10 @@ def share_table(
     shares[len(sizes) * n_samples :].diagonal().copy_(torch.tensor(row_sum))  # the rows of the atoms
     margin = whole.sum(0, dtype=torch.int64) if precision == "int8" else whole.double().sum(0)
     total = float(margin.sum() / n_samples) ** 2
-    return ShareTable(shares.to(device), entropy(margin[None])[0].to(device), total)
+    largest = float(whole.double().square().sum(0).max())  # by the inequality of Cauchy and Schwarz
+    if atoms:  # all samples of two variables may lie in one atom
+        largest = max(largest, float(n_samples * row_sum**2))
+    return ShareTable(shares.to(device), entropy(margin[None])[0].to(device), total, largest)
 
 
 def _rounded(

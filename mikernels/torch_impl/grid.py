@@ -22,7 +22,6 @@ from torch import Tensor
 from mikernels.atoms import Atoms
 from mikernels.options import Problem
 from mikernels.tables.node_shares import (
-    INT8_MAX,
     entropy,
     gathered,
     largest_share,
@@ -87,18 +86,15 @@ class Grid:
         features = gathered(
             shares[: self.columns], table_rows(variables.data[columns], own, self.problem.nodes)
         )
+        exact = n_samples <= SAMPLES and table.largest < EXACT
         if own is None:
-            # A joint count is at most the root of the product of two sums of squares.
-            largest = float(shares.double().square().sum(1).max())
             margin, row_sum = shares.sum(1, dtype=torch.int64).int()[:, None], one * math.sqrt(table.total)
-            exact = n_samples <= SAMPLES and largest < EXACT
             return NodeFeatures(features, margin, table.entropy.expand(n), row_sum, exact)
         margin = features.sum(2, dtype=torch.float64)
         if not self.integers:
             return NodeFeatures(features, None, entropy(margin.t()), one, True)
         row_sum = torch.where(own.number > 0, float(largest_share(n_samples)), math.sqrt(table.total) * one)
         margin = torch.cat([margin, (n_samples * row_sum - margin.sum(0))[None]])  # the last node
-        exact = n_samples <= SAMPLES and n_samples * INT8_MAX**2 < EXACT
         return NodeFeatures(features, margin.long().int(), entropy(margin.t()), row_sum, exact)
 
     def compute(

@@ -33,7 +33,7 @@ FAR = 1e12
 
 
 def leave_one_out_bandwidth(
-    x: Tensor, y: Tensor | None, transform: Transform, seed: int, most_atoms: int
+    x: Tensor, y: Tensor | None, transform: Transform, seed: int, most_atoms: int = 0
 ) -> float:
     """Choose the best of a ladder of bandwidths for `kde`, in standard deviations of the transformed variables.
 
