@@ -15,7 +15,7 @@ from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
-from mikernels.tuning.calibration import gaussian_curve
+from mikernels.tuning.calibration import Calibration
 from mikernels.validation import read_values, require_float64
 
 
@@ -40,21 +40,16 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
     # Another seed: ties of x and y ranked in the same order would look like shared information.
     ys = None if y is None else transform(y, seed=options["seed"] + 1)
     columns = xs if ys is None else ys
-    curve = gaussian_curve(xs.n_samples, problem, x.device) if options["calibrate"] else None
+    calibration = Calibration(xs, columns, problem) if options["calibrate"] else None
     if impl == "reference":
         blocks = iter([_reference_block(xs, columns, problem)])
     else:
         method = _load_method(problem, impl, precision, x.device, options["autotune"])
         blocks = run_tiles(method, xs, ys, options["memory_budget"])
-    for row, col, raw in blocks:
-        mi = raw if curve is None else curve(raw)
-        if curve is not None and (xs.atoms is not None or columns.atoms is not None):
-            # A table of atoms has no smoothing to correct. About this share of the samples of dependent variables lies
-            # outside of the atoms of both.
-            rows, cols = (
-                v.continuous_share[i : i + n] for v, i, n in ((xs, row, len(mi)), (columns, col, mi.shape[1]))
-            )
-            mi = raw.lerp(mi, (rows[:, None] * cols).sqrt().float())
+    for block in blocks:
+        row, col, mi = block
+        if calibration is not None:
+            mi = calibration(block)
         mi.masked_fill_(xs.constant[row : row + mi.shape[0], None], 0.0)
         mi.masked_fill_(columns.constant[col : col + mi.shape[1]], 0.0)
         yield Block(row, col, mi)

@@ -50,13 +50,33 @@ def narrowed(problem: Problem, nodes: int) -> Problem:
     return Problem("grid", nodes, max(problem.bandwidth, steps * node_spacing(nodes)))
 
 
+def level_of(atoms: Atoms, nodes: int) -> Tensor:
+    """Place in `reserved_nodes` of what each variable needs, `[n]` int64."""
+    levels = torch.tensor(reserved_nodes(nodes), device=atoms.number.device)
+    return torch.searchsorted(levels, atoms.number.clamp(max=nodes // 2))
+
+
 def table_rows(codes: Tensor, atoms: Atoms | None, nodes: int) -> Tensor:
     """Rows of a table `[n, M]` int32 for ranks and atoms `codes [n, M]`; without atoms, the ranks."""
     if atoms is None:
         return codes
-    n_samples, levels = codes.shape[1], torch.tensor(reserved_nodes(nodes), device=codes.device)
-    level = torch.searchsorted(levels, atoms.number.clamp(max=nodes // 2))[:, None]
-    return torch.where(codes < 0, len(levels) * n_samples - 1 - codes, level * n_samples + codes).int()
+    n_samples, n_levels = codes.shape[1], len(reserved_nodes(nodes))
+    level = level_of(atoms, nodes)[:, None]
+    return torch.where(codes < 0, n_levels * n_samples - 1 - codes, level * n_samples + codes).int()
+
+
+@cached(maxsize=8)
+def cells_of_levels(n_samples: int, problem: Problem) -> Tensor:
+    """For each of `reserved_nodes`, `sum_g E[phi_g^2] / E[phi_g]` of the other nodes: float64 on the CPU.
+
+    As many hard cells would add as much to an estimate by chance.
+    """
+    cells = []
+    for reserved in reserved_nodes(problem.nodes):
+        rest = narrowed(problem, problem.nodes - reserved) if reserved else problem
+        shares = node_shares(normal_scores(n_samples), rest)
+        cells.append((shares.square().sum(0) / shares.sum(0).clamp(min=1e-300)).sum())
+    return torch.stack(cells)
 
 
 def node_shares(x: Tensor, problem: Problem) -> Tensor:

@@ -227,11 +227,37 @@ def test_a_stream_has_the_atoms_of_its_reference():
     assert not torch.equal(beside.mutual_information(), at.mutual_information())
 
 
-def test_calibration_leaves_discrete_pairs_alone():
-    x = torch.cat([discrete(400, [3, 3]), torch.relu(correlated(400, 2)), correlated(400, 2)], dim=1)
-    raw, mapped = (mutual_information(x, calibrate=c) for c in (False, True))
-    assert torch.equal(raw[:2, :2], mapped[:2, :2])
-    assert (mapped - raw)[2:, 2:].abs().min() > 0
+@pytest.mark.parametrize("estimator", ["grid", "kde"])
+def test_calibration_takes_from_tables_what_chance_adds_to_them(estimator):
+    """(a - 1) (b - 1) / 2M nats to a table of a by b cells."""
+    x = torch.cat([discrete(400, [3, 5]), correlated(400, 2)], dim=1)
+    raw, mapped = (mutual_information(x, estimator=estimator, calibrate=c) for c in (False, True))
+    assert float((raw - mapped)[0, 1]) == pytest.approx(2 * 4 / 800, abs=1e-6)
+    continuous = mutual_information(x[:, 2:], estimator=estimator, calibrate=True)
+    assert torch.equal(mapped[2:, 2:], continuous)
+
+
+@pytest.mark.parametrize("estimator", ["grid", "adaptive"])
+def test_calibrated_independent_variables_share_nothing(estimator):
+    """Of any kind: of 2 or 9 values, half or mostly zero, rounded, continuous."""
+    m, n = 1000, 48
+    x = gaussian(m, n).view(m, n // 6, 6).unbind(2)
+    kinds = [
+        (x[0] > 1).float(),
+        (2 * x[1]).round().clamp(-4, 4),
+        x[2].relu(),
+        (x[3] - 1).relu(),
+        x[4].round(),
+        x[5],
+    ]
+    x = torch.stack(kinds, dim=2).view(m, n)
+    raw, mi = (mutual_information(x, estimator=estimator, calibrate=c) for c in (False, True))
+    other = ~torch.eye(n // 6, dtype=torch.bool)
+    for a in range(6):
+        for b in range(6):
+            assert abs(float(mi[a::6, b::6][other].mean())) < 0.006, (a, b)
+    if estimator == "grid":
+        assert raw[1::6, 1::6][other].mean() > 0.03
 
 
 def test_half_zero_copies_are_ranked_above_all_other_pairs():
