@@ -31,7 +31,7 @@ class Cells(NamedTuple):
     atoms: Tensor | None = None
     discrete: Tensor | None = None
 
-    def rows(self, rows: slice) -> "Cells":
+    def rows(self, rows: slice | Tensor) -> "Cells":
         return Cells(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
 
     def tied(self, index: Tensor) -> Tensor:
@@ -87,16 +87,36 @@ def _estimate_with_atoms(x: Cells, y: Cells, row: Tensor, col: Tensor, cells: in
         return row.new_empty(0, dtype=torch.float64)
     n_samples = x.finest.shape[1]
     ladder = rungs(n_samples, cells)
-    most = max(0 if v.atoms is None else int(v.atoms.max()) for v in (x, y))
-    parts = _over_histograms(
+    most = max(_most_atoms(x), _most_atoms(y))
+    terms = _over_histograms(
         x, y, row, col, cells, most, strip, lambda counts: log_terms(counts, ladder, n_samples, most)
     )
-    margin_x, floor_x = _margins(x, cells, ladder, most)
-    margin_y, floor_y = _margins(y, cells, ladder, most)
-    margins = margin_x[:, row] + margin_y[:, col] - math.log(n_samples - 1)  # [rungs + 1, P]
-    excess = (floor_x[:, row] + floor_y[:, col] + math.log(math.sqrt(1 / 12) / n_samples)).exp().log1p()
-    ratios = torch.cat(parts, dim=1) - margins
+    of_x, of_y = (_margins(v, cells, ladder, most) for v in (x, y))
+    return _extrapolate_with_atoms(torch.cat(terms, dim=1), of_x.at(row), of_y.at(col), ladder, n_samples)
+
+
+def estimate_copies(x: Cells, index: Tensor, cells: int) -> Tensor:
+    """Nats `[P]`, float64, of the variables `x[index]` with copies of themselves, all of which have atoms."""
+    if not len(index):
+        return index.new_empty(0, dtype=torch.float64)
+    n_samples = x.finest.shape[1]
+    ladder = rungs(n_samples, cells)
+    margins = _margins(x.rows(index), cells, ladder, _most_atoms(x))
+    return _extrapolate_with_atoms(margins.of_copies, margins, margins, ladder, n_samples)
+
+
+def _extrapolate_with_atoms(
+    terms: Tensor, x: "Margins", y: "Margins", ladder: tuple[Rung, ...], n_samples: int
+) -> Tensor:
+    """Nats `[P]` from the log terms `[rungs + 1, P]` of pairs and the margins of their variables."""
+    margins = x.psi + y.psi - math.log(n_samples - 1)
+    excess = (x.log_floor + y.log_floor + math.log(math.sqrt(1 / 12) / n_samples)).exp().log1p()
+    ratios = terms - margins
     return extrapolate(ratios[:-1], ladder, n_samples, AtomTerms(excess, margins[:-1], ratios[-1]))
+
+
+def _most_atoms(variables: Cells) -> int:
+    return 0 if variables.atoms is None else int(variables.atoms.max())
 
 
 def _over_histograms(
@@ -135,12 +155,13 @@ def log_terms(counts: Tensor, ladder: tuple[Rung, ...], n_samples: int, n_atoms:
     for rung in ladder:
         if rung.cells < counts.shape[1] - n_atoms:
             counts = _halved(_halved(counts, 1, n_atoms), 2, n_atoms)
-        kernel = rung.kernel.to(counts.device, torch.float32)
-        if rung.cells < 256 and not n_atoms:
-            f = kernel @ (counts.view(-1, rung.cells) @ kernel).view(-1, rung.cells, rung.cells)
+        kernel, width = rung.kernel.to(counts.device, torch.float32), counts.shape[1]
+        if rung.cells < 256:
+            if n_atoms:
+                kernel = torch.block_diag(kernel, torch.eye(n_atoms, device=kernel.device))
+            f = kernel @ (counts.view(-1, width) @ kernel).view(-1, width, width)
         else:
-            half = _smoothed(counts, kernel).transpose(1, 2)
-            f = _smoothed(half.contiguous(), kernel).transpose(1, 2)
+            f = _smoothed(_smoothed(counts, kernel).transpose(1, 2), kernel).transpose(1, 2)
         sums.append(_sum_of_psi(counts, f, _own_counts(counts.shape[1], n_atoms, counts.device)))
     if n_atoms:
         for axis in (1, 2):
@@ -176,12 +197,9 @@ def _halved(counts: Tensor, axis: int, n_atoms: int) -> Tensor:
 
 
 def _smoothed(values: Tensor, kernel: Tensor) -> Tensor:
-    """`values [..., W]` smoothed along the last axis, the cells of atoms as they are."""
+    """`values [..., W]` smoothed along the last axis by a large kernel, the cells of atoms as they are."""
     cells = len(kernel)
-    part = values[..., :cells].contiguous()
-    smooth = (
-        (part.view(-1, cells) @ kernel).view(part.shape) if cells < 256 else _banded_product(part, kernel)
-    )
+    smooth = _banded_product(values[..., :cells], kernel)
     return torch.cat([smooth, values[..., cells:]], -1) if values.shape[-1] > cells else smooth
 
 
@@ -192,9 +210,24 @@ def _banded_product(values: Tensor, kernel: Tensor) -> Tensor:
     return (blocks @ band).view(values.shape)
 
 
-def _margins(variables: Cells, cells: int, ladder: tuple[Rung, ...], n_atoms: int) -> tuple[Tensor, Tensor]:
-    """Of each variable, in float64: mean `psi` of its smoothed counts `[rungs + 1, n]`, and the logarithm of its number
-    of cells over the mass of a kernel `[rungs, n]`."""
+class Margins(NamedTuple):
+    """Of n variables, float64, on every rung and for a single cell of all samples outside of atoms.
+
+    Attributes:
+        psi: `[rungs + 1, n]`, mean `psi` of the smoothed counts.
+        log_floor: `[rungs, n]`, logarithm of the number of cells over the mass of a kernel.
+        of_copies: `[rungs + 1, n]`, mean `psi` of the smoothed joint counts of the variable with a copy.
+    """
+
+    psi: Tensor
+    log_floor: Tensor
+    of_copies: Tensor
+
+    def at(self, index: Tensor) -> "Margins":
+        return Margins(*(t[:, index] for t in self))
+
+
+def _margins(variables: Cells, cells: int, ladder: tuple[Rung, ...], n_atoms: int) -> Margins:
     places = variables.at(cells, n_atoms)
     n, n_samples = places.shape
     counts = torch.zeros(n, cells + n_atoms, dtype=torch.float64, device=places.device)
@@ -206,15 +239,21 @@ def _margins(variables: Cells, cells: int, ladder: tuple[Rung, ...], n_atoms: in
     def mean_psi(f: Tensor, own: Tensor | float) -> Tensor:
         return (((f - own + 0.5).square() + 1 / 12).log() * counts).sum(1) / (2 * n_samples)
 
-    margins, floors = [], []
+    psi, floors, of_copies = [], [], []
     for rung in ladder:
         if rung.cells < counts.shape[1] - n_atoms:
             counts = _halved(counts, 1, n_atoms)
         own = counts.new_ones(counts.shape[1])
         own[: rung.cells] = math.sqrt(2)
-        f = torch.cat([counts[:, : rung.cells] @ rung.kernel.to(counts.device), counts[:, rung.cells :]], 1)
-        margins.append(mean_psi(f, own))
+        kernel = rung.kernel.to(counts.device)
+        # The joint counts of a copy lie on the diagonal, so there both kernels see the same counts.
+        f, joint = (
+            torch.cat([counts[:, : rung.cells] @ k, counts[:, rung.cells :]], 1)
+            for k in (kernel, kernel.square())
+        )
+        psi.append(mean_psi(f, own))
+        of_copies.append(mean_psi(joint, own.square()))
         floors.append(((atoms + outside * rung.cells) * n_samples / (f / own).sum(1)).log())
     counts = torch.cat([counts[:, : -n_atoms or None].sum(1, keepdim=True), counts[:, -n_atoms:]], 1)
-    margins.append(mean_psi(counts, 1.0))
-    return torch.stack(margins), torch.stack(floors)
+    psi.append(mean_psi(counts, 1.0))
+    return Margins(torch.stack(psi), torch.stack(floors), torch.stack([*of_copies, psi[-1]]))

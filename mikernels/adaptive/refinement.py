@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mikernels.adaptive.extrapolation import LEAST_COUNT
-from mikernels.adaptive.histograms import Cells, estimate_pairs
+from mikernels.adaptive.histograms import Cells, estimate_copies, estimate_pairs
 from mikernels.caches import cached
 from mikernels.options import MOST_ATOMS
 from mikernels.tables.rungs import CELLS, cell_of_rank, rungs
@@ -55,12 +55,15 @@ def refine(values: Tensor, x: Cells, y: Cells, cells: tuple[int, ...], *, strip:
         fine = value.new_full(value.shape, _self_information(n_samples, finer))
         differ = torch.cat([_differ(x, y, row[pairs], col[pairs]) for pairs in cut(len(row), pairs_at_once)])
         fine[differ] = estimate_pairs(x, y, row[differ], col[differ], finer, strip=strip).to(value.dtype)
+        if x.atoms is not None:
+            tied = ~differ & x.tied(row)
+            fine[tied] = estimate_copies(x, row[tied], finer).to(value.dtype)
         values[row, col] = value.lerp(fine, takeover(value, limit))
 
 
 def _differ(x: Cells, y: Cells, row: Tensor, col: Tensor) -> Tensor:
-    """Which of the pairs `x[row]`, `y[col]` are not two copies of a variable without atoms: bool `[P]`."""
-    return (x.finest.index_select(0, row) != y.finest.index_select(0, col)).any(1) | x.tied(row)
+    """Which of the pairs `x[row]`, `y[col]` consist of two different variables: bool `[P]`."""
+    return (x.finest.index_select(0, row) != y.finest.index_select(0, col)).any(1)
 
 
 @cached(maxsize=32)
