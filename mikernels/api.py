@@ -38,8 +38,10 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             matrix-based Renyi information of order 2. `"adaptive"` chooses a bandwidth for each pair and removes
             its bias: for values in nats that you can rely on, at several times the cost of `grid`, with ranks only.
             `mikernels.reference` defines all four.
-        nodes: G, points per variable of `grid`, 2 to 256 (default 16). More nodes resolve stronger dependence, at a
-            cost that grows as G^2. With 16 nodes values saturate at about 1.1 nats but stay in the right order.
+        nodes: G, points per variable of `grid`, 2 to 256 (default 16), at a cost that grows as G^2. By default values
+            saturate at about 1.1 nats but stay in the right order, and more nodes alone change little: the bandwidth
+            limits what they resolve. With `bandwidth=3.6 / (nodes - 1)`, which is 0.75 of their distance, more nodes
+            resolve stronger and faster varying dependence, and add more chance to all pairs.
         transform: `"rank"` (default) replaces values by the normal scores of their ranks, so monotone maps of a
             variable change nothing. A value that 2 % of the samples or more (and at least 8) share, such as the zero of
             a ReLU, is an *atom*: it has a cell of its own, over which nothing is smoothed, and a column of a few
@@ -51,9 +53,9 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             dimensions. `"loo"` (`kde` and `grid`, there with the floor) is the bandwidth of a ladder that gives
             unseen samples the highest likelihood (`mikernels.tuning.bandwidth`).
         calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.tuning.calibration`); the
-            order of pairs stays, except with atoms, of which tables are right as they are: the correction has the
-            weight of the geometric mean of the shares of samples outside of them. By default only `adaptive` is
-            calibrated.
+            order of pairs stays. Of pairs with atoms, `grid` and `kde` lose what chance adds to their tables, which
+            makes pairs of all kinds comparable, and the map has the weight of the samples outside of the atoms. By
+            default only `adaptive` is calibrated.
         impl: `"triton"` runs GPU kernels (NVIDIA from compute capability 8.0, AMD gfx942), `"torch"` tiled matrix
             products on any device with float64, `"reference"` the equations in float64 (memory grows as N M^2: for
             small inputs). `"auto"` (default) is Triton on those GPUs and torch elsewhere, with a warning on others.

@@ -75,6 +75,7 @@ ESTIMATORS: dict[str, Estimate] = {
     "adaptive, raw": partial(ours, estimator="adaptive", calibrate=False),
     "grid": partial(ours, estimator="grid", calibrate=True),
     "grid, raw": partial(ours, estimator="grid"),
+    "grid, 32 nodes, raw": partial(ours, estimator="grid", nodes=32, bandwidth=3.6 / 31),
     "kde": partial(ours, estimator="kde", calibrate=True),
     "kde, raw": partial(ours, estimator="kde"),
     "renyi2, raw": partial(ours, estimator="renyi2"),

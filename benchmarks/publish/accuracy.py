@@ -29,7 +29,7 @@ SUMMARY = {
     "grid": "grid",
     "B-spline": "B-spline (widestats)",
 }
-CASE_COLUMNS = ("adaptive", "adaptive, raw", "KSG", "ennemi, normal scores")
+CASE_COLUMNS = ("adaptive", "KSG", "ennemi, normal scores", "grid", "grid, raw", "grid, 32 nodes, raw")
 LINES = {
     "adaptive": COLORS["adaptive"],
     "grid": COLORS["grid"],

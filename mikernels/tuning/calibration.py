@@ -7,7 +7,7 @@ offset for independent variables and the smoothing of a ridge.
 Tables of atoms (`mikernels.atoms`) have no smoothing to correct. To `grid` and `kde` of independent variables chance
 adds `(c - 1) (d - 1) / 2M` nats: Miller's bias of a table of c by d cells, where smoothed cells count as
 `c = 1/M sum_i k(0) / mean_j k_ij`. That is removed from pairs with atoms, and the curve has the weight of the samples
-outside of them.
+that would lie outside of the atoms of both, if these were independent.
 
 Source: G. A. Miller, Note on the bias of information estimates, in: H. Quastler (ed.), Information Theory in
 Psychology, 1955, pp. 95-100.
@@ -72,7 +72,7 @@ class Calibration:
         if not self.atoms:
             return self.curve(raw)
         rows, cols = slice(row, row + raw.shape[0]), slice(col, col + raw.shape[1])
-        weight = (self.shares[0][rows, None] * self.shares[1][cols]).sqrt().float()
+        weight = (self.shares[0][rows, None] * self.shares[1][cols]).float()
         if not self.counts:
             return raw.lerp(self.curve(raw), weight)
         chance = (self.cells[0][rows, None] - 1) * (self.cells[1][cols] - 1) / (2 * self.n_samples)
