@@ -93,9 +93,11 @@ class Grid:
         margin = features.sum(2, dtype=torch.float64)
         if not self.integers:
             return NodeFeatures(features, None, entropy(margin.t()), one, True)
-        row_sum = torch.where(own.number > 0, float(largest_share(n_samples)), math.sqrt(table.total) * one)
+        tied = own.number > 0
+        row_sum = torch.where(tied, float(largest_share(n_samples)), math.sqrt(table.total) * one)
         margin = torch.cat([margin, (n_samples * row_sum - margin.sum(0))[None]])  # the last node
-        return NodeFeatures(features, margin.long().int(), entropy(margin.t()), row_sum, exact)
+        own_entropy = torch.where(tied, entropy(margin.t()), table.entropy)
+        return NodeFeatures(features, margin.long().int(), own_entropy, row_sum, exact)
 
     def compute(
         self, left: NodeFeatures, rows: slice, right: NodeFeatures, cols: slice, *, upper: bool

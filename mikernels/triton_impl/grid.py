@@ -121,9 +121,7 @@ class NodeFeatures(NamedTuple):
     features: Tensor  # [n * W, K] int8, float8, float16, or float32
     entropy: Tensor  # [n] of the margins, nats
     total: float  # T, the sum of a joint table of variables without atoms
-    ratio: Tensor | None = (
-        None  # [n] float64, sum of a sample's features, over that of a variable without atoms
-    )
+    ratio: Tensor | None = None  # [n] float64, sum of a sample's features over that without atoms
 
 
 class Grid:
@@ -165,9 +163,9 @@ class Grid:
             total = table.total * n_samples
             if atoms is None:
                 return NodeFeatures(features, table.entropy.expand(n), total)
-            margin = self._margin(features)
-            ratio = margin.sum(1) / (n_samples * math.sqrt(table.total))
-            return NodeFeatures(features, entropy(margin), total, ratio)
+            margin, tied = self._margin(features), atoms.number > 0
+            ratio = torch.where(tied, margin.sum(1) / (n_samples * math.sqrt(table.total)), 1.0)
+            return NodeFeatures(features, torch.where(tied, entropy(margin), table.entropy), total, ratio)
         self.launcher.run(
             shares_kernel,
             grid,

@@ -281,3 +281,14 @@ def test_looking_for_atoms_everywhere_changes_nothing(estimator, monkeypatch):
     monkeypatch.setattr("mikernels.transforms.may_repeat", lambda values, order, most: True)
     for v, mi in zip((x, x[:, :3]), expected, strict=True):
         torch.testing.assert_close(mutual_information(v, estimator=estimator), mi, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("estimator", ["grid", "adaptive"])
+def test_columns_beside_atoms_keep_their_bits(estimator, impl):
+    x, options = (
+        correlated(130, 3),
+        {"estimator": estimator, "impl": impl, **({"device": "cuda"} if GPU else {})},
+    )
+    beside = torch.cat([x, torch.relu(x[:, :1])], dim=1)
+    assert torch.equal(mutual_information(beside, **options)[:3, :3], mutual_information(x, **options))
