@@ -292,3 +292,22 @@ def test_columns_beside_atoms_keep_their_bits(estimator, impl):
     )
     beside = torch.cat([x, torch.relu(x[:, :1])], dim=1)
     assert torch.equal(mutual_information(beside, **options)[:3, :3], mutual_information(x, **options))
+
+
+@pytest.mark.parametrize("estimator", ["grid", "kde", "adaptive"])
+def test_labels_are_names_without_an_order(estimator):
+    """y of integers, one dimension: 3 classes of normals around -2, 0 and 2, whose order says nothing."""
+    label = torch.arange(600) % 3
+    x = gaussian(600, 2) + torch.stack([torch.tensor([-2.0, 0.0, 2.0])[label], torch.zeros(600)], dim=1)
+    mi = mutual_information(x, label, estimator=estimator)
+    renamed = mutual_information(x, torch.tensor([7, 1, 4])[label], estimator=estimator)
+    torch.testing.assert_close(renamed, mi, rtol=0, atol=1e-5)
+    assert mi.shape == (2, 1)
+    if estimator == "adaptive":
+        # The entropy of the mixture less that of a normal, by quadrature; nothing for the second.
+        y = torch.linspace(-10, 10, 4001, dtype=torch.float64)
+        density = torch.exp(-0.5 * (y[:, None] - torch.tensor([-2.0, 0.0, 2.0])).square()).mean(
+            1
+        ) / math.sqrt(2 * math.pi)
+        truth = -float((density * density.log()).sum() * (y[1] - y[0])) - 0.5 * math.log(2 * math.pi * math.e)
+        assert mi.flatten().tolist() == pytest.approx([truth, 0.0], abs=0.06)
