@@ -17,6 +17,7 @@ from benchmarks.tables import table
 
 RESAMPLES = 1000
 CASE_SAMPLES = 2000  # M at which single cases are shown
+LEAST_NATS = 0.01  # of a case whose spread is compared with a rule
 HALVES = ("tuning", "reported")
 GROUPS = ("continuous", "tied", "discrete", "rapid")
 """Of cases; all families of continuous variables but the rapid ones are one group."""
@@ -84,6 +85,10 @@ def publish(path: Path, out: Path) -> None:
         "Below 1 `adaptive` is closer to the truth.",
         ratio_table(errors),
         "![Error against the number of samples, and bias by case](accuracy.png)",
+        "## Standard error",
+        "The standard deviation of `adaptive` over the draws of a case, divided by "
+        f"`information_correlation(mi) / M ** 0.5`: quantiles over all cases of at least {LEAST_NATS} nats.",
+        spread_table(errors),
         "## All estimators",
         f"Error by half, for the reported half with its 95 % interval ({RESAMPLES} bootstrap samples of the draws).",
         error_table(errors),
@@ -170,6 +175,18 @@ def ratio_table(errors: Table) -> str:
             if cells:
                 lines.append([f"{len(ours)} {group}", str(m), *cells])
     return table(["cases", "M", *(f"adaptive / {name}" for name in RIVALS.values())], lines)
+
+
+def spread_table(errors: Table) -> str:
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    lines = []
+    for (name, m), found in errors.items():
+        known = found.truth >= LEAST_NATS
+        if name == "adaptive" and known.any():
+            rule = np.sqrt(-np.expm1(-2 * found.truth[known]) / m)
+            ratios = found.values[known].std(1, ddof=1) / rule
+            lines.append([str(m), *(f"{q:.2f}" for q in np.quantile(ratios, shares))])
+    return table(["M", *(f"{100 * share:g} %" for share in shares)], lines)
 
 
 def error_table(errors: Table) -> str:

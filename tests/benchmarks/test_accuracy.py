@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,3 +163,33 @@ def test_rows_make_tables():
     assert f"{rmse:.4f} (" in line
     assert "B-spline" not in page.summary_table(errors)
     assert "gaussian 0.9" in page.case_table(errors, 60, ("Gaussian",))
+
+
+def test_ratios_have_intervals_by_group():
+    cases = [
+        case
+        for case in CASES
+        if case.name in ("gaussian 0.6", "gaussian 0.1", "shared mask 0.5", "shared mask 0.2")
+    ]
+    rows = []
+    for name, seed in (("adaptive", 0), ("KSG", 1)):
+        result = run.measure(estimators.ESTIMATORS["adaptive"], cases, 60, 4, seed=seed)
+        rows.append({"case": {"estimator": name, "M": 60}, "result": result})
+    errors = page.by_estimator(rows)
+    assert errors["adaptive", 60].reported("tied").names.tolist() == ["shared mask 0.5", "shared mask 0.2"]
+    ours, theirs = (page.mean_rmse(errors[name, 60].reported("tied").values) for name in ("adaptive", "KSG"))
+    line = next(x for x in page.ratio_table(errors).splitlines() if "2 tied" in x)
+    assert f"{ours / theirs:.2f} (" in line
+    low, high = page.ratio_interval(*(errors[n, 60].reported("tied").values for n in ("adaptive", "KSG")))
+    assert low <= ours / theirs <= high
+    same = errors["KSG", 60].reported("continuous").values
+    assert page.ratio_interval(same, same) == (1, 1)
+
+
+def test_spread_is_compared_with_a_rule():
+    """Draws whose spread is twice the rule for a mutual information of 1/2 log 4/3, whose correlation is 1/2."""
+    truth = np.full(3, 0.5 * math.log(4 / 3))
+    values = np.array([[1.0, -1.0]] * 3) * (2 * 0.5 / math.sqrt(100)) / math.sqrt(2)
+    names = np.array(list("abc"))
+    found = page.Errors(names, names, names, truth, values)
+    assert page.spread_table({("adaptive", 100): found}).splitlines()[-1].count("2.00") == 5
