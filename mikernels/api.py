@@ -43,11 +43,12 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             limits what they resolve. With `bandwidth=3.6 / (nodes - 1)`, which is 0.75 of their distance, more nodes
             resolve stronger and faster varying dependence, and add more chance to all pairs.
         transform: `"rank"` (default) replaces values by the normal scores of their ranks, so monotone maps of a
-            variable change nothing. A value that 2 % of the samples or more (and at least 8) share, such as the zero of
-            a ReLU, is an *atom*: it has a cell of its own, over which nothing is smoothed, and a column of a few
-            discrete values is an exact table of counts. With `grid` a column has at most `nodes` / 2 atoms, the most
-            frequent ones, or `nodes` if all values are atoms. Other equal values are ranked at random (see `seed`).
-            `"standardize"` keeps the values, at mean 0 and standard deviation 1, and knows no atoms.
+            variable change nothing. A value that 2 % of the samples or more (and at least 8) share, and four times as
+            many as either value next to it, is an *atom*: it has a cell of its own, over which nothing is smoothed,
+            such as the zero of a ReLU. A column of a few discrete values is an exact table of counts. With `grid` a
+            column has at most `nodes` / 2 atoms, the most frequent ones, or `nodes` discrete values. Other equal
+            values are ranked at random (see `seed`). `"standardize"` keeps the values, at mean 0 and standard
+            deviation 1, and knows no atoms.
         bandwidth: of the Gaussian kernel, in standard deviations. By default Silverman's `M^(-1/6)`, for `grid` at
             least 0.75 of the distance between nodes. `"silverman"` has no such floor; `"scott"` equals it in two
             dimensions. `"loo"` (`kde` and `grid`, there with the floor) is the bandwidth of a ladder that gives
@@ -75,12 +76,12 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
 
     Returns:
         `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with everything.
-        The diagonal is what a copy of the variable would share with it. For a column of discrete values that is its
-        entropy. For a continuous one, whose information about itself is infinite, it only tells where the estimator
-        saturates: it is no entropy, and values are not to be divided by it. Smoothing biases
-        the values: above 0 for independent variables (`grid`: 0.003 at M = 4096; `kde`: 0.02) and below the truth
-        for strong dependence, most of all for rapidly varying functions. Results are not differentiable: inputs are
-        detached. They remember the options and M for the null (`mikernels.Null`).
+        The diagonal is what a copy of the variable would share with it (with equal values in the same order). For a
+        column of discrete values that is its entropy. For a continuous one, whose information about itself is infinite,
+        it only tells where the estimator saturates: it is no entropy, and values are not to be divided by it. Smoothing
+        biases the values: above 0 for independent variables (`grid`: 0.003 at M = 4096; `kde`: 0.02) and below the
+        truth for strong dependence, most of all for rapidly varying functions. Results are not differentiable: inputs
+        are detached. They remember the options and M for the null (`mikernels.Null`).
 
     Raises:
         TypeError: an input that is not a dense array of real numbers, or an option that does not exist.

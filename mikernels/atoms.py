@@ -1,8 +1,10 @@
 """Atoms: values that many samples of a column share, and ranks of the other samples among themselves.
 
 A kernel must not smooth across the edge of an atom: the zeros of a ReLU are one value, not the lower part of a
-continuum. A value is an atom if it has at least `ATOM_SHARE` of the samples. Samples outside of all atoms that are
-too few to smooth form one more cell. A column of discrete values is then an exact table of counts.
+continuum. A value is an atom if it has at least `ATOM_SHARE` of the samples, and `STANDS_OUT` times as many as either
+of the values next to it: rounded values repeat too, but their neighbors repeat as often, and smoothing over them is
+right. In a column of a few discrete values all are atoms, and those that are too rare form one more cell. Such a column
+is an exact table of counts.
 
 The rank r among the R samples outside of atoms is spread over all M ranks, to `floor((r + 1/2) M / R)`, so that the
 tables over the ranks of M samples serve every column.
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 ATOM_SHARE = 0.02
+STANDS_OUT = 4
 LEAST_ATOM = 8
 """Samples of an atom; values of low precision repeat a few times by chance."""
 
@@ -74,14 +77,17 @@ def codes_of_sorted(ordered: Tensor, most: int) -> tuple[Tensor, Atoms]:
     low = torch.searchsorted(ordered, candidates)
     high = torch.searchsorted(ordered, candidates, right=True)
     size = torch.where(first & (high - low >= least), high - low, 0)
-    size, by_size = size.sort(dim=1, descending=True, stable=True)
-    low = low.gather(1, by_size)
+    stands_out = size >= STANDS_OUT * _sizes_of_neighbors(ordered, low, high)
 
     found, rest = (size > 0).sum(1), n_samples - size.sum(1)
     lumped = rest < least  # too few to smooth
     cells = found + (lumped & (rest > 0))
     whole = lumped & (cells <= most)
-    kept = torch.where(whole, found, found.clamp(max=most // 2))
+    size, by_size = torch.where(whole[:, None] | stands_out, size, 0).sort(
+        dim=1, descending=True, stable=True
+    )
+    low = low.gather(1, by_size)
+    kept = torch.where(whole, found, (size > 0).sum(1).clamp(max=most // 2))
     number = torch.arange(size.shape[1], device=ordered.device)
     size = torch.where(number < kept[:, None], size, 0)
     rest = n_samples - size.sum(1)
@@ -96,6 +102,16 @@ def codes_of_sorted(ordered: Tensor, most: int) -> tuple[Tensor, Atoms]:
     outside = torch.where(whole[:, None], -1 - found[:, None], rank)
     codes = torch.where(is_rest, outside, -atom).int()
     return codes, Atoms(torch.where(whole, cells, kept), torch.where(whole, 0, rest))
+
+
+def _sizes_of_neighbors(ordered: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Samples of the value before or after the places `low` to `high - 1` of sorted rows, the larger number."""
+    last = ordered.shape[1] - 1
+    before = ordered.gather(1, (low - 1).clamp(min=0))
+    after = ordered.gather(1, high.clamp(max=last))
+    n_before = low - torch.searchsorted(ordered, before)  # 0 at the start of a row
+    n_after = torch.searchsorted(ordered, after, right=True) - high
+    return n_before.maximum(n_after)
 
 
 def spread(rank: Tensor, rest: Tensor, n_samples: int) -> Tensor:

@@ -155,6 +155,8 @@ def _ranks(values: Tensor, first_column: int, seed: int, most_atoms: int) -> tup
     atoms = None
     if may_repeat(value, order, most_atoms):
         places, atoms = codes_of_sorted(value.gather(1, order), most_atoms)
+        if atoms.number.device.type == "cpu" and not atoms.number.numpy().any():
+            atoms = None
     return ranks.scatter_(1, order, places), atoms
 
 

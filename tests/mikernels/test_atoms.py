@@ -43,12 +43,17 @@ def expected_codes(values, most):
     """Cells and ranks of one column, sample by sample."""
     distinct, counts = np.unique(values, return_counts=True)
     least = least_atom(len(values))
-    by_count = sorted(((-n, v) for v, n in zip(distinct, counts, strict=True) if n >= least))
-    atoms = [v for _, v in by_count]
+    beside = [
+        max([*counts[max(0, i - 1) : i], *counts[i + 1 : i + 2]], default=0) for i in range(len(counts))
+    ]
+    by_count = sorted(
+        (-n, v, n >= 4 * b) for v, n, b in zip(distinct, counts, beside, strict=True) if n >= least
+    )
+    atoms = [v for _, v, _ in by_count]
     few = 0 < sum(v not in atoms for v in values) < least
     whole = sum(v not in atoms for v in values) < least and len(atoms) + few <= most
     if not whole:
-        atoms = atoms[: most // 2]
+        atoms = [v for _, v, stands_out in by_count if stands_out][: most // 2]
     rest = [v for v in values if v not in atoms]
     order = {v: i for i, v in enumerate(sorted(rest))}  # without ties
     codes = []
@@ -73,7 +78,8 @@ def test_atoms_are_the_frequent_values(n_samples, most, dtype):
     x[:, 1] = x[:, 1].relu()
     if most >= 4:
         x[:, 2] = x[:, 2].clamp(least - third, n_samples - third - least - 2)
-        x[:, 5] = torch.where(rank[:, 5] < 2 * least, (rank[:, 5] < least).double(), x[:, 5] + 2 * n_samples)
+        x[:, 5] = torch.where(rank[:, 5] < 2 * least, 2.0 * (rank[:, 5] < least), x[:, 5] + 2 * n_samples)
+        x[rank[:, 5] == 2 * least, 5] = 1.0  # alone between two frequent values
     x[:, 3] = (x[:, 3] > 0).double()
     x[:, 4] = torch.where(rank[:, 4] < least - 1, -rank[:, 4], 1.0)  # the others are too few to smooth
     if most >= n_samples // least:
@@ -91,6 +97,26 @@ def test_columns_without_atoms_keep_their_ranks():
         variables = transform_samples(values, "rank", seed=1, most_atoms=16)
         assert variables.atoms is None
         assert torch.equal(variables.data, ranked.data)
+
+
+def test_rounded_values_are_no_atoms():
+    """Each repeats as often as its neighbors. The zero of a ReLU stands out among them."""
+    x = correlated(4096, 4)
+    for rounded in (x.to(torch.float8_e4m3fn).float(), (2 * x).round(), x.bfloat16()):
+        assert transform_samples(rounded, "rank", seed=1, most_atoms=16).atoms is None
+        atoms = transform_samples(rounded.relu(), "rank", seed=1, most_atoms=16).atoms
+        assert atoms.number.tolist() == [1, 1, 1, 1]
+
+
+def test_rounded_values_are_ranked_like_others():
+    x, y = correlated(2048, 24), gaussian(2048, 24, 5)
+    x = 0.5 * x + y
+    fine = off_diagonal(mutual_information(x))
+    rounded = off_diagonal(mutual_information(x.to(torch.float8_e4m3fn)))
+    assert (
+        torch.corrcoef(torch.stack([fine.argsort().argsort(), rounded.argsort().argsort()]).double())[0, 1]
+        > 0.95
+    )
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 7, 16, 256])
