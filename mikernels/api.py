@@ -43,7 +43,7 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             limits what they resolve. With `bandwidth=3.6 / (nodes - 1)`, which is 0.75 of their distance, more nodes
             resolve stronger and faster varying dependence, and add more chance to all pairs.
         transform: `"rank"` (default) replaces values by the normal scores of their ranks, so monotone maps of a
-            variable change nothing. A value that 2 % of the samples or more (and at least 8) share, and four times as
+            variable change nothing. A value that 2 % of the samples or more (and at least 8) share, and three times as
             many as either value next to it, is an *atom*: it has a cell of its own, over which nothing is smoothed,
             such as the zero of a ReLU. A column of a few discrete values is an exact table of counts. With `grid` a
             column has at most `nodes` / 2 atoms, the most frequent ones, or `nodes` discrete values. Other equal

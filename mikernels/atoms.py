@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 ATOM_SHARE = 0.02
-STANDS_OUT = 4
+STANDS_OUT = 3
 LEAST_ATOM = 8
 """Samples of an atom; values of low precision repeat a few times by chance."""
 
