@@ -140,6 +140,12 @@ def test_same_draws_for_every_estimator():
     assert not torch.equal(first[0], run.draws(CASES[3], 50, 2, seed=2)[0])
 
 
+def test_ties_of_x_and_y_are_ordered_independently():
+    """Mostly-zero columns whose zeros are in one order on both sides would seem to share most of their information."""
+    x, y = torch.relu(torch.randn(2, 2000, 3, generator=torch.Generator().manual_seed(0)) - 1).unbind(0)
+    assert estimators.ESTIMATORS["Gaussian"](x, y).max() < 0.01
+
+
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(estimators.PACKAGES, "KSG", "no_such_package")
     assert estimators.missing_package("KSG") == "no_such_package"
