@@ -13,17 +13,21 @@ from mikernels import reference
 from mikernels.method import Method, run_tiles
 from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
+from mikernels.provenance import Provenance
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.tuning.calibration import Calibration
 from mikernels.validation import read_values, require_float64
 
 
-def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Block]:
+def compute_blocks(
+    x: Tensor, y: Tensor | None, options: Options, note: Provenance | None = None
+) -> Iterator[Block]:
     """Blocks of the matrix of `x [M, N]` with itself or with `y [M, K]`, on their device.
 
     Args:
         options: resolved (`mikernels.options.resolve`).
+        note: gets an entry `atoms`, whether any column has some.
 
     Raises:
         ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
@@ -40,6 +44,8 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
     # Another seed: ties of x and y ranked in the same order would look like shared information.
     ys = None if y is None else transform(y, seed=options["seed"] + 1)
     columns = xs if ys is None else ys
+    if note is not None:
+        note["atoms"] = xs.has_atoms | columns.has_atoms
     calibration = Calibration(xs, columns, problem) if options["calibrate"] else None
     if impl == "reference":
         blocks = iter([_reference_block(xs, columns, problem)])

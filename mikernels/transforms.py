@@ -64,6 +64,13 @@ class Variables:
         return self.ranked and self.atoms is None
 
     @property
+    def has_atoms(self) -> bool | Tensor:
+        """Whether any column has; not on a CPU a tensor, so that nothing waits for the device."""
+        if self.atoms is None:
+            return False
+        return self.data.device.type == "cpu" or (self.atoms.number > 0).any()
+
+    @property
     def continuous_share(self) -> Tensor:
         """Of the samples, outside of atoms: `[N]` float64."""
         if self.atoms is None:
