@@ -3,6 +3,7 @@
 from mikernels.api import mutual_information, pairs_above, top_pairs
 from mikernels.caches import clear_caches
 from mikernels.pairs import Pairs
+from mikernels.statistics.gaussian import gaussian_conditional_information
 from mikernels.statistics.null import Null, null_distribution, shifted_null
 from mikernels.statistics.reliability import Reliability, samples_for, split_half_reliability
 from mikernels.statistics.units import bits, information_correlation
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "bits",
     "clear_caches",
+    "gaussian_conditional_information",
     "information_correlation",
     "mutual_information",
     "null_distribution",

@@ -38,17 +38,25 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             matrix-based Renyi information of order 2. `"adaptive"` chooses a bandwidth for each pair and removes
             its bias: for values in nats that you can rely on, at several times the cost of `grid`, with ranks only.
             `mikernels.reference` defines all four.
-        nodes: G, points per variable of `grid`, 2 to 256 (default 16). More nodes resolve stronger dependence, at a
-            cost that grows as G^2. With 16 nodes values saturate at about 1.1 nats but stay in the right order.
+        nodes: G, points per variable of `grid`, 2 to 256 (default 16), at a cost that grows as G^2. By default values
+            saturate at about 1.1 nats but stay in the right order, and more nodes alone change little: the bandwidth
+            limits what they resolve. With `bandwidth=3.6 / (nodes - 1)`, which is 0.75 of their distance, more nodes
+            resolve stronger and faster varying dependence, and add more chance to all pairs.
         transform: `"rank"` (default) replaces values by the normal scores of their ranks, so monotone maps of a
-            variable change nothing; equal values are ranked at random (see `seed`). `"standardize"` keeps the
-            values, at mean 0 and standard deviation 1.
+            variable change nothing. A value that 2 % of the samples or more (and at least 8) share, and three times as
+            many as either value next to it, is an *atom*: it has a cell of its own, over which nothing is smoothed,
+            such as the zero of a ReLU. A column of a few discrete values is an exact table of counts. With `grid` a
+            column has at most `nodes` / 2 atoms, the most frequent ones, or `nodes` discrete values. Other equal
+            values are ranked at random (see `seed`). `"standardize"` keeps the values, at mean 0 and standard
+            deviation 1, and knows no atoms.
         bandwidth: of the Gaussian kernel, in standard deviations. By default Silverman's `M^(-1/6)`, for `grid` at
             least 0.75 of the distance between nodes. `"silverman"` has no such floor; `"scott"` equals it in two
             dimensions. `"loo"` (`kde` and `grid`, there with the floor) is the bandwidth of a ladder that gives
             unseen samples the highest likelihood (`mikernels.tuning.bandwidth`).
         calibrate: map estimates so that Gaussian copulas come out right at this M (`mikernels.tuning.calibration`); the
-            order of pairs stays. By default only `adaptive` is calibrated.
+            order of pairs stays. Of pairs with atoms, `grid` and `kde` lose what chance adds to their tables, which
+            makes pairs of all kinds comparable, and the map has the weight of the samples outside of the atoms. By
+            default only `adaptive` is calibrated.
         impl: `"triton"` runs GPU kernels (NVIDIA from compute capability 8.0, AMD gfx942), `"torch"` tiled matrix
             products on any device with float64, `"reference"` the equations in float64 (memory grows as N M^2: for
             small inputs). `"auto"` (default) is Triton on those GPUs and torch elsewhere, with a warning on others.
@@ -68,10 +76,12 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
 
     Returns:
         `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with everything.
-        The diagonal is the estimate for a variable with itself: its upper limit, not an entropy. Smoothing biases
-        the values: above 0 for independent variables (`grid`: 0.003 at M = 4096; `kde`: 0.02) and below the truth
-        for strong dependence, most of all for rapidly varying functions. Under the rank transform equal values carry no
-        information, so mostly-zero neurons share little. Results are not differentiable: inputs are detached.
+        The diagonal is what a copy of the variable would share with it (with equal values in the same order). For a
+        column of discrete values that is its entropy. For a continuous one, whose information about itself is infinite,
+        it only tells where the estimator saturates: it is no entropy, and values are not to be divided by it. Smoothing
+        biases the values: above 0 for independent variables (`grid`: 0.003 at M = 4096; `kde`: 0.02) and below the
+        truth for strong dependence, most of all for rapidly varying functions. Results are not differentiable: inputs
+        are detached. They remember the options and M for the null (`mikernels.Null`).
 
     Raises:
         TypeError: an input that is not a dense array of real numbers, or an option that does not exist.

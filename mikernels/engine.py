@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -12,17 +13,21 @@ from mikernels import reference
 from mikernels.method import Method, run_tiles
 from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
+from mikernels.provenance import Provenance
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
-from mikernels.tuning.calibration import gaussian_curve
+from mikernels.tuning.calibration import Calibration
 from mikernels.validation import read_values, require_float64
 
 
-def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Block]:
+def compute_blocks(
+    x: Tensor, y: Tensor | None, options: Options, note: Provenance | None = None
+) -> Iterator[Block]:
     """Blocks of the matrix of `x [M, N]` with itself or with `y [M, K]`, on their device.
 
     Args:
         options: resolved (`mikernels.options.resolve`).
+        note: gets an entry `atoms`, whether any column has some.
 
     Raises:
         ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
@@ -31,22 +36,26 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
     require_float64(x.device)
     impl, precision = choose_implementation(options, x.device)
     x = read_values(x, "x", check=options["check_finite"])
-    xs = transform_samples(x, options["transform"], seed=options["seed"])
-    ys = None
     if y is not None:
         y = read_values(y, "y", check=options["check_finite"])
-        # Another seed: ties of x and y ranked in the same order would look like shared information.
-        ys = transform_samples(y, options["transform"], seed=options["seed"] + 1)
-    columns = xs if ys is None else ys
     problem = Problem(options["estimator"], options["nodes"], _bandwidth(x, y, options))
-    curve = gaussian_curve(xs.n_samples, problem, x.device) if options["calibrate"] else None
+    transform = partial(transform_samples, transform=options["transform"], most_atoms=problem.most_atoms)
+    xs = transform(x, seed=options["seed"])
+    # Another seed: ties of x and y ranked in the same order would look like shared information.
+    ys = None if y is None else transform(y, seed=options["seed"] + 1)
+    columns = xs if ys is None else ys
+    if note is not None:
+        note["atoms"] = xs.has_atoms | columns.has_atoms
+    calibration = Calibration(xs, columns, problem) if options["calibrate"] else None
     if impl == "reference":
         blocks = iter([_reference_block(xs, columns, problem)])
     else:
         method = _load_method(problem, impl, precision, x.device, options["autotune"])
         blocks = run_tiles(method, xs, ys, options["memory_budget"])
-    for row, col, raw in blocks:
-        mi = raw if curve is None else curve(raw)
+    for block in blocks:
+        row, col, mi = block
+        if calibration is not None:
+            mi = calibration(block)
         mi.masked_fill_(xs.constant[row : row + mi.shape[0], None], 0.0)
         mi.masked_fill_(columns.constant[col : col + mi.shape[1]], 0.0)
         yield Block(row, col, mi)
@@ -108,7 +117,8 @@ def _bandwidth(x: Tensor, y: Tensor | None, options: Options) -> float:
     h = options["bandwidth"]
     if h is not None:
         return float(h)
-    h = leave_one_out_bandwidth(x, y, options["transform"], options["seed"])
+    most_atoms = Problem(options["estimator"], options["nodes"], 1.0).most_atoms
+    h = leave_one_out_bandwidth(x, y, options["transform"], options["seed"], most_atoms)
     return max(h, grid_floor(options["nodes"])) if options["estimator"] == "grid" else h
 
 

@@ -39,8 +39,9 @@ def _empty_pairs(x: Tensor, n_pairs: int | torch.SymInt) -> Pairs:
 @isolated()
 def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
     chosen = from_operator(options)
-    mi = fill_matrix(compute_blocks(x, y, chosen), _empty_matrix(x, y), symmetric=y is None)
-    remember(mi, provenance_of(chosen, len(x)))
+    note = provenance_of(chosen, len(x))
+    mi = fill_matrix(compute_blocks(x, y, chosen, note), _empty_matrix(x, y), symmetric=y is None)
+    remember(mi, note)
     return mi
 
 
@@ -54,8 +55,9 @@ def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
 def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
     *options, k = options_and_k
     chosen = from_operator(options)
-    pairs = best_pairs(compute_blocks(x, y, chosen), k, symmetric=y is None)
-    remember(pairs.mi, provenance_of(chosen, len(x)))
+    note = provenance_of(chosen, len(x))
+    pairs = best_pairs(compute_blocks(x, y, chosen, note), k, symmetric=y is None)
+    remember(pairs.mi, note)
     return tuple(pairs)
 
 
@@ -71,8 +73,9 @@ def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
 def _(x: Tensor, y: Tensor | None, *options_and_threshold: Any) -> tuple[Tensor, ...]:
     *options, threshold = options_and_threshold
     chosen = from_operator(options)
-    pairs = pairs_over(compute_blocks(x, y, chosen), threshold, symmetric=y is None)
-    remember(pairs.mi, provenance_of(chosen, len(x)))
+    note = provenance_of(chosen, len(x))
+    pairs = pairs_over(compute_blocks(x, y, chosen, note), threshold, symmetric=y is None)
+    remember(pairs.mi, note)
     return tuple(pairs)
 
 

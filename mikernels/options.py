@@ -234,9 +234,18 @@ class Problem:
         """Distance between two nodes of `grid`."""
         return node_spacing(self.nodes)
 
+    @property
+    def most_atoms(self) -> int:
+        """Cells of a column for values that many samples share (`mikernels.atoms`)."""
+        return self.nodes if self.estimator == "grid" else MOST_ATOMS
+
+
+MOST_ATOMS = 100
+"""Half of this is the largest number of values that can each have 2 % of the samples."""
+
 
 def node_spacing(nodes: int) -> float:
-    return 2 * NODE_SPAN / (nodes - 1)
+    return 2 * NODE_SPAN / max(1, nodes - 1)
 
 
 def grid_floor(nodes: int) -> float:

@@ -14,7 +14,8 @@ from mikernels.options import Options
 ATTRIBUTE = "mikernels_provenance"
 
 Provenance = dict[str, Any]
-"""Plain values by name, so that `torch.load` accepts them with `weights_only`."""
+"""Plain values by name, so that `torch.load` accepts them with `weights_only`. `atoms`: whether any column has some
+(`mikernels.atoms`), on a GPU a tensor."""
 
 
 def provenance_of(options: Options, n_samples: int) -> Provenance:

@@ -1,16 +1,18 @@
 """`grid` for samples that arrive in batches: one table of exact counts, whose memory does not grow with M."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from mikernels.api import Samples
+from mikernels.atoms import codes_of_sorted, spread
 from mikernels.isolation import isolated
 from mikernels.memory import CPU_MEMORY_BUDGET
 from mikernels.options import make_problem, plain
 from mikernels.pairs import Block, fill_matrix
-from mikernels.tables.node_shares import entropy, gathered, integer_table
+from mikernels.tables.node_shares import entropy, gathered, largest_share, share_table, table_rows
 from mikernels.tiling import tiles
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram, product_bytes
@@ -24,9 +26,10 @@ VALUE_BYTES = 48
 class GridStream:
     """Estimate mutual information over a stream of samples, with ranks and the `grid` estimator.
 
-    A `reference` sample fixes how values map to ranks. After that, batches only add to integer counts, so the
-    result does not depend on how the samples are cut into batches. If the stream is the reference sample itself, and
-    no column has equal values, the counts are those of `mutual_information` to the bit.
+    A `reference` sample fixes how values map to ranks, and which values are atoms (`mikernels.atoms`). After that,
+    batches only add to integer counts, so the result does not depend on how the samples are cut into batches. If the
+    stream is the reference sample itself, and all equal values of a column are atoms, the counts are those of
+    `mutual_information` to the bit.
 
     Args:
         reference: `[R, N]` samples that are typical of the stream, R >= 8, N >= 2; a few thousand are plenty.
@@ -71,9 +74,20 @@ class GridStream:
             )
         # Few enough samples at a time that no int32 sum overflows.
         self._part = min(4096, (budget - counts) // sample)
-        table, self._row_sum = integer_table(n_samples, problem)
-        self._table = table.t().to(samples.device).contiguous()  # [G, R]
         self._sorted = samples.t().contiguous().sort(dim=1).values  # [N, R]
+        codes, atoms = codes_of_sorted(self._sorted, nodes)
+        tied = atoms.number > 0
+        table = share_table(n_samples, problem, "int8", samples.device, atoms=bool(tied.any()))
+        self._table = table.shares.t().contiguous()  # [G, R or more]
+        q = float(largest_share(n_samples))
+        self._row_sum = torch.where(tied, q, math.sqrt(table.total)).double()  # [N]
+        # Table rows of values that equal the sorted ones, and of values just below them, which no atom takes in.
+        before = (codes >= 0).cumsum(1) - (codes >= 0).long()
+        rest = atoms.rest[:, None]
+        below = torch.where(rest > 0, spread(before.minimum(rest - 1), rest, n_samples), codes)
+        self._rows, self._rows_below = (
+            table_rows(c, atoms if bool(tied.any()) else None, nodes) for c in (codes, below)
+        )
         self._counts = torch.zeros(
             n_variables * nodes, n_variables * nodes, dtype=torch.int64, device=samples.device
         )  # filled on and above the diagonal; each tile is [G, n, G, k]
@@ -102,7 +116,7 @@ class GridStream:
             self._first = samples[0].clone()
         for part in samples.split(self._part):
             self._constant &= (part == self._first).all(0)
-            features = gathered(self._table, self._ranks(part))  # [G, N, B]
+            features = gathered(self._table, self._table_rows(part))  # [G, N, B]
             for rows, cols in self._tiles():
                 counts = self._counts[self._nodes_of(rows), self._nodes_of(cols)]
                 counts += integer_gram(features[:, rows], features[:, cols])
@@ -127,9 +141,13 @@ class GridStream:
             if rows == cols
         ]
         h = entropy(torch.cat(margins))
-        total = float(self._row_sum) ** 2 * self.n_samples
+        total = self._row_sum[:, None] * self._row_sum * self.n_samples
         blocks = (
-            Block(rows.start, cols.start, joint_to_mi(self._joint(rows, cols), total, h[rows], h[cols]))
+            Block(
+                rows.start,
+                cols.start,
+                joint_to_mi(self._joint(rows, cols), total[rows, cols], h[rows], h[cols]),
+            )
             for rows, cols in self._tiles()
         )
         out = torch.empty(n_variables, n_variables, dtype=torch.float32, device=h.device)
@@ -149,12 +167,13 @@ class GridStream:
         counts = self._counts[self._nodes_of(rows), self._nodes_of(cols)]
         return counts.unflatten(0, (self._nodes, -1)).unflatten(2, (self._nodes, -1))
 
-    def _ranks(self, samples: Tensor) -> Tensor:
-        """Ranks `[N, B]` of `samples [B, N]` in the reference, random among equal values."""
+    def _table_rows(self, samples: Tensor) -> Tensor:
+        """Table rows `[N, B]` of `samples [B, N]`, by their places in the reference; random among equal values."""
         values = samples.t().contiguous()  # [N, B]
         low = torch.searchsorted(self._sorted, values)
         equals = torch.searchsorted(self._sorted, values, right=True) - low
         index = torch.arange(self.n_samples, self.n_samples + len(samples), device=values.device)
         column = torch.arange(len(values), device=values.device)[:, None]
         low += (hash32(index, column, self._seed) * equals) >> 32
-        return low.clamp_(max=self._sorted.shape[1] - 1)
+        low.clamp_(max=self._sorted.shape[1] - 1)
+        return torch.where(equals > 0, self._rows.gather(1, low), self._rows_below.gather(1, low))

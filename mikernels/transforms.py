@@ -4,6 +4,9 @@ Under the rank transform every column holds the same M normal scores in some ord
 change under monotone maps of a neuron, heavy tails do no harm, and all neurons share their margins and kernel
 tables. Equal values are ranked at random, independently in each column: ranked by index, two independent neurons
 that are mostly zero would seem to share 0.6 nats.
+
+A value that many samples share, such as the zero of a ReLU, is an *atom* (`mikernels.atoms`): it gets a cell of its
+own, over which no kernel smooths, and the other samples are ranked among themselves.
 """
 
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mikernels.atoms import Atoms, codes_of_sorted, may_repeat
 from mikernels.caches import cached
 from mikernels.options import Transform
 
@@ -22,18 +26,26 @@ GPU_CHUNK_BYTES = 2**26
 since each chunk takes 20 launches. Ranking a chunk with ties takes about six times as much memory."""
 
 
+OUTSIDE = 10.0
+"""Beyond every normal score."""
+REACH = 40.0
+"""Bandwidths at which a Gaussian kernel is 0 even in float64."""
+
+
 @dataclass(frozen=True)
 class Variables:
     """N transformed variables of M samples.
 
     Attributes:
-        data: `[N, M]`, ranks 0..M-1 as int32 under the rank transform, otherwise standardized values (float64 if
-            the input is float64, otherwise float32).
+        data: `[N, M]`, ranks 0..M-1 as int32 under the rank transform, where a sample in atom a is -1 - a; otherwise
+            standardized values (float64 if the input is float64, otherwise float32).
         constant: `[N]` bool, columns with a single value, which carry no information.
+        atoms: of the columns; None if no column has any.
     """
 
     data: Tensor
     constant: Tensor
+    atoms: Atoms | None = None
 
     @property
     def ranked(self) -> bool:
@@ -46,12 +58,37 @@ class Variables:
     def n_samples(self) -> int:
         return self.data.shape[1]
 
-    def scores(self, columns: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """The values that the kernels see, `[n, M]`."""
+    @property
+    def share_margins(self) -> bool:
+        """Whether all columns hold the same scores in some order."""
+        return self.ranked and self.atoms is None
+
+    @property
+    def has_atoms(self) -> bool | Tensor:
+        """Whether any column has; not on a CPU a tensor, so that nothing waits for the device."""
+        if self.atoms is None:
+            return False
+        return self.data.device.type == "cpu" or (self.atoms.number > 0).any()
+
+    @property
+    def continuous_share(self) -> Tensor:
+        """Of the samples, outside of atoms: `[N]` float64."""
+        if self.atoms is None:
+            return torch.ones(len(self), dtype=torch.float64, device=self.data.device)
+        return self.atoms.rest.double() / self.n_samples
+
+    def scores(
+        self, columns: slice = slice(None), dtype: torch.dtype = torch.float32, bandwidth: float = 1.0
+    ) -> Tensor:
+        """The values that the kernels see, `[n, M]`. Atoms lie apart, where a kernel of the bandwidth is 0."""
         data = self.data[columns]
         if not self.ranked:
             return data.to(dtype)
-        return _score_table(self.n_samples, self.data.device, dtype)[data]
+        table = _score_table(self.n_samples, self.data.device, dtype)
+        if self.atoms is None:
+            return table[data]
+        apart = OUTSIDE - REACH * max(1.0, bandwidth) * data.to(dtype)
+        return torch.where(data < 0, apart, table[data.clamp(min=0)])
 
 
 def normal_scores(n_samples: int) -> Tensor:
@@ -65,21 +102,28 @@ def _score_table(n_samples: int, device: torch.device, dtype: torch.dtype) -> Te
     return normal_scores(n_samples).to(device, dtype)
 
 
-def transform_samples(x: Tensor, transform: Transform, *, seed: int) -> Variables:
-    """Rank or standardize the columns of `x [M, N]`, a few columns at a time."""
+def transform_samples(x: Tensor, transform: Transform, *, seed: int, most_atoms: int = 0) -> Variables:
+    """Rank or standardize the columns of `x [M, N]`, a few columns at a time.
+
+    `most_atoms`: cells of a column for atoms under the rank transform (`mikernels.atoms`); 0 ranks all together.
+    """
     n_samples, n_variables = x.shape
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     data = x.new_empty(n_variables, n_samples, dtype=torch.int32 if transform == "rank" else wide)
     constant = torch.empty(n_variables, dtype=torch.bool, device=x.device)
+    found: list[Atoms] = []
+    has_atoms = False
     for columns in column_chunks(n_variables, n_samples, x.device):
         values = x[:, columns].t().contiguous()  # [n, M]
         low, high = values.aminmax(dim=1)
         constant[columns] = low == high
         if transform == "rank":
-            data[columns] = _ranks(values, columns.start, seed)
+            data[columns], atoms = _ranks(values, columns.start, seed, most_atoms)
+            has_atoms |= atoms is not None
+            found.append(atoms or Atoms.none(len(values), n_samples, x.device))
         else:
             data[columns] = _standardized(values, torch.maximum(low.abs(), high.abs())).to(wide)
-    return Variables(data, constant)
+    return Variables(data, constant, Atoms(*map(torch.cat, zip(*found, strict=True))) if has_atoms else None)
 
 
 def _standardized(values: Tensor, largest: Tensor) -> Tensor:
@@ -98,8 +142,8 @@ def column_chunks(n_variables: int, n_samples: int, device: torch.device) -> Ite
         yield slice(start, min(start + step, n_variables))
 
 
-def _ranks(values: Tensor, first_column: int, seed: int) -> Tensor:
-    """Rank of each value in its row of `values [n, M]`, 0..M-1, random among equal values: int32 `[n, M]`.
+def _ranks(values: Tensor, first_column: int, seed: int, most_atoms: int) -> tuple[Tensor, Atoms | None]:
+    """Rank of each value in its row of `values [n, M]`, 0..M-1, random among equal values: int32 `[n, M]`; and atoms.
 
     One stable sort of integer keys, with the value in the high bits and random bits below, so the result depends
     neither on ties nor on how a device sorts. Keys of 16-bit values have 32 bits, which halves the time.
@@ -114,8 +158,13 @@ def _ranks(values: Tensor, first_column: int, seed: int) -> Tensor:
     key = (value << bits) | random
     order = _stable_order(key, index)
     ranks = torch.empty_like(order, dtype=torch.int32)
-    places = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
-    return ranks.scatter_(1, order, places.expand_as(ranks))
+    places = torch.arange(values.shape[1], dtype=torch.int32, device=values.device).expand_as(ranks)
+    atoms = None
+    if may_repeat(value, order, most_atoms):
+        places, atoms = codes_of_sorted(value.gather(1, order), most_atoms)
+        if atoms.number.device.type == "cpu" and not atoms.number.numpy().any():
+            atoms = None
+    return ranks.scatter_(1, order, places), atoms
 
 
 def _stable_order(key: Tensor, index: Tensor) -> Tensor:

@@ -2,12 +2,17 @@
 
 import math
 
-from mikernels import null_distribution
-from mikernels.options import Estimator
+from torch import Tensor
+
+from mikernels import null_distribution, shifted_null
+from mikernels.options import Estimator, Problem
 from mikernels.statistics.null import LEAST_EXCEEDANCES
+from mikernels.transforms import transform_samples
 
 DRAWS = 20_000
 """Enough for the thresholds of pruning, in a fraction of a second."""
+COLUMNS = 64
+"""Neurons that tell whether the values of a layer repeat."""
 
 
 def null_level(threshold: str) -> float:
@@ -29,13 +34,22 @@ def null_level(threshold: str) -> float:
 
 
 def null_threshold(
-    threshold: str, n_samples: int, *, estimator: Estimator, nodes: int, seed: int = 0
+    threshold: str, sample: Tensor, *, estimator: Estimator, nodes: int, seed: int = 0
 ) -> float:
-    """The nats of a threshold `"null:q"`: a quantile of `mikernels.null_distribution`, with as many draws as it needs.
+    """The nats of a threshold `"null:q"`: a quantile of independent neurons, from as many draws as it needs.
+
+    Args:
+        sample: `[M, N]` activations. Where values such as zeros of a ReLU stand out, it shifts them
+            (`mikernels.shifted_null`); otherwise M alone matters (`mikernels.null_distribution`).
 
     Raises:
         ValueError: see `null_level` and `mikernels.null_distribution`.
     """
     q = null_level(threshold)
     draws = max(DRAWS, round(LEAST_EXCEEDANCES / (1 - q)))
-    return null_distribution(n_samples, estimator=estimator, nodes=nodes, draws=draws, seed=seed).quantile(q)
+    most_atoms = Problem(estimator, nodes, 0.0).most_atoms
+    if transform_samples(sample[:, :COLUMNS], "rank", seed=seed, most_atoms=most_atoms).has_atoms:
+        return shifted_null(sample, estimator=estimator, nodes=nodes, draws=draws, seed=seed).quantile(q)
+    return null_distribution(len(sample), estimator=estimator, nodes=nodes, draws=draws, seed=seed).quantile(
+        q
+    )

@@ -38,6 +38,7 @@ def measure(
         seconds += spent
         by_case[case.name] = {
             "half": case.half,
+            "family": case.family,
             "truth": round(case.mi, 7),
             "estimates": [round(float(e), 6) for e in estimates],
         }

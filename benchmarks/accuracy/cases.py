@@ -1,20 +1,21 @@
 """Pairs of variables with known mutual information, as data.
 
-Both halves contain every family with different members: `tuning` cases may be used while an estimator is
-developed, `reported` cases only to evaluate it.
+Both halves contain every family of continuous variables with different members: `tuning` cases may be used while an
+estimator is developed, `reported` cases only to evaluate it. Tied, discrete and rapid cases are all `reported`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from benchmarks.accuracy import truths
-from benchmarks.accuracy.truths import Function
+from benchmarks.accuracy.truths import Function, Pieces
 
 Half = Literal["tuning", "reported"]
 Pair = tuple[Tensor, Tensor]
@@ -138,6 +139,60 @@ def draw_gamma_sum(generator: Generator, n: int, *, a: float, b: float) -> Pair:
     return x, x + gamma(generator, n, b)
 
 
+def draw_shared_mask(generator: Generator, n: int, *, kept: float) -> Pair:
+    mask = uniform(generator, n) < kept
+    return mask * gamma(generator, n, 1.0), mask * gamma(generator, n, 1.0)
+
+
+def draw_dropped(generator: Generator, n: int, *, rho: float, kept: float) -> Pair:
+    x, y = draw_gaussian(generator, n, rho=rho)
+    return torch.where(uniform(generator, n) < kept, x, 0.0), y
+
+
+def draw_channel(generator: Generator, n: int, *, levels: int, error: float) -> Pair:
+    sent = torch.randint(levels, (n,), generator=generator)
+    shift = torch.randint(1, levels, (n,), generator=generator) * (uniform(generator, n) < error)
+    return sent.double(), ((sent + shift) % levels).double()
+
+
+def draw_poisson_sum(generator: Generator, n: int, *, a: float, b: float) -> Pair:
+    x, noise = (torch.poisson(torch.full((n,), rate, dtype=torch.float64), generator) for rate in (a, b))
+    return x, x + noise
+
+
+def draw_labels(generator: Generator, n: int, *, means: tuple[float, ...]) -> Pair:
+    label = torch.randint(len(means), (n,), generator=generator)
+    return label.double(), torch.tensor(means, dtype=torch.float64)[label] + normal(generator, n)
+
+
+def draw_in_pieces(generator: Generator, n: int, *, rho: float, x: Pieces, y: Pieces) -> Pair:
+    return tuple(  # type: ignore[return-value]
+        in_pieces(values, pieces)
+        for values, pieces in zip(draw_gaussian(generator, n, rho=rho), (x, y), strict=True)
+    )
+
+
+def in_pieces(values: Tensor, pieces: Pieces) -> Tensor:
+    """The values, those of some ranges replaced by a number within it."""
+    for low, high, single in pieces:
+        if single:
+            middle = (max(low, -9.0) + min(high, 9.0)) / 2
+            values = torch.where((values > low) & (values <= high), middle, values)
+    return values
+
+
+def draw_sawtooth(generator: Generator, n: int, *, teeth: int, width: float) -> Pair:
+    x = uniform(generator, n)
+    return x, (teeth * x + width * (2 * uniform(generator, n) - 1)) % 1
+
+
+def draw_checkerboard(generator: Generator, n: int, *, fields: int) -> Pair:
+    """Uniform on the fields of one color."""
+    row = torch.randint(fields, (n,), generator=generator)
+    col = 2 * torch.randint(fields // 2, (n,), generator=generator) + row % 2
+    return row + uniform(generator, n), col + uniform(generator, n)
+
+
 def _case(
     family: str,
     name: str,
@@ -166,6 +221,45 @@ _gamma_exponential = partial(
     _case, "gamma", "gamma-exponential {shape:g}", draw_gamma_exponential, truths.gamma_exponential
 )
 _gamma_sum = partial(_case, "gamma", "gamma sum {a:g} + {b:g}", draw_gamma_sum, truths.gamma_sum)
+
+
+_mask = partial(_case, "tied", "shared mask {kept:g}", draw_shared_mask, truths.shared_mask, "reported")
+_dropped = partial(_case, "tied", "gaussian {rho:g}, {kept:g} kept", draw_dropped, truths.dropped, "reported")
+_channel = partial(
+    _case, "discrete", "{levels} symbols, error {error:g}", draw_channel, truths.channel, "reported"
+)
+_poisson = partial(
+    _case, "discrete", "poisson {a:g} + {b:g}", draw_poisson_sum, truths.poisson_sum, "reported"
+)
+_labels = partial(_case, "discrete", "labels {means}", draw_labels, truths.labels, "reported")
+
+
+def _pieces(family: str, name: str, rho: float, x: Pieces, y: Pieces) -> Case:
+    return _case(family, name, draw_in_pieces, truths.in_pieces, "reported", rho=rho, x=x, y=y)
+
+
+def _sawtooth(teeth: int, width: float) -> Case:
+    draw = partial(draw_sawtooth, teeth=teeth, width=width)
+    return Case(f"{teeth} teeth, noise {width:g}", "rapid", "reported", draw, partial(truths.sawtooth, width))
+
+
+def _checkerboard(fields: int) -> Case:
+    draw = partial(draw_checkerboard, fields=fields)
+    return Case(f"checkerboard {fields}", "rapid", "reported", draw, truths.checkerboard)
+
+
+def _rectified(threshold: float) -> Pieces:
+    return (-math.inf, threshold, True), (threshold, math.inf, False)
+
+
+def _rounded(step: float) -> Pieces:
+    edges = [(k - 0.5) * step for k in range(-round(8 / step), round(8 / step) + 2)]
+    return tuple((a, b, True) for a, b in pairwise([-math.inf, *edges[1:-1], math.inf]))
+
+
+CONTINUOUS: Pieces = ((-math.inf, math.inf, False),)
+HARD_TANH: Pieces = ((-math.inf, -1.0, True), (-1.0, 1.0, False), (1.0, math.inf, True))
+ABOVE_HALF: Pieces = ((-math.inf, 0.5, True), (0.5, math.inf, True))
 
 
 def _mapped(half: Half, name: str, rho: float, left: Function, right: Function) -> Case:
@@ -242,4 +336,28 @@ CASES: tuple[Case, ...] = (
     _gamma_exponential("reported", shape=0.5),
     _gamma_sum("tuning", a=1.0, b=1.0),
     _gamma_sum("reported", a=2.0, b=1.0),
+    _mask(kept=0.5),
+    _mask(kept=0.2),
+    _dropped(rho=0.9, kept=0.4),
+    _pieces("tied", "independent, 60 % and 60 % zero", 0.0, _rectified(0.2533), _rectified(0.2533)),
+    _pieces("tied", "independent, 90 % and 50 % zero", 0.0, _rectified(1.2816), _rectified(0.0)),
+    _pieces("tied", "gaussian 0.6, half zero", 0.6, _rectified(0.0), _rectified(0.0)),
+    _pieces("tied", "gaussian 0.9, 60 % zero", 0.9, _rectified(0.2533), _rectified(0.2533)),
+    _pieces("tied", "gaussian 0.8, one 84 % zero", 0.8, _rectified(1.0), CONTINUOUS),
+    _pieces("tied", "gaussian 0.8, hard tanh", 0.8, HARD_TANH, HARD_TANH),
+    _channel(levels=2, error=0.1),
+    _channel(levels=5, error=0.3),
+    _channel(levels=10, error=0.9),
+    _poisson(a=3.0, b=2.0),
+    _labels(means=(-2.0, 0.0, 2.0)),
+    _labels(means=(0.0, 0.5)),
+    _pieces("discrete", "gaussian 0.8, steps of 0.5", 0.8, _rounded(0.5), _rounded(0.5)),
+    _pieces("discrete", "gaussian 0.5, steps of 1", 0.5, _rounded(1.0), _rounded(1.0)),
+    _pieces("discrete", "gaussian 0.9, one above 0.5", 0.9, ABOVE_HALF, CONTINUOUS),
+    _noisy("reported", "rapid", "cos 6x, noise 0.3", lambda x: torch.cos(6 * x), 0.3),
+    _noisy("reported", "rapid", "sin 8x, noise 0.5", lambda x: torch.sin(8 * x), 0.5),
+    _sawtooth(teeth=4, width=0.1),
+    _sawtooth(teeth=8, width=0.25),
+    _checkerboard(fields=4),
+    _checkerboard(fields=8),
 )  # fmt: skip

@@ -52,7 +52,7 @@ def bspline(x: Tensor, y: Tensor) -> Tensor:
 
 def gaussian(x: Tensor, y: Tensor) -> Tensor:
     """`-1/2 log(1 - r^2)`, r being the correlation of the normal scores."""
-    a, b = scores(x), scores(y)
+    a, b = scores(x, seed=0), scores(y, seed=1)
     r = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
     return -0.5 * torch.log1p(-r.square())
 
@@ -62,9 +62,12 @@ def columns(one: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor) -> Ten
     return torch.tensor([one(a, b) for a, b in pairs], dtype=torch.float64)
 
 
-def scores(x: Tensor) -> Tensor:
-    """Normal scores of the ranks of each column of `x [M, R]`."""
-    return transform_samples(x, "rank", seed=0).scores(dtype=torch.float64).T.contiguous()
+def scores(x: Tensor, *, seed: int) -> Tensor:
+    """Normal scores of the ranks of each column of `x [M, R]`.
+
+    `seed`: of the order of equal values, another one for each side, or mostly-zero columns would seem dependent.
+    """
+    return transform_samples(x, "rank", seed=seed).scores(dtype=torch.float64).T.contiguous()
 
 
 ESTIMATORS: dict[str, Estimate] = {
@@ -72,12 +75,13 @@ ESTIMATORS: dict[str, Estimate] = {
     "adaptive, raw": partial(ours, estimator="adaptive", calibrate=False),
     "grid": partial(ours, estimator="grid", calibrate=True),
     "grid, raw": partial(ours, estimator="grid"),
+    "grid, 32 nodes, raw": partial(ours, estimator="grid", nodes=32, bandwidth=3.6 / 31),
     "kde": partial(ours, estimator="kde", calibrate=True),
     "kde, raw": partial(ours, estimator="kde"),
     "renyi2, raw": partial(ours, estimator="renyi2"),
     "KSG": ksg,
     "ennemi": ennemi,
-    "ennemi, normal scores": lambda x, y: ennemi(scores(x), scores(y)),
+    "ennemi, normal scores": lambda x, y: ennemi(scores(x, seed=0), scores(y, seed=1)),
     "B-spline": bspline,
     "Gaussian": gaussian,
 }

@@ -1,14 +1,17 @@
 """Mutual information of known distributions in nats: closed forms, and float64 quadrature for the rest."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 LogDensity = Callable[[Tensor, Tensor], Tensor]
 POINTS = 1201  # of a quadrature along each axis
+Pieces = Sequence[tuple[float, float, bool]]
+"""Of a normal variable: from, to, and whether all values in between become one."""
 
 
 def gaussian(rho: float) -> float:
@@ -160,3 +163,102 @@ def mixture(blobs: tuple[tuple[float, float, float], ...], scale: float, points:
         return torch.stack(torch.broadcast_tensors(*logs)).logsumexp(0)
 
     return density(log_density, 3.5 + 7.5 * scale, points)
+
+
+def entropy(shares: Sequence[float]) -> float:
+    return -sum(p * math.log(p) for p in shares if p > 0)
+
+
+def shared_mask(kept: float) -> float:
+    """Two variables that are 0 in the same samples, and otherwise independent: the entropy of the mask."""
+    return entropy([kept, 1 - kept])
+
+
+def dropped(rho: float, kept: float) -> float:
+    """A Gaussian pair with the first set to 0 at random: what is kept shares the information of the Gaussians."""
+    return kept * gaussian(rho)
+
+
+def channel(levels: int, error: float) -> float:
+    """Uniform symbols that an error replaces by one of the others.
+
+    Source: T. M. Cover, J. A. Thomas, Elements of Information Theory, 2006, section 7.2.
+    """
+    return math.log(levels) - entropy([error, 1 - error]) - error * math.log(levels - 1)
+
+
+def poisson_sum(a: float, b: float) -> float:
+    """X ~ Poisson(a) and X + Poisson(b): the entropy of Poisson(a + b) minus that of Poisson(b)."""
+
+    def of_poisson(rate: float) -> float:
+        return entropy([math.exp(k * math.log(rate) - rate - math.lgamma(k + 1)) for k in range(150)])
+
+    return of_poisson(a + b) - of_poisson(b)
+
+
+def labels(means: Sequence[float], points: int = 4001) -> float:
+    """A uniform label and a normal variable around its mean: the entropy of the mixture minus that of a normal one."""
+    y = torch.linspace(min(means) - 9, max(means) + 9, points, dtype=torch.float64)
+    normals = torch.exp(-0.5 * (y - torch.tensor(means, dtype=torch.float64)[:, None]).square())
+    density = normals.mean(0) / math.sqrt(2 * math.pi)
+    of_mixture = -float(torch.special.xlogy(density, density).sum() * (y[1] - y[0]))
+    return of_mixture - 0.5 * math.log(2 * math.pi * math.e)
+
+
+def in_pieces(rho: float, x: Pieces, y: Pieces, points: int = 120) -> float:
+    """A Gaussian pair of which some ranges are single values, by Gauss and Legendre's rule.
+
+    A pair of such ranges is a cell of a table; a range of one variable and the values of the other have a conditional
+    probability; pairs of values have their density.
+    """
+
+    def nodes(low: float, high: float) -> tuple[Tensor, Tensor]:
+        place, weight = map(torch.from_numpy, np.polynomial.legendre.leggauss(points))
+        low, high = max(low, -9.0), min(high, 9.0)
+        return (low + high) / 2 + (high - low) / 2 * place, (high - low) / 2 * weight
+
+    def share(piece: tuple[float, float, bool], given: Tensor | None = None) -> Tensor:
+        """Probability of a piece, or of one given values of the other variable."""
+        bounds = torch.tensor(piece[:2], dtype=torch.float64)
+        if given is not None:
+            bounds = (bounds[:, None] - rho * given) / math.sqrt(1 - rho**2)
+        # Beyond 0 take the other tail. erfc is exact in tails, where ndtr is 0.
+        low, high = torch.where(bounds[0] > 0, -bounds.flip(0), bounds)
+        return (torch.erfc(-high / math.sqrt(2)) - torch.erfc(-low / math.sqrt(2))) / 2
+
+    def ranges(values: Pieces, others: Pieces) -> float:
+        """All pairs of a range of `others` and values of the first."""
+        total = 0.0
+        for low, high, _ in (piece for piece in values if not piece[2]):
+            v, weight = nodes(low, high)
+            weight = weight * torch.exp(-0.5 * v.square()) / math.sqrt(2 * math.pi)
+            for other in (piece for piece in others if piece[2]):
+                p = share(other, v)
+                total += float(weight @ torch.special.xlogy(p, p / share(other)))
+        return total
+
+    total = ranges(x, y) + ranges(y, x)
+    for b in y:
+        v, weight = nodes(*b[:2])
+        weight = weight * torch.exp(-0.5 * v.square()) / math.sqrt(2 * math.pi)
+        for a in x:
+            if a[2] and b[2]:
+                p = float(weight @ share(a, v))
+                total += p * math.log(p / float(share(a) * share(b))) if p > 0 else 0.0
+            elif not a[2] and not b[2]:
+                u, weight_x = nodes(*a[:2])
+                square = (u[:, None].square() - 2 * rho * u[:, None] * v + v.square()) / (1 - rho**2)
+                log_joint = -0.5 * square - 0.5 * math.log1p(-(rho**2))
+                log_product = -0.5 * (u[:, None].square() + v.square())
+                density = log_joint.exp() / (2 * math.pi)
+                total += float(weight_x @ (density * (log_joint - log_product)) @ nodes(*b[:2])[1])
+    return total
+
+
+def sawtooth(width: float) -> float:
+    """A phase and the same plus uniform noise, modulo 1: `-log(2 width)`."""
+    return -math.log(2 * width)
+
+
+def checkerboard() -> float:
+    return math.log(2)

@@ -4,11 +4,26 @@
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mikernels.tables.rungs import BANDWIDTHS, Rung
+
+
+class AtomTerms(NamedTuple):
+    """What a pair with atoms has of its own, where others share the numbers of `Rung`; nats.
+
+    Attributes:
+        excess, log_box: `[rungs, P]`, as in `Rung`.
+        beyond: `[P]`, V of a single cell for all samples outside of atoms.
+    """
+
+    excess: Tensor
+    log_box: Tensor
+    beyond: Tensor
+
 
 LEAST_COUNT = 6.0
 """Samples that the box of a usable rung holds in the geometric mean."""
@@ -20,19 +35,27 @@ EDGE_RATIO = 0.55
 """Ratio of differences that indicates an edge: above the exact 1/2, since noise raises it."""
 
 
-def extrapolate(ratios: Tensor, ladder: tuple[Rung, ...], n_samples: int) -> Tensor:
-    """Combine V on every rung of a ladder, `[rungs, ...]` nats, into one estimate `[...]`."""
+def extrapolate(
+    ratios: Tensor, ladder: tuple[Rung, ...], n_samples: int, atoms: AtomTerms | None = None
+) -> Tensor:
+    """Combine V on every rung of a ladder, `[rungs, ...]` nats, into one estimate `[...]`.
+
+    `atoms`: the terms of pairs with atoms; the others share those of the ladder.
+    """
     last, step = len(ladder) - 1, len(BANDWIDTHS)
 
     def column(values: list[float]) -> Tensor:
         return ratios.new_tensor(values).view(-1, *[1] * (ratios.ndim - 1))
 
-    likelihood = ratios - column([rung.excess for rung in ladder])
-    filled = ratios + column([rung.log_box for rung in ladder]) >= math.log(LEAST_COUNT)
+    excess = column([rung.excess for rung in ladder]) if atoms is None else atoms.excess
+    log_box = column([rung.log_box for rung in ladder]) if atoms is None else atoms.log_box
+    likelihood = ratios - excess
+    filled = ratios + log_box >= math.log(LEAST_COUNT)
     filled[last] = True
     finest = filled.to(torch.uint8).argmax(0)  # the first filled rung
-    # Beyond the ladder there is a single cell, and V = 0.
-    padded = torch.cat([ratios, ratios.new_zeros(2 * step, *ratios.shape[1:])])
+    # Beyond the ladder there is a single cell outside of atoms; without atoms V = 0.
+    beyond = ratios.new_zeros(ratios.shape[1:]) if atoms is None else atoms.beyond
+    padded = torch.cat([ratios, beyond.expand(2 * step, *ratios.shape[1:])])
     losses = padded[:-step] - padded[step:]  # by how much doubling the bandwidth lowers V
     values = ratios + losses[:-step] * _lost_share(losses[:-step], losses[step:])
     next_finer = (torch.arange(last + 1, device=ratios.device) - 1).view(-1, *[1] * finest.ndim)

@@ -18,6 +18,15 @@ kernel's integral, so `f = 2 F` is close to a Poisson count of samples. `f - 2` 
 
 with `psi(x + 1) = 1/2 log((x + 1/2)^2 + 1/12)`, whose error is 0.03 at x = 0, 0.001 at x = 1, and O(x^-4).
 
+**Atoms.** An atom (`mikernels.reference`) is a cell of its own. S is 1 within an atom, and 0 between it and any
+other cell. The factor that turns F into a Poisson count is sqrt(2) for each axis on which the sample lies outside of
+atoms: `f_i = c_i F_i` with c = 2, sqrt(2), or 1, of which c_i is the sample itself. Margins are counted like that as
+well, `g_i = c_i m_i` with c = sqrt(2) outside of atoms and 1 in them. For a pair with atoms
+
+    V = 1/M sum_i [ psi(f_i - c_i + 1) - psi(g_i(x) - c_i(x) + 1) - psi(g_i(y) - c_i(y) + 1) ] + log(M - 1)
+
+If both variables are discrete, this is Grassberger's estimate for a table of counts [1].
+
 **Choice.** V is also the leave-one-out log-likelihood of the density `F - 1` plus a floor, which stands for
 `psi(1)`. After subtracting the logarithm of the mass that the floor adds, it tells how well a bandwidth predicts
 unseen samples [3]. The estimate is a mean over the rungs, weighted by the square root of that likelihood. (The
@@ -75,22 +84,25 @@ def adaptive(x: Tensor, y: Tensor, problem: Problem) -> Tensor:
     """Estimate every pair on its own, in memory of a few `[M, M]` float64.
 
     Args:
-        x, y: normal scores `[N, M]` and `[K, M]`, float64.
+        x, y: normal scores and atoms `[N, M]` and `[K, M]`, complex128 (`mikernels.reference`).
         problem: unused; this estimator has no parameters.
 
     Returns:
         `[N, K]` nats.
     """
-    return x.new_tensor([[pair(a, b) for b in y] for a in x])
+    return x.real.new_tensor([[pair(a, b) for b in y] for a in x])
 
 
 def pair(x: Tensor, y: Tensor) -> float:
-    """Estimate one pair, from normal scores `[M]` and `[M]`."""
+    """Estimate one pair, from normal scores and atoms `[M]` and `[M]`."""
     n_samples = len(x)
     rungs = [smooth(x, y, cells, h) for cells, h in RUNGS]
+    limit_of_ladder = 0.0
+    if has_atoms(x) or has_atoms(y):
+        limit_of_ladder = smooth(merged(x), merged(y), 1, 1.0).value
 
     def ladder_from(cells: int) -> float:
-        return extrapolate(rungs[RUNGS.index((cells, 1.0)) :], n_samples)
+        return extrapolate(rungs[RUNGS.index((cells, 1.0)) :], n_samples, limit_of_ladder)
 
     value = ladder_from(32)
     for cells, nats in TAKEOVERS.items():
@@ -100,10 +112,21 @@ def pair(x: Tensor, y: Tensor) -> float:
     return value
 
 
+def has_atoms(x: Tensor) -> bool:
+    return bool((x.imag > 0).any())
+
+
+def merged(x: Tensor) -> Tensor:
+    """`x` with all samples outside of atoms in one more atom."""
+    return torch.where(x.imag > 0, x, (x.imag.max() + 1) * 1j)
+
+
 def smooth(x: Tensor, y: Tensor, cells: int, h: float) -> Rung:
     """V of one pair on one rung, with what decides whether the rung is used."""
+    if has_atoms(x) or has_atoms(y):
+        return smooth_with_atoms(x, y, cells, h)
     n_samples = len(x)
-    a, b = cell(x, cells), cell(y, cells)
+    a, b = cell(x.real, cells), cell(y.real, cells)
     place = torch.arange(cells, dtype=torch.float64, device=x.device)
     kernel = torch.exp(-0.5 * ((place[:, None] - place) / h).square())  # S(a - b), [G, G]
     kernel_x, kernel_y = kernel[a], kernel[b]  # [M, G]
@@ -116,6 +139,26 @@ def smooth(x: Tensor, y: Tensor, cells: int, h: float) -> Rung:
     mass = n_samples * float(kernel_x.sum(1).mean() * kernel_y.sum(1).mean())
     likelihood = value - math.log1p(math.sqrt(1 / 12) * cells**2 / mass)
     return Rung(value, likelihood, value + log_box(n_samples, cells, h))
+
+
+def smooth_with_atoms(x: Tensor, y: Tensor, cells: int, h: float) -> Rung:
+    """`smooth` for a pair with atoms."""
+    n_samples = len(x)
+    place = torch.arange(cells, dtype=torch.float64, device=x.device)
+    kernel = torch.exp(-0.5 * ((place[:, None] - place) / h).square())
+    neighbors, own, margins, log_floor = [], [], 0.0, math.log(math.sqrt(1 / 12) / n_samples)
+    for v in (x, y):
+        a, outside = cell(v.real, cells), v.imag == 0
+        neighbors.append(torch.where(outside[:, None], kernel[a][:, a], 1.0) * (v.imag[:, None] == v.imag))
+        own.append(torch.where(outside, math.sqrt(2), 1.0))
+        margins += float(psi(own[-1] * neighbors[-1].sum(1) - own[-1] + 1).mean())
+        number = float(v.imag.max()) + cells * bool(outside.any())  # of cells
+        mass = float(torch.where(outside, kernel[a].sum(1), 1.0).mean())
+        log_floor += math.log(number / mass)
+    c = own[0] * own[1]
+    log_count = float(psi(c * (neighbors[0] * neighbors[1]).sum(1) - c + 1).mean())
+    value = log_count - margins + math.log(n_samples - 1)
+    return Rung(value, value - math.log1p(math.exp(log_floor)), log_count)
 
 
 def psi(x: Tensor) -> Tensor:
@@ -135,15 +178,15 @@ def log_box(n_samples: int, cells: int, h: float) -> float:
     return math.log(4 * math.pi * h**2 * n_samples / cells**2)
 
 
-def extrapolate(ladder: list[Rung], n_samples: int) -> float:
-    """The weighted mean over the rungs of a ladder of what each extrapolates to."""
+def extrapolate(ladder: list[Rung], n_samples: int, limit: float = 0.0) -> float:
+    """The weighted mean over the rungs of a ladder of what each extrapolates to; `limit`: V of a single cell."""
     last = len(ladder) - 1
     filled = [i for i in range(last) if ladder[i].log_count >= math.log(6)]
     finest = filled[0] if filled else last
     highest = max(rung.likelihood for rung in ladder)
     weights = [math.exp(0.5 * n_samples * (rung.likelihood - highest)) for rung in ladder]
-    # Beyond the ladder there is one cell, and V = 0.
-    values = [rung.value for rung in ladder] + [0.0] * 4
+    # Beyond the ladder there is one cell outside of atoms; V is 0 if there are no atoms.
+    values = [rung.value for rung in ladder] + [limit] * 4
     total = 0.0
     for i, weight in enumerate(weights):
         source = max(i - 1, finest)

@@ -10,7 +10,7 @@ def kde(x: Tensor, y: Tensor, problem: Problem) -> Tensor:
     """`1/M sum_i log [ M sum_j kx_ij ky_ij / (sum_j kx_ij sum_j ky_ij) ]`, where the sums include j = i.
 
     Args:
-        x, y: `[N, M]` and `[K, M]`, float64.
+        x, y: `[N, M]` and `[K, M]`, complex128 (`mikernels.reference`).
 
     Returns:
         `[N, K]` nats.
@@ -23,5 +23,6 @@ def kde(x: Tensor, y: Tensor, problem: Problem) -> Tensor:
 
 
 def kernel(x: Tensor, problem: Problem) -> Tensor:
-    """`k(x_i - x_j)` of every pair of samples: `[N, M, M]`."""
-    return torch.exp(-0.5 * ((x[:, :, None] - x[:, None, :]) / problem.bandwidth).square())
+    """`k(x_i - x_j)` of every pair of samples, 0 if their atoms differ: `[N, M, M]` float64."""
+    difference = x[:, :, None] - x[:, None, :]
+    return torch.exp(-0.5 * (difference.real / problem.bandwidth).square()) * (difference.imag == 0)

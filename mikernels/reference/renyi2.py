@@ -15,7 +15,7 @@ def renyi2(x: Tensor, y: Tensor, problem: Problem) -> Tensor:
     `A = kx / M` and `B = ky / M` are the normalized Gram matrices and `o` is the Hadamard product.
 
     Args:
-        x, y: `[N, M]` and `[K, M]`, float64.
+        x, y: `[N, M]` and `[K, M]`, complex128 (`mikernels.reference`).
 
     Returns:
         `[N, K]` nats.

@@ -3,8 +3,8 @@
 Under the rank transform every variable without equal values is a permutation of the same M scores. If the samples are
 independent too, the estimates for independent variables follow one distribution, which depends only on M and the
 options. `null_distribution` simulates it once, from random permutations, by the code that makes the estimates
-themselves. Samples that depend on each other, such as the steps of a time series, and columns with equal values
-have another null: `shifted_null` takes it from the data.
+themselves. Samples that depend on each other, such as the steps of a time series, and columns with atoms
+(`mikernels.atoms`) have another null: `shifted_null` takes it from the data.
 
 Beyond its upper percent a null goes on as a generalized Pareto distribution with the mean and the variance of that
 percent, so p-values have no floor. Far beyond the draws it is an extrapolation.
@@ -71,10 +71,13 @@ class Null:
             `bandwidth`, `calibrate`, and `nodes` for `grid`. Estimates of `mutual_information` and `top_pairs` that
             were made with anything else are refused. Numbers and results of operations cannot be checked.
         values: `[D]` float32 on the CPU, nats, ascending.
+        for_atoms: whether it is for columns with atoms, too: a value that 2 % of the samples share and that stands out
+            (`mikernels.atoms`). Otherwise estimates of those are refused.
     """
 
     made_with: Provenance
     values: Tensor
+    for_atoms: bool = False
 
     @cached_property
     def tail(self) -> Tail | None:
@@ -160,8 +163,15 @@ class Null:
 
     def _read(self, mi: Samples | float) -> Tensor:
         """`mi` as float32 of the same shape, if it can be from the estimator of this null."""
-        made = recall(mi)
-        if made is not None and made != self.made_with:
+        made = recall(mi) or {}
+        with_atoms = bool(made.get("atoms", False))
+        made = {name: value for name, value in made.items() if name != "atoms"}
+        if with_atoms and not self.for_atoms:
+            raise ValueError(
+                "mi: expected estimates of columns without a value that many samples share, such as zeros of a ReLU, "
+                "got some with one; use shifted_null(x), which has the tables of these columns"
+            )
+        if made and made != self.made_with:
             raise ValueError(
                 f"mi: expected estimates made with {describe(self.made_with)}, as the null was, got "
                 f"{describe(made)}; make the null with the options and the number of samples of the estimates"
@@ -177,8 +187,9 @@ class Null:
 def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[Options]) -> Null:
     """Simulate what `mutual_information` estimates for independent variables with these options. Cached.
 
-    It is the null of independent samples without equal values. Independent series exceed it too often, and nearly
-    always if they are strongly autocorrelated, and so do columns with equal values: use `shifted_null` for those.
+    It is the null of independent samples without atoms. Independent series exceed it too often, and nearly always if
+    they are strongly autocorrelated, and so do columns with atoms, such as zeros of a ReLU (`mikernels.atoms`), whose
+    estimates it refuses: use `shifted_null` for those.
 
     Args:
         n_samples: M, at least 8.
@@ -256,7 +267,7 @@ def shifted_null(
         # A column is no independent partner of itself.
         found.append(mi.flatten() if y is not None else mi[rows[:, None] != cols])
     values = torch.cat(found).sort().values
-    return Null(provenance_of(resolve(options, n_samples), n_samples), values)
+    return Null(provenance_of(resolve(options, n_samples), n_samples), values, for_atoms=True)
 
 
 def _read_draws(draws: int) -> int:

@@ -1,12 +1,16 @@
-"""How reliable a ranking of pairs is, from the matrices of two disjoint halves of the samples.
+"""How reliable a ranking of pairs is, from the matrices of disjoint parts of the samples.
 
-A ranking that another draw of samples would not reproduce is noise. Comparing two halves measures the agreement at
-M / 2 samples. The Spearman-Brown formula extrapolates it to k times as many samples,
+A ranking that another draw of samples would not reproduce is noise. Comparing two halves measures the agreement r at
+M / 2 samples, and comparing quarters that at M / 4. The two are extrapolated by
 
-    r(k) = k r / (1 + (k - 1) r),
+    1 / r(M) = a + b / M,    a >= 1.
 
-which is exact for product-moment correlations if the variance of the noise falls as 1 / M. For ranks, and for
-estimators whose bandwidth shrinks with M, it is an approximation.
+With a = 1 this is the formula of Spearman and Brown, which is exact for product-moment correlations if the variance of
+the noise falls as 1 / M and there is no other. An estimator whose bandwidth shrinks with M, and samples that depend on
+each other, leave disagreement that falls more slowly; a > 1 accounts for it. From halves alone a is 1.
+
+Rows from one document resemble each other. If they lie in both halves, these agree better than two draws of documents
+would: name the document of each row in `groups`, and every group stays in one part.
 
 Source: C. Spearman, Correlation calculated from faulty data, Br. J. Psychol. 3 (1910),
 DOI 10.1111/j.2044-8295.1910.tb00206.x; W. Brown, Some experimental results in the correlation of mental abilities,
@@ -23,7 +27,7 @@ from mikernels.api import Samples, mutual_information
 from mikernels.isolation import isolated
 from mikernels.numbers import real
 from mikernels.options import Options, plain, shows_options
-from mikernels.validation import MIN_SAMPLES, as_samples, read_values
+from mikernels.validation import MIN_SAMPLES, as_samples, as_tensor, read_values
 
 
 class Reliability(NamedTuple):
@@ -33,62 +37,131 @@ class Reliability(NamedTuple):
         n_samples: M, of both halves together.
         halves: Spearman's correlation over pairs between the halves, each of M / 2 samples.
         full: the correlation expected between two draws of M samples.
+        quarters: the mean correlation between two pairs of quarters; None if there are too few samples or groups.
     """
 
     n_samples: int
     halves: float
     full: float
+    quarters: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """The correlation expected between two draws of any number of samples, 1 / a."""
+        if self.quarters is None or self.quarters <= 0 or self.halves <= 0:
+            return 1.0
+        return 1 / max(1.0, 2 / self.halves - 1 / min(self.quarters, self.halves))
 
 
 @shows_options()
 @isolated()
-def split_half_reliability(x: Samples, **options: Unpack[Options]) -> Reliability:
+def split_half_reliability(
+    x: Samples, *, groups: Samples | None = None, **options: Unpack[Options]
+) -> Reliability:
     """Measure how reliably the pairs of `x [M, N]` are ranked.
 
     Args:
-        x, options: see `mutual_information`; `seed` also draws the halves. If M is odd, one sample is left out.
+        x, options: see `mutual_information`; `seed` also draws the parts. Rows that would make the halves unequal are
+            left out.
+        groups: `[M]` integers, the same for rows that belong together, such as the tokens of a document.
 
     Raises:
-        TypeError, ValueError: see `mutual_information`; ValueError for fewer than 16 samples or 3 variables, or if all
-            pairs have the same value in one half.
+        TypeError, ValueError: see `mutual_information`; ValueError for fewer than 16 samples or 3 variables, for groups
+            that do not fill two halves with 8 samples, or if all pairs have the same value in one half.
     """
     options = plain(options)
     xs = as_samples(x, "x", options.get("device"), min_samples=2 * MIN_SAMPLES)
     if xs.shape[1] < 3:
         raise ValueError(f"x: expected at least 3 variables (columns) to rank, got shape {list(xs.shape)}")
     xs = read_values(xs, "x")
-    half = len(xs) // 2
     seed = options.get("seed", 0)
-    order = torch.randperm(len(xs), generator=torch.Generator().manual_seed(seed % 2**64)).to(xs.device)
-    a = mutual_information(xs[order[:half]], **options)
-    # Another seed: equal values ranked in the same order in both halves would look like agreement.
-    b = mutual_information(xs[order[half : 2 * half]], **(options | {"seed": seed + 1}))
-    return reliability_of_halves(a, b, 2 * half)
+    generator = torch.Generator().manual_seed(seed % 2**64)
+    if groups is None:
+        order = torch.randperm(len(xs), generator=generator)
+        size = len(xs) // 2
+        halves = [order[:size], order[size : 2 * size]]
+        quarters = [part[: size // 2] for part in (*halves, halves[0].flip(0), halves[1].flip(0))]
+    else:
+        quarters = _parts(_read_groups(groups, len(xs)), 4, generator)
+        halves = [torch.cat(quarters[0::2]), torch.cat(quarters[1::2])]
+    if min(map(len, halves)) < MIN_SAMPLES:
+        raise ValueError(
+            f"groups: expected groups that fill two halves with at least {MIN_SAMPLES} samples each, got halves of "
+            f"{len(halves[0])} and {len(halves[1])}"
+        )
+
+    def agreement(rows: list[Tensor]) -> float:
+        size = min(map(len, rows))
+        # Other seeds: equal values ranked in the same order in both parts would look like agreement.
+        a, b = (
+            mutual_information(xs[r[:size].to(xs.device)], **(options | {"seed": seed + i}))
+            for i, r in enumerate(rows)
+        )
+        return reliability_of_halves(a, b, 2 * size).halves
+
+    r, n_samples = agreement(halves), 2 * min(map(len, halves))
+    if min(map(len, quarters)) < MIN_SAMPLES:
+        return _extrapolated(n_samples, r, None)
+    return _extrapolated(n_samples, r, (agreement(quarters[:2]) + agreement(quarters[2:])) / 2)
+
+
+def _read_groups(groups: Samples, n_samples: int) -> Tensor:
+    labels = as_tensor(groups, "groups").cpu()
+    if labels.shape != (n_samples,):
+        raise ValueError(
+            f"groups: expected one label for each of {n_samples} samples, got shape {list(labels.shape)}"
+        )
+    return labels.unique(return_inverse=True)[1]
+
+
+def _parts(labels: Tensor, n_parts: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows of whole groups in parts of about one size: groups in random order, each to the smallest part so far."""
+    sizes = labels.bincount()
+    total = [0] * n_parts
+    part_of = torch.zeros(len(sizes), dtype=torch.int64)
+    for group in torch.randperm(len(sizes), generator=generator).tolist():
+        part = total.index(min(total))
+        part_of[group] = part
+        total[part] += int(sizes[group])
+    order = torch.randperm(len(labels), generator=generator)
+    return [order[part_of[labels[order]] == part] for part in range(n_parts)]
+
+
+def _extrapolated(n_samples: int, halves: float, quarters: float | None) -> Reliability:
+    """With the correlation expected at M: `1 / r` falls by b / M between M / 2 and M."""
+    measured = Reliability(n_samples, halves, 0.0, quarters)
+    if halves <= 0:
+        return measured._replace(full=2 * halves / (1 + halves) if halves > -1 else -1.0)
+    return measured._replace(full=2 / (1 / halves + 1 / measured.limit))
 
 
 @isolated()
 def reliability_of_halves(a: Tensor, b: Tensor, n_samples: int) -> Reliability:
     """The reliability, from the symmetric matrices `a` and `b [N, N]` of two halves of `n_samples` samples."""
     row, col = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
-    r = _spearman(a[row, col], b[row, col])
-    return Reliability(n_samples, r, 2 * r / (1 + r) if r > -1 else -1.0)
+    return _extrapolated(n_samples, _spearman(a[row, col], b[row, col]), None)
 
 
 def samples_for(reliability: Reliability, target: float = 0.9) -> int:
     """The number of samples at which two draws are expected to rank the pairs with a correlation of `target`.
 
     Raises:
-        ValueError: `target` is not between 0 and 1, or the rankings of the halves are not positively correlated.
+        ValueError: `target` is not between 0 and 1 or above `reliability.limit`, or the rankings of the halves are not
+            positively correlated.
     """
     target = real(target, "target", "a correlation between 0 and 1")
     if not 0 < target < 1:
         raise ValueError(f"target: expected a correlation between 0 and 1, got {target!r}")
-    r = reliability.halves
+    r, limit = reliability.halves, reliability.limit
     if not r > 0:
         raise ValueError(f"reliability: expected halves that correlate positively, got {r:.3g}")
-    if r >= 1:
+    if target >= limit:
+        raise ValueError(
+            f"target: expected less than {limit:.3g}, to which the agreement tends with more samples, got {target!r}"
+        )
+    if r >= limit:
         return reliability.n_samples // 2
-    return math.ceil(reliability.n_samples / 2 * target * (1 - r) / (r * (1 - target)))
+    return math.ceil(reliability.n_samples / 2 * (1 / r - 1 / limit) / (1 / target - 1 / limit))
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:

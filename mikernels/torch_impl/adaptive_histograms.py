@@ -7,7 +7,8 @@ Work for a pair at G = 32 cells: M increments, which take a CPU less time than a
 import torch
 from torch import Tensor
 
-from mikernels.adaptive.refinement import estimate_pairs, finest_cells, refine, refinement_bytes
+from mikernels.adaptive.histograms import Cells, estimate_pairs, finest_cells
+from mikernels.adaptive.refinement import refine, refinement_bytes
 from mikernels.tables.rungs import CELLS
 from mikernels.transforms import Variables
 
@@ -25,14 +26,14 @@ class Adaptive:
     def tile_bytes(self, tile: int, n_samples: int) -> int:
         return 1024 * tile**2 + refinement_bytes(tile, STRIP, n_samples)
 
-    def panel(self, variables: Variables, columns: slice) -> Tensor:
-        return finest_cells(variables.data[columns])
+    def panel(self, variables: Variables, columns: slice) -> Cells:
+        return finest_cells(variables, columns)
 
-    def compute(self, left: Tensor, rows: slice, right: Tensor, cols: slice, *, upper: bool) -> Tensor:
-        x, y = left[rows], right[cols]
-        wanted = torch.ones(len(x), len(y), dtype=torch.bool, device=x.device)
+    def compute(self, left: Cells, rows: slice, right: Cells, cols: slice, *, upper: bool) -> Tensor:
+        x, y = left.rows(rows), right.rows(cols)
+        wanted = torch.ones(len(x.finest), len(y.finest), dtype=torch.bool, device=x.finest.device)
         row, col = (wanted.triu_() if upper else wanted).nonzero().unbind(1)
-        values = torch.zeros(len(x), len(y), dtype=torch.float64, device=x.device)
+        values = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
         values[row, col] = estimate_pairs(x, y, row, col, CELLS[0], strip=STRIP)
         refine(values, x, y, CELLS[1:], strip=STRIP, upper=upper)
         return values.float()

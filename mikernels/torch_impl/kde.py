@@ -39,9 +39,9 @@ class Kde:
         return 8 * SAMPLES_PER_LOG * tile * (2 * n_samples + tile)
 
     def panel(self, variables: Variables, columns: slice) -> ScoresAndMargin:
-        scores = variables.scores(columns) / self.problem.bandwidth
-        # Under the rank transform all variables hold the same values, so one margin serves all.
-        distinct = scores[:1] if variables.ranked else scores
+        h = self.problem.bandwidth
+        scores = variables.scores(columns, bandwidth=h) / h
+        distinct = scores[:1] if variables.share_margins else scores
         log_margin = torch.stack([_log_margin(column) for column in distinct])
         return ScoresAndMargin(scores, log_margin.expand(len(scores)))
 

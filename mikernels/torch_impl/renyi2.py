@@ -37,8 +37,9 @@ class Renyi2:
         return 12 * tile * (2 * max(PAIRS_PER_PRODUCT, n_samples) + tile)
 
     def panel(self, variables: Variables, columns: slice) -> ScoresAndPotential:
-        scores = variables.scores(columns) * (math.sqrt(2) / self.problem.bandwidth)
-        distinct = scores[:1] if variables.ranked else scores
+        h = self.problem.bandwidth
+        scores = variables.scores(columns, bandwidth=h) * (math.sqrt(2) / h)
+        distinct = scores[:1] if variables.share_margins else scores
         sums = [features.sum(1, dtype=torch.float64) for features in _squared_kernels(distinct)]
         return ScoresAndPotential(scores, _log_potential(sum(sums), scores.shape[1]).expand(len(scores)))
 

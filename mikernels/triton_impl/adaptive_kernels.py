@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mikernels.adaptive.extrapolation import extrapolate
-from mikernels.adaptive.refinement import finest_cells, limits, refine, refinement_bytes, takeover
+from mikernels.adaptive.histograms import Cells, estimate_pairs, finest_cells
+from mikernels.adaptive.refinement import limits, refine, refinement_bytes, takeover
 from mikernels.caches import cached
 from mikernels.tables.rungs import BANDWIDTHS, CELLS, COARSEST, Rung, cell_of_rank, rungs
 from mikernels.transforms import Variables
@@ -141,7 +142,7 @@ def coarser(b_counts, SMALLEST: tl.constexpr, DOT_PRECISION: tl.constexpr):
 
 
 class RankedCells(NamedTuple):
-    ranks: Tensor  # [n, M] int32
+    cells: Cells
     features: Tensor  # [n * G, K] int8, one-hot cells
 
 
@@ -159,7 +160,7 @@ class Adaptive:
         self.launcher = launcher
 
     def panel_bytes(self, n_samples: int) -> int:
-        return TABLE_CELLS * padded(n_samples) + 4 * n_samples
+        return TABLE_CELLS * padded(n_samples) + 8 * n_samples
 
     def tile_bytes(self, tile: int, n_samples: int) -> int:
         counts = 4 * (tile * TABLE_CELLS) ** 2
@@ -168,6 +169,8 @@ class Adaptive:
 
     def panel(self, variables: Variables, columns: slice) -> RankedCells:
         ranks, n_samples = variables.data[columns], variables.n_samples
+        if variables.atoms is not None:  # counted by torch (`compute`)
+            ranks = ranks.clamp(min=0)
         n_inner = padded(n_samples)
         features = ranks.new_empty(len(ranks) * TABLE_CELLS, n_inner, dtype=torch.int8)
         block_t = 64
@@ -182,22 +185,35 @@ class Adaptive:
             W=TABLE_CELLS,
             BT=block_t,
         )
-        return RankedCells(ranks, features)
+        return RankedCells(finest_cells(variables, columns), features)
 
     def compute(
         self, left: RankedCells, rows: slice, right: RankedCells, cols: slice, *, upper: bool
     ) -> Tensor:
-        x, y = left.ranks[rows], right.ranks[cols]
-        n_samples = x.shape[1]
+        x, y = left.cells.rows(rows), right.cells.rows(cols)
+        n_samples = x.finest.shape[1]
         ladder = rungs(n_samples, TABLE_CELLS)
         ratios = self._log_ratios(left, rows, right, cols, ladder, upper)
         coarser_from = len(BANDWIDTHS)  # the first rung with half the cells
         values = extrapolate(ratios[coarser_from:], ladder[coarser_from:], n_samples)
         fine = extrapolate(ratios, ladder, n_samples)
         values = values.lerp(fine, takeover(values, limits(n_samples)[0]))
-        strip = _strip(len(x), len(y))
-        refine(values, finest_cells(x), finest_cells(y), CELLS[2:], strip=strip, upper=upper)
-        return values
+        strip = _strip(*values.shape)
+        if x.atoms is None and y.atoms is None:
+            refine(values, x, y, CELLS[2:], strip=strip, upper=upper)
+            return values
+        # Pairs with atoms have tables of another size, which torch counts and smooths.
+        tied_x, tied_y = (
+            v.tied(torch.arange(n, device=values.device)) for v, n in zip((x, y), values.shape, strict=True)
+        )
+        tied = tied_x[:, None] | tied_y
+        row, col = (tied.triu() if upper else tied).nonzero().unbind(1)
+        others = torch.full_like(values, -math.inf)
+        others[row, col] = estimate_pairs(x, y, row, col, CELLS[0], strip=strip).to(values.dtype)
+        values.masked_fill_(tied, -math.inf)
+        refine(values, x, y, CELLS[2:], strip=strip, upper=upper)
+        refine(others, x, y, CELLS[1:], strip=strip, upper=upper)
+        return torch.where(tied, others, values)
 
     def _log_ratios(
         self,
@@ -212,7 +228,7 @@ class Adaptive:
         g = TABLE_CELLS
         a = left.features[rows.start * g : rows.stop * g]
         b = right.features[cols.start * g : cols.stop * g]
-        n, k, n_samples = len(a) // g, len(b) // g, left.ranks.shape[1]
+        n, k, n_samples = len(a) // g, len(b) // g, left.cells.finest.shape[1]
         counts = a.new_empty(len(a), len(b), dtype=torch.int32)
         self.launcher.run_tiles(
             counts_kernel, a, b, counts, len(a), len(b), a.shape[1], adds=False, UPPER=upper

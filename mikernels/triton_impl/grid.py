@@ -10,7 +10,8 @@ of 256 rows 17 instead of 16, and sums over groups of 15 columns would not stay 
 S is G rounded up to a power of two. The padding is rows of zeros, whose `u log u` is 0. Above 64 nodes a table is
 split into blocks of 64 x 64, whose sums are added afterwards.
 
-Under the rank transform every variable's features are the rows of one table, permuted, so a gather makes them.
+Under the rank transform every variable's features are the rows of one table, permuted, so a gather makes them. Atoms
+(`mikernels.atoms`) have rows of their own in it; the kernels do not know of them.
 Products of 8-bit integers are exact in int32 for any tile (`mikernels.tables.node_shares`).
 """
 
@@ -22,8 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mikernels.atoms import Atoms
 from mikernels.options import NODE_SPAN, Problem
-from mikernels.tables.node_shares import ShareTable, entropy, share_table
+from mikernels.tables.node_shares import ShareTable, entropy, share_table, table_rows
 from mikernels.transforms import Variables
 from mikernels.triton_impl.gather import gather_kernel
 from mikernels.triton_impl.gram import multiply_add, tile_of
@@ -118,7 +120,8 @@ def shares_kernel(
 class NodeFeatures(NamedTuple):
     features: Tensor  # [n * W, K] int8, float8, float16, or float32
     entropy: Tensor  # [n] of the margins, nats
-    total: float  # T, the sum of a joint table
+    total: float  # T, the sum of a joint table of variables without atoms
+    ratio: Tensor | None = None  # [n] float64, sum of a sample's features over that without atoms
 
 
 class Grid:
@@ -144,11 +147,12 @@ class Grid:
         block_t = max(16, 4096 // self.width)
         grid = (n * triton.cdiv(n_inner, block_t),)
         if variables.ranked:
-            table = self._table(n_samples, variables.data.device)
+            atoms = None if variables.atoms is None else Atoms(*(t[columns] for t in variables.atoms))
+            table = self._table(n_samples, variables.data.device, atoms is not None)
             self.launcher.run(
                 gather_kernel,
                 grid,
-                variables.data[columns],
+                table_rows(variables.data[columns], atoms, self.problem.nodes),
                 table.shares,
                 features,
                 n_samples,
@@ -156,7 +160,12 @@ class Grid:
                 W=self.width,
                 BT=block_t,
             )
-            return NodeFeatures(features, table.entropy.expand(n), table.total * n_samples)
+            total = table.total * n_samples
+            if atoms is None:
+                return NodeFeatures(features, table.entropy.expand(n), total)
+            margin, tied = self._margin(features), atoms.number > 0
+            ratio = torch.where(tied, margin.sum(1) / (n_samples * math.sqrt(table.total)), 1.0)
+            return NodeFeatures(features, torch.where(tied, entropy(margin), table.entropy), total, ratio)
         self.launcher.run(
             shares_kernel,
             grid,
@@ -171,9 +180,7 @@ class Grid:
             W=self.width,
             BT=block_t,
         )
-        # In float64, because torch's order of summation depends on the shape.
-        margin = features.sum(1, dtype=torch.float64).view(n, self.width)
-        return NodeFeatures(features, entropy(margin), float(n_samples))
+        return NodeFeatures(features, entropy(self._margin(features)), float(n_samples))
 
     def compute(
         self, left: NodeFeatures, rows: slice, right: NodeFeatures, cols: slice, *, upper: bool
@@ -202,8 +209,20 @@ class Grid:
         )
         if blocks > 1:
             sums = sums.view(n, blocks, k, blocks).sum((1, 3))
+        if left.ratio is not None or right.ratio is not None:  # sum u / r log2 (u / r), since u sums to r G^2
+            one = a.new_ones((), dtype=torch.float64)
+            ratio = one if left.ratio is None else left.ratio[rows, None]
+            ratio = ratio * (one if right.ratio is None else right.ratio[cols])
+            sums = (sums / ratio - g * g * ratio.log2()).float()
         sums.mul_(math.log(2) / g**2)
         return sums.add_((left.entropy[rows] - 2 * math.log(g))[:, None]).add_(right.entropy[cols])
 
-    def _table(self, n_samples: int, device: torch.device) -> ShareTable:
-        return share_table(n_samples, self.problem, self.launcher.precision, device, self.width)
+    def _margin(self, features: Tensor) -> Tensor:
+        """Sums over the samples, `[n, W]`: in float64, because torch's order of summation depends on the shape."""
+        if self.launcher.precision == "fp8":  # which torch does not sum
+            sums = [part.float().sum(1, dtype=torch.float64) for part in features.split(64 * self.width)]
+            return torch.cat(sums).view(-1, self.width)
+        return features.sum(1, dtype=torch.float64).view(-1, self.width)
+
+    def _table(self, n_samples: int, device: torch.device, atoms: bool) -> ShareTable:
+        return share_table(n_samples, self.problem, self.launcher.precision, device, self.width, atoms=atoms)

@@ -84,7 +84,8 @@ def kernel_rows_kernel(
     p_score += i_n * n_samples
     o_i = tl.arange(0, BI)
     m_i = o_i < n_rows
-    b_own = tl.load(p_score + i_first + o_i, m_i, 0.0)
+    # Rows beyond the last one repeat it: another value may be far from all, and its sum 0.
+    b_own = tl.load(p_score + i_first + tl.minimum(o_i, n_rows - 1))
     b_sums = tl.zeros([BI, BJ], dtype=tl.float32)
     for o_first in range(0, n_samples, BJ):
         o_j = o_first + tl.arange(0, BJ)
@@ -122,7 +123,8 @@ class Kde:
 
     def panel(self, variables: Variables, columns: slice) -> Tensor:
         """Scores `[n, M]` float32, scaled so that `k = 2^-(difference^2)`."""
-        return variables.scores(columns) * (math.sqrt(0.5 * math.log2(math.e)) / self.problem.bandwidth)
+        h = self.problem.bandwidth
+        return variables.scores(columns, bandwidth=h) * (math.sqrt(0.5 * math.log2(math.e)) / h)
 
     def compute(self, left: Tensor, rows: slice, right: Tensor, cols: slice, *, upper: bool) -> Tensor:
         x, y = left[rows], right[cols]

@@ -107,7 +107,8 @@ class Renyi2:
 
     def panel(self, variables: Variables, columns: slice) -> Tensor:
         """Scores `[n, M]` float32, scaled so that `k^2 = 2^-(difference^2)`."""
-        return variables.scores(columns) * (math.sqrt(math.log2(math.e)) / self.problem.bandwidth)
+        h = self.problem.bandwidth
+        return variables.scores(columns, bandwidth=h) * (math.sqrt(math.log2(math.e)) / h)
 
     def compute(self, left: Tensor, rows: slice, right: Tensor, cols: slice, *, upper: bool) -> Tensor:
         x, y = left[rows], right[cols]

@@ -28,14 +28,20 @@ RUNGS = tuple(2 ** (-step / 2) for step in range(-1, 7))
 
 CHUNK_ELEMENTS = 2**21
 
+FAR = 1e12
+"""Beyond all scores and standardized values, and below the distances of atoms."""
 
-def leave_one_out_bandwidth(x: Tensor, y: Tensor | None, transform: Transform, seed: int) -> float:
+
+def leave_one_out_bandwidth(
+    x: Tensor, y: Tensor | None, transform: Transform, seed: int, most_atoms: int = 0
+) -> float:
     """Choose the best of a ladder of bandwidths for `kde`, in standard deviations of the transformed variables.
 
     Args:
         x, y: `[M, N]` and `[M, K]` samples (`mikernels.validation.read_values`); without `y`, pairs are within `x`.
         transform: of the samples, see `mikernels.mutual_information`.
         seed: for drawing the 32 pairs and their 256 samples, and for the order of equal values.
+        most_atoms: see `mikernels.transforms.transform_samples`.
 
     Raises:
         ValueError: every pair drawn holds a constant variable.
@@ -46,8 +52,9 @@ def leave_one_out_bandwidth(x: Tensor, y: Tensor | None, transform: Transform, s
         second = (first + step + 1) % x.shape[1]
     else:
         first, second = (torch.randint(v.shape[1], (PAIRS,), generator=generator) for v in (x, y))
-    left = transform_samples(x[:, first.to(x.device)], transform, seed=seed)
-    right = transform_samples((x if y is None else y)[:, second.to(x.device)], transform, seed=seed + 1)
+    left = transform_samples(x[:, first.to(x.device)], transform, seed=seed, most_atoms=most_atoms)
+    others = (x if y is None else y)[:, second.to(x.device)]
+    right = transform_samples(others, transform, seed=seed + 1, most_atoms=most_atoms)
     varying = ~(left.constant | right.constant)
     if not bool(varying.any()):
         raise ValueError(
@@ -56,7 +63,8 @@ def leave_one_out_bandwidth(x: Tensor, y: Tensor | None, transform: Transform, s
     query = torch.randperm(len(x), generator=generator)[:QUERIES].to(x.device)
     bandwidths = [factor * silverman(len(x)) for factor in RUNGS]
     likelihood = torch.zeros(len(RUNGS), dtype=torch.float64, device=x.device)
-    for a, b in zip(left.scores()[varying], right.scores()[varying], strict=True):
+    scores = (v.scores(bandwidth=FAR)[varying] for v in (left, right))
+    for a, b in zip(*scores, strict=True):
         for chunk in cut(len(query), max(1, CHUNK_ELEMENTS // len(x))):
             likelihood += _log_densities(a, b, query[chunk], bandwidths)
     return bandwidths[int(likelihood.argmax())]
@@ -66,5 +74,8 @@ def _log_densities(x: Tensor, y: Tensor, query: Tensor, bandwidths: list[float])
     """Sum of `log f_i` over the samples `query [q]`, up to constants, for each bandwidth: float64 `[H]`."""
     square = (x[query, None] - x).square_() + (y[query, None] - y).square_()  # [q, M]
     square.scatter_(1, query[:, None], math.inf)  # leave the sample itself out
-    logs = [torch.logsumexp(square * (-0.5 / h**2), 1).double() - 2 * math.log(h) for h in bandwidths]
-    return torch.stack(logs).sum(1)
+    # Along the axis of an atom there is a mass instead of a density. A sample that is alone in its atoms says nothing.
+    axes = (x[query] < FAR).double() + (y[query] < FAR)
+    alone = square.amin(1) > FAR
+    logs = [torch.logsumexp(square * (-0.5 / h**2), 1).double() - axes * math.log(h) for h in bandwidths]
+    return torch.stack(logs).masked_fill_(alone, 0.0).sum(1)

@@ -3,6 +3,14 @@
 For `(X, Y)` normal with correlation rho, I = -1/2 log(1 - rho^2). The curve maps the mean estimate for such
 variables, at the same M and options, to I. For other dependence it removes the bias that they have in common: the
 offset for independent variables and the smoothing of a ridge.
+
+Tables of atoms (`mikernels.atoms`) have no smoothing to correct. To `grid` and `kde` of independent variables chance
+adds `(c - 1) (d - 1) / 2M` nats: Miller's bias of a table of c by d cells, where smoothed cells count as
+`c = 1/M sum_i k(0) / mean_j k_ij`. That is removed from pairs with atoms, and the curve has the weight of the samples
+that would lie outside of the atoms of both, if these were independent.
+
+Source: G. A. Miller, Note on the bias of information estimates, in: H. Quastler (ed.), Information Theory in
+Psychology, 1955, pp. 95-100.
 """
 
 from typing import NamedTuple
@@ -13,8 +21,10 @@ from torch import Tensor
 from mikernels.caches import cached
 from mikernels.method import run_tiles
 from mikernels.options import Precision, Problem
+from mikernels.pairs import Block
 from mikernels.tables.gaussian import gaussian_nats, tabulated_estimates
-from mikernels.transforms import transform_samples
+from mikernels.tables.node_shares import cells_of_levels, level_of
+from mikernels.transforms import Variables, transform_samples
 
 LEAST_SLOPE = 0.1
 """An estimate that rises by less than this per nat has saturated; beyond that point the slope of the curve is 1."""
@@ -43,6 +53,46 @@ class Curve(NamedTuple):
         below, above = value - raw[0] + nats[0], value - raw[-1] + nats[-1]
         mapped = torch.where(value < raw[0], below, torch.where(value > raw[-1], above, inside))
         return mapped.to(mi.dtype)
+
+
+class Calibration:
+    """The curve for the pairs of two sets of variables, and what pairs with atoms need besides."""
+
+    def __init__(self, x: Variables, y: Variables, problem: Problem) -> None:
+        self.curve = gaussian_curve(x.n_samples, problem, x.data.device)
+        self.atoms = x.atoms is not None or y.atoms is not None
+        if self.atoms:
+            self.n_samples, self.counts = x.n_samples, problem.estimator in ("grid", "kde")
+            self.shares = x.continuous_share, y.continuous_share
+            self.cells = _cells(x, problem, self.curve), _cells(y, problem, self.curve)
+
+    def __call__(self, block: Block) -> Tensor:
+        """The block's estimates, mapped to nats."""
+        row, col, raw = block
+        if not self.atoms:
+            return self.curve(raw)
+        rows, cols = slice(row, row + raw.shape[0]), slice(col, col + raw.shape[1])
+        weight = (self.shares[0][rows, None] * self.shares[1][cols]).float()
+        if not self.counts:
+            return raw.lerp(self.curve(raw), weight)
+        chance = (self.cells[0][rows, None] - 1) * (self.cells[1][cols] - 1) / (2 * self.n_samples)
+        chance = torch.where(weight < 1, chance, 0.0).float()
+        # The curve expects the chance part of variables without atoms.
+        with_usual = raw - torch.where(weight < 1, chance - self.curve.raw[0].float(), 0.0)
+        return (raw - chance).lerp(self.curve(with_usual), weight)
+
+
+def _cells(variables: Variables, problem: Problem, curve: Curve) -> Tensor:
+    """As many cells as chance sees in each variable, `[N]` float64."""
+    n_samples, atoms = variables.n_samples, variables.atoms
+    if problem.estimator == "grid":
+        smooth = cells_of_levels(n_samples, problem).to(variables.data.device)
+    else:
+        smooth = (1 + (2 * n_samples * curve.raw[:1].clamp(min=0)).sqrt()).expand(1)
+    if atoms is None:
+        return smooth[:1].expand(len(variables))
+    level = level_of(atoms, problem.nodes) if problem.estimator == "grid" else torch.zeros_like(atoms.number)
+    return atoms.number + torch.where(atoms.rest > 0, smooth[level], 0.0)
 
 
 @cached(maxsize=32)

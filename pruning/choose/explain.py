@@ -101,9 +101,7 @@ def explain(
     dropped = complement(kept, ffn.width)
     mi = evidence.mi_between(dropped, kept, settings)
     best = mi.max(1)
-    null = null_threshold(
-        "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes
-    )
+    null = null_threshold("null:0.999", statistics.sample, estimator=settings.estimator, nodes=settings.nodes)
     return PrunedLayer(
         name=ffn.name,
         kept=kept,

@@ -147,7 +147,7 @@ def _threshold(evidence: Evidence, settings: Settings) -> float:
     if isinstance(settings.threshold, str):
         return null_threshold(
             settings.threshold,
-            len(evidence.statistics.sample),
+            evidence.statistics.sample,
             estimator=settings.estimator,
             nodes=settings.nodes,
         )

@@ -25,7 +25,7 @@ def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> 
     """
     levels = []
     for layer in evidence:
-        floor = null_threshold("null:0.5", len(layer.statistics.sample), estimator=estimator, nodes=nodes)
+        floor = null_threshold("null:0.5", layer.statistics.sample, estimator=estimator, nodes=nodes)
         levels.append(max(layer.median_mi - floor, 0.0))
     return roots(levels)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,29 +11,68 @@ from benchmarks.accuracy import estimators, truths
 from benchmarks.accuracy.cases import CASES
 from benchmarks.publish import accuracy as page
 
+NEW_FAMILIES = {"tied", "discrete", "rapid"}
+
 
 def test_both_halves_have_every_family():
     families = {case.family for case in CASES}
     for half in ("tuning", "reported"):
-        assert {case.family for case in CASES if case.half == half} == families
+        assert {case.family for case in CASES if case.half == half} | NEW_FAMILIES == families
     assert len(CASES) >= 26
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+def places(values, bins):
+    """A cell for each value that many samples share, and `bins` cells for the ranks of the others."""
+    distinct, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    if len(distinct) < 64:
+        return inverse
+    often = counts >= len(values) // 100
+    cells = torch.where(often, often.cumsum(0) + bins, 0)[inverse]
+    rest = cells == 0
+    cells[rest] = values[rest].argsort().argsort() * bins // max(1, int(rest.sum()))
+    return cells.unique(return_inverse=True)[1]
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_draws_are_finite_and_follow_the_truth(case):
-    """A sample of 4,000 and a plain histogram of its ranks: at most the truth, and not far below."""
-    x, y = case.draw(torch.Generator().manual_seed(0), 4000)
-    assert x.shape == y.shape == (4000,)
+    """A sample and a plain histogram of its values and ranks: at most the truth, and not far below."""
+    n, bins = (20_000, 64) if case.family == "rapid" else (4000, 24)
+    x, y = case.draw(torch.Generator().manual_seed(0), n)
+    assert x.shape == y.shape == (n,)
     assert x.isfinite().all()
     assert y.isfinite().all()
-    bins = 24
-    place = x.argsort().argsort() * bins // 4000 * bins + y.argsort().argsort() * bins // 4000
-    share = torch.bincount(place, minlength=bins**2).double() / 4000
-    plug_in = float(torch.special.xlogy(share, share * bins**2).sum())
-    bias = (bins - 1) ** 2 / (2 * 4000)
+    a, b = places(x, bins), places(y, bins)
+    counts = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64)
+    share = counts.index_put_((a, b), torch.ones(n, dtype=torch.float64), accumulate=True) / n
+    product = share.sum(1, keepdim=True) * share.sum(0)
+    plug_in = float(torch.special.xlogy(share, share / product).sum())
+    bias = (len(counts) - 1) * (counts.shape[1] - 1) / (2 * n)
     assert plug_in - bias < case.mi + 0.05
+    if case.family in ("tied", "discrete"):
+        assert plug_in - bias > case.mi - 0.08
     assert plug_in > 0.6 * min(case.mi, math.log(bins))
+
+
+ALL = (-math.inf, math.inf, False)
+
+
+def test_pieces_of_a_gaussian_pair():
+    """Cut in pieces it is the same; its signs agree with probability 1/2 + asin(rho) / pi; small steps keep all."""
+    cut = ((-math.inf, -0.3, False), (-0.3, 1.1, False), (1.1, math.inf, False))
+    assert truths.in_pieces(0.8, cut, (ALL,)) == pytest.approx(truths.gaussian(0.8), abs=1e-9)
+    signs = ((-math.inf, 0.0, True), (0.0, math.inf, True))
+    agree = 0.5 + math.asin(0.7) / math.pi
+    binary = math.log(2) - truths.entropy([agree, 1 - agree])
+    assert truths.in_pieces(0.7, signs, signs) == pytest.approx(binary, abs=1e-9)
+    # Each value of one, and the sign of the other given it: by the trapezoidal rule.
+    y = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    p = torch.special.ndtr(-0.7 * y / math.sqrt(1 - 0.49))
+    terms = torch.special.xlogy(p, 2 * p) + torch.special.xlogy(1 - p, 2 * (1 - p))
+    weight = torch.exp(-0.5 * y.square()) / math.sqrt(2 * math.pi) * (y[1] - y[0])
+    assert truths.in_pieces(0.7, signs, (ALL,)) == pytest.approx(float(weight @ terms), abs=1e-9)
+    steps = [(0.1 * k, 0.1 * (k + 1), True) for k in range(-90, 90)]
+    assert truths.in_pieces(0.5, steps, steps, 8) == pytest.approx(truths.gaussian(0.5), abs=1e-3)
 
 
 def clayton_density(log_u, log_v, theta=0.8):
@@ -100,6 +140,12 @@ def test_same_draws_for_every_estimator():
     assert not torch.equal(first[0], run.draws(CASES[3], 50, 2, seed=2)[0])
 
 
+def test_ties_of_x_and_y_are_ordered_independently():
+    """Mostly-zero columns whose zeros are in one order on both sides would seem to share most of their information."""
+    x, y = torch.relu(torch.randn(2, 2000, 3, generator=torch.Generator().manual_seed(0)) - 1).unbind(0)
+    assert estimators.ESTIMATORS["Gaussian"](x, y).max() < 0.01
+
+
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(estimators.PACKAGES, "KSG", "no_such_package")
     assert estimators.missing_package("KSG") == "no_such_package"
@@ -123,3 +169,33 @@ def test_rows_make_tables():
     assert f"{rmse:.4f} (" in line
     assert "B-spline" not in page.summary_table(errors)
     assert "gaussian 0.9" in page.case_table(errors, 60, ("Gaussian",))
+
+
+def test_ratios_have_intervals_by_group():
+    cases = [
+        case
+        for case in CASES
+        if case.name in ("gaussian 0.6", "gaussian 0.1", "shared mask 0.5", "shared mask 0.2")
+    ]
+    rows = []
+    for name, seed in (("adaptive", 0), ("KSG", 1)):
+        result = run.measure(estimators.ESTIMATORS["adaptive"], cases, 60, 4, seed=seed)
+        rows.append({"case": {"estimator": name, "M": 60}, "result": result})
+    errors = page.by_estimator(rows)
+    assert errors["adaptive", 60].reported("tied").names.tolist() == ["shared mask 0.5", "shared mask 0.2"]
+    ours, theirs = (page.mean_rmse(errors[name, 60].reported("tied").values) for name in ("adaptive", "KSG"))
+    line = next(x for x in page.ratio_table(errors).splitlines() if "2 tied" in x)
+    assert f"{ours / theirs:.2f} (" in line
+    low, high = page.ratio_interval(*(errors[n, 60].reported("tied").values for n in ("adaptive", "KSG")))
+    assert low <= ours / theirs <= high
+    same = errors["KSG", 60].reported("continuous").values
+    assert page.ratio_interval(same, same) == (1, 1)
+
+
+def test_spread_is_compared_with_a_rule():
+    """Draws whose spread is twice the rule for a mutual information of 1/2 log 4/3, whose correlation is 1/2."""
+    truth = np.full(3, 0.5 * math.log(4 / 3))
+    values = np.array([[1.0, -1.0]] * 3) * (2 * 0.5 / math.sqrt(100)) / math.sqrt(2)
+    names = np.array(list("abc"))
+    found = page.Errors(names, names, names, truth, values)
+    assert page.spread_table({("adaptive", 100): found}).splitlines()[-1].count("2.00") == 5

@@ -7,6 +7,7 @@ import torch
 
 from mikernels import mutual_information, pairs_above, top_pairs
 from mikernels.adaptive import refinement
+from mikernels.adaptive.histograms import finest_cells
 from mikernels.engine import choose_implementation
 from mikernels.options import resolve
 from mikernels.reference.adaptive import TAKEOVERS
@@ -149,8 +150,7 @@ def test_auto_chooses_the_kernels_on_a_gpu():
 
 
 def test_refining_pairs_together_or_one_by_one_gives_the_same():
-    ranks = transform_samples(torch.cat(strong(2000), dim=1), "rank", seed=0).data
-    cells = refinement.finest_cells(ranks)
+    cells = finest_cells(transform_samples(torch.cat(strong(2000), dim=1), "rank", seed=0))
     coarse = torch.tensor([[0.0, 0.3, 1.0, 2.2, 3.2, 3.2]]).expand(6, 6).contiguous()
     together, one_by_one = coarse.clone(), coarse.clone()
     refinement.refine(together, cells, cells, CELLS[1:], strip=2**24, upper=False)

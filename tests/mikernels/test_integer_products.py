@@ -122,7 +122,7 @@ def test_table_uses_the_full_range_of_8_bits(n_samples, nodes, bandwidth):
 def test_table_entries_are_within_one_of_the_shares(n_samples, nodes, bandwidth):
     problem = make_problem("grid", nodes, bandwidth, n_samples)
     table, row_sum = integer_table(n_samples, problem)
-    shares = node_shares(normal_scores(n_samples), problem)
+    shares = node_shares(normal_scores(n_samples) + 0j, problem)
     assert (table - row_sum * shares).abs().max() < 1
 
 
@@ -130,7 +130,7 @@ def test_table_entries_are_within_one_of_the_shares(n_samples, nodes, bandwidth)
 def test_table_margins_are_no_further_off_than_by_random_rounding(n_samples, nodes, bandwidth):
     problem = make_problem("grid", nodes, bandwidth, n_samples)
     table, row_sum = integer_table(n_samples, problem)
-    shares = node_shares(normal_scores(n_samples), problem)
+    shares = node_shares(normal_scores(n_samples) + 0j, problem)
     assert (table.double() - row_sum * shares).sum(0).abs().max() < n_samples**0.5
 
 

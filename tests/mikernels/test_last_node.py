@@ -24,7 +24,8 @@ def test_matrix_has_the_bits_of_whole_tables(n_samples, nodes, n_variables):
     features = table.T[:, variables.data].double()  # [G, n, M], whose products are exact
     joint = torch.einsum("aim,bjm->aibj", features, features).int()
     entropy = Grid(problem, integers=True).panel(variables, slice(0, n_variables)).entropy
-    expected = joint_to_mi(joint, float(row_sum) ** 2 * n_samples, entropy, entropy)
+    total = torch.tensor(float(row_sum) ** 2 * n_samples, dtype=torch.float64)
+    expected = joint_to_mi(joint, total, entropy, entropy)
     upper = torch.ones(n_variables, n_variables, dtype=torch.bool).triu()
     assert torch.equal(mutual_information(x, nodes=nodes, precision="int8")[upper], expected[upper])
 

@@ -122,6 +122,22 @@ def test_estimates_of_another_estimator_or_size_are_refused(tmp_path):
         null.p_value(torch.load(tmp_path / "mi.pt", weights_only=True))
 
 
+def test_estimates_of_columns_with_atoms_are_refused():
+    """Two thirds of them would exceed the quantile of 0.95. `shifted_null` has the tables of the data."""
+    x = gaussian(500, 30).relu()
+    null, shifted = null_distribution(500, draws=10_000), shifted_null(x, draws=10_000)
+    mi = mutual_information(x)
+    assert (off_diagonal(mi) > null.quantile(0.95)).float().mean() > 0.3
+    for estimates in (mi, mutual_information(gaussian(500, 2), x), top_pairs(x, 3).mi):
+        with pytest.raises(
+            ValueError, match=r"mi: expected estimates of columns without a value .* shifted_null"
+        ):
+            null.p_value(estimates)
+        assert shifted.p_value(estimates).shape == estimates.shape
+    assert abs((off_diagonal(shifted.p_value(mi)) < 0.05).float().mean() - 0.05) < 0.03
+    assert null.p_value(mutual_information(gaussian(500, 2))).shape == (2, 2)
+
+
 def test_a_compiled_matrix_has_p_values():
     compiled = torch.compile(lambda x: mutual_information(x).clone(), backend="eager", fullgraph=True)
     x = gaussian(64, 4)

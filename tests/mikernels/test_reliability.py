@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mikernels import Reliability, samples_for, split_half_reliability
-from mikernels.statistics.reliability import _spearman
+from mikernels.statistics.reliability import _extrapolated, _spearman
 
 from samples import correlated, gaussian
 
@@ -41,6 +41,36 @@ def test_rule_for_samples():
     assert samples_for(Reliability(4000, 1.0, 1.0)) == 2000
 
 
+def test_two_sizes_give_the_line_through_them():
+    """1 / r = 1.25 + b / M with r = 0.5 at M / 2 (b = 3 M / 8): 0.364 at M / 4, 0.615 at M, and 0.8 in the limit."""
+    quarters = 1 / (1.25 + 4 * 0.375)
+    reliability = _extrapolated(4000, 0.5, quarters)
+    assert reliability.full == pytest.approx(1 / (1.25 + 0.375))
+    assert reliability.limit == pytest.approx(0.8)
+    assert samples_for(reliability, 1 / (1.25 + 0.375)) in (4000, 4001)
+    with pytest.raises(ValueError, match=r"target: expected less than 0\.8, to which the agreement tends"):
+        samples_for(reliability, 0.81)
+    # The noise of an average: a is 1, as from halves alone.
+    for of_quarters in (None, 1 / 3, 0.34 / 1.1):
+        assert _extrapolated(4000, 0.5, of_quarters).full == pytest.approx(2 / 3)
+    # More samples did not help.
+    assert _extrapolated(4000, 0.5, 0.6).full == pytest.approx(0.5)
+
+
+def test_groups_stay_together():
+    """60 documents, each with a factor of its own for every pair: rows of one document agree, documents do not."""
+    rows, documents = 50, 60
+    labels = torch.arange(documents).repeat_interleave(rows)
+    factor = gaussian(documents, 24, 1)[labels]
+    x = gaussian(rows * documents, 24, 2) + 3 * factor
+    together, apart = split_half_reliability(x, groups=labels), split_half_reliability(x)
+    assert apart.halves > together.halves + 0.2
+    assert abs(together.halves) < 0.25
+    assert together.n_samples == rows * documents
+    assert split_half_reliability(x, groups=labels.tolist()) == together
+    assert split_half_reliability(x[:100], groups=labels[:100].numpy()).quarters is None  # two documents
+
+
 def test_spearman_shares_ranks_of_equal_values():
     a = torch.tensor([0.0, 0.0, 1.0, 2.0])
     b = torch.tensor([3.0, 4.0, 5.0, 5.0])
@@ -54,6 +84,12 @@ def test_bad_input():
         split_half_reliability(gaussian(15, 4))
     with pytest.raises(ValueError, match="x: expected at least 3 variables"):
         split_half_reliability(gaussian(50, 2))
+    with pytest.raises(ValueError, match="groups: expected one label for each of 50 samples, got shape"):
+        split_half_reliability(gaussian(50, 4), groups=[0, 1])
+    with pytest.raises(
+        ValueError, match=r"groups: expected groups that fill two halves .* got halves of 50 and 0"
+    ):
+        split_half_reliability(gaussian(50, 4), groups=[7] * 50)
     with pytest.raises(ValueError, match="got the same value for all"):
         split_half_reliability(torch.ones(50, 4))
     with pytest.raises(ValueError, match="target: expected a correlation between 0 and 1, got 1"):
