@@ -1,7 +1,7 @@
 """Text that a causal model writes itself: calibration that covers what the model knows.
 
 Nothing but the model is needed. Every second sample begins in the model's own way; that alone would be mostly what the
-model writes unasked, such as conversations. The others begin with the openers of many kinds of text.
+model writes unasked, such as conversations. The others begin with the openers of many kinds of prose.
 """
 
 import math
@@ -33,38 +33,29 @@ OPENERS = (
     "The president said on Tuesday that",
     "The city of",
     "Abstract. In this paper, we",
-    "Once upon a time,",
-    "def main():",
-    "Dear Sir or Madam,",
-    "Question:",
-    "The court held that",
-    "He was born in",
     "Police said",
-    "I bought this",
-    "#include <stdio.h>",
-    "Patients with",
-    "The team won",
-    "Shares of the company fell after",
-    '"I don\'t know," she said.',
-    "How to",
-    "The species is found in",
-    "Theorem 1.",
-    "<!DOCTYPE html>",
-    "The war began when",
-    "Ingredients:",
-    "My name is",
+    "He was born in",
+    "The court held that",
+    "According to a report published on Monday,",
     "The film was directed by",
-    "SELECT",
+    "Patients with",
+    "Once upon a time,",
+    "Shares of the company",
+    "The species is found in",
+    "The team won",
+    "The war began",
+    "She is an American",
     "In economics,",
-    "# Introduction",
-    "Chapter 1",
-    "Subject: Re:",
-    "function",
+    '"I don\'t know," she said.',
     "The history of",
-    "According to a study,",
+    "WASHINGTON (AP) —",
+    "How to",
+    "Dear Sir or Madam,",
+    "I bought this",
 )
-"""Beginnings of news, encyclopedias, science, law, fiction, letters, advice, reviews and code, in an order in which the
-first few differ. None ends with a space, behind which tokenizers would not go on as in a text."""
+"""Beginnings of prose: news, encyclopedias, science, law, fiction, advice, letters and reviews, in an order in which the
+first few differ. Code and technical text are what the other half of the default calibration is. None ends with a space,
+behind which tokenizers would not go on as in a text."""
 
 
 @dataclass(frozen=True)
