@@ -53,8 +53,8 @@ OPENERS = (
     "Dear Sir or Madam,",
     "I bought this",
 )
-"""Beginnings of prose: news, encyclopedias, science, law, fiction, advice, letters and reviews, in an order in which the
-first few differ. Code and technical text are what the other half of the default calibration is. None ends with a space,
+"""Beginnings of prose: news, encyclopedias, science, law, fiction, advice, letters and reviews, in an order in which
+the first few differ. Code and technical text are the other half of the default calibration. None ends with a space,
 behind which tokenizers would not go on as in a text."""
 
 
