@@ -28,7 +28,7 @@ BAR = re.compile(rb"prune +:.* (\d+)/\d+ ")
 
 
 UNTIL = 3
-"""Layers of the run in memory if its result is there already: enough for its peak, which the first ones have."""
+"""Layers of the run in memory if its result is there already; the peak of a whole run is at least as high."""
 
 
 class Run(NamedTuple):
