@@ -1,5 +1,6 @@
 """Memory that goes back to the system."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -29,7 +30,9 @@ print(resident() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep no holes, or say not")
 def test_holes_between_small_tensors_are_given_back():
-    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", HOLES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     kept, after = map(float, done.stdout.split())
     assert kept > 100
     assert after < 20
