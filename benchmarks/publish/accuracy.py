@@ -194,6 +194,8 @@ def error_table(errors: Table) -> str:
         if found is None:
             return ""
         values = found.half(half).values
+        if not np.isfinite(values).all():  # KSG with several equal samples
+            return "infinite"
         bounds = " ({:.4f} to {:.4f})".format(*interval(values)) if half == "reported" else ""
         return f"{mean_rmse(values):.4f}{bounds}"
 
