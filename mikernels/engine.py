@@ -12,17 +12,21 @@ from mikernels import reference
 from mikernels.method import Method, run_tiles
 from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
+from mikernels.ranks import ALONE, Ranks
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.tuning.calibration import gaussian_curve
 from mikernels.validation import read_values, require_float64
 
 
-def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Block]:
+def compute_blocks(
+    x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE
+) -> Iterator[Block]:
     """Blocks of the matrix of `x [M, N]` with itself or with `y [M, K]`, on their device.
 
     Args:
         options: resolved (`mikernels.options.resolve`).
+        ranks: processes that have the same samples and options, and share out the blocks.
 
     Raises:
         ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
@@ -41,10 +45,10 @@ def compute_blocks(x: Tensor, y: Tensor | None, options: Options) -> Iterator[Bl
     problem = Problem(options["estimator"], options["nodes"], _bandwidth(x, y, options))
     curve = gaussian_curve(xs.n_samples, problem, x.device) if options["calibrate"] else None
     if impl == "reference":
-        blocks = iter([_reference_block(xs, columns, problem)])
+        blocks = iter([_reference_block(xs, columns, problem)] if ranks.is_first else [])
     else:
         method = _load_method(problem, impl, precision, x.device, options["autotune"])
-        blocks = run_tiles(method, xs, ys, options["memory_budget"])
+        blocks = run_tiles(method, xs, ys, options["memory_budget"], ranks)
     for row, col, raw in blocks:
         mi = raw if curve is None else curve(raw)
         mi.masked_fill_(xs.constant[row : row + mi.shape[0], None], 0.0)

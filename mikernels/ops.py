@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mikernels.engine import compute_blocks
 from mikernels.isolation import isolated
-from mikernels.options import SCHEMA, from_operator
+from mikernels.options import SCHEMA, Options, from_operator
 from mikernels.pairs import Pairs, best_pairs, fill_matrix, pairs_over
 from mikernels.provenance import provenance_of, remember
+from mikernels.ranks import ALONE, Ranks, checksum
 
 INPUTS = f"Tensor x, Tensor? y, {SCHEMA}"
 
@@ -35,13 +36,30 @@ def _empty_pairs(x: Tensor, n_pairs: int | torch.SymInt) -> Pairs:
     return Pairs(first, second, x.new_empty(n_pairs, dtype=torch.float32))
 
 
-@torch.library.impl("mikernels::mutual_information", "CompositeExplicitAutograd")
 @isolated()
-def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
-    chosen = from_operator(options)
-    mi = fill_matrix(compute_blocks(x, y, chosen), _empty_matrix(x, y), symmetric=y is None)
-    remember(mi, provenance_of(chosen, len(x)))
+def matrix(x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE) -> Tensor:
+    """The matrix for resolved options.
+
+    Args:
+        ranks: processes that share out its blocks; all of them get the whole matrix.
+
+    Raises:
+        ValueError: see `mikernels.mutual_information`; or the processes have other samples or options.
+        RankError: another process cannot be reached.
+    """
+    mi = _empty_matrix(x, y)
+    if ranks.count > 1:
+        ranks.check_same({"x": checksum(x), "y": None if y is None else checksum(y)} | options)
+        mi.fill_(-0.0)  # plus which every number is itself
+    fill_matrix(compute_blocks(x, y, options, ranks), mi, symmetric=y is None)
+    ranks.add(mi)
+    remember(mi, provenance_of(options, len(x)))
     return mi
+
+
+@torch.library.impl("mikernels::mutual_information", "CompositeExplicitAutograd")
+def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
+    return matrix(x, y, from_operator(options))
 
 
 @torch.library.register_fake("mikernels::mutual_information")
