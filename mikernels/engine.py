@@ -19,9 +19,7 @@ from mikernels.tuning.calibration import gaussian_curve
 from mikernels.validation import read_values, require_float64
 
 
-def compute_blocks(
-    x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE
-) -> Iterator[Block]:
+def compute_blocks(x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE) -> Iterator[Block]:
     """Blocks of the matrix of `x [M, N]` with itself or with `y [M, K]`, on their device.
 
     Args:

@@ -23,6 +23,7 @@ class Ranks:
     all others raise a `RankError` with its message instead of waiting for it. With one process every method is trivial.
 
     Attributes:
+        group: of `torch.distributed`; None for this process alone.
         index: the rank of this process, from 0.
         count: how many processes there are.
 
@@ -33,7 +34,7 @@ class Ranks:
 
     def __init__(self, group: Any = None) -> None:
         """Args: group: of `torch.distributed`; None for this process alone."""
-        self.index, self.count, self._group = 0, 1, group
+        self.index, self.count, self.group = 0, 1, group
         if group is None:
             return
         if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
@@ -79,7 +80,10 @@ class Ranks:
         if self.count > 1:
             self._vote()
             for tensor in tensors:
-                self._exchange(dist.all_reduce, tensor)
+                dense = tensor.contiguous()
+                self._exchange(dist.all_reduce, dense)
+                if dense is not tensor:
+                    tensor.copy_(dense)
 
     def total(self, number: float) -> float:
         """The sum of a number over all processes, exact for integers below 2^53."""
@@ -187,12 +191,12 @@ class Ranks:
             RankError: it fails.
         """
         try:
-            call(*arguments, group=self._group, **options)
+            call(*arguments, group=self.group, **options)
         except RuntimeError as error:
             raise _known_to_all(
                 RankError(
-                    f"process_group: expected an answer of all {self.count} processes, got an error, as when one of them "
-                    f"has ended: {str(error).split('. ')[0].strip()}"
+                    f"process_group: expected an answer of all {self.count} processes, got an error, as when one of "
+                    f"them has ended: {str(error).split('. ')[0].strip()}"
                 )
             ) from error
 

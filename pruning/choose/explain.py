@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.choose.evidence import Evidence
 from pruning.choose.scores import magnitude, saliency_of
 from pruning.model.ffn import FFN
@@ -92,9 +93,14 @@ class PrunedLayer:
 
 
 def explain(
-    ffn: FFN, evidence: Evidence, kept: Tensor, sensitivity: float, settings: Settings
+    ffn: FFN,
+    evidence: Evidence,
+    kept: Tensor,
+    sensitivity: float,
+    settings: Settings,
+    ranks: Ranks = ALONE,
 ) -> PrunedLayer:
-    """Describe the selection of the neurons `kept` in one layer."""
+    """Describe the selection of the neurons `kept` in one layer; `ranks` share out its mutual information."""
     statistics = evidence.statistics
     dropped = complement(kept, ffn.width)
     if not statistics.is_enough:
@@ -114,7 +120,7 @@ def explain(
             sensitivity,
             statistics.n_tokens,
         )
-    mi = evidence.mi_between(dropped, kept, settings)
+    mi = evidence.mi_between(dropped, kept, settings, ranks)
     best = mi.max(1)
     null = null_threshold(
         "null:0.999", len(statistics.sample), estimator=settings.estimator, nodes=settings.nodes

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.choose import sensitivity
 from pruning.choose.budget import BLOCK, allocate, kept_width
 from pruning.choose.candidates import divergences
@@ -69,15 +70,24 @@ def decide(
 
 
 def select(
-    ffn: FFN, evidence: Evidence, width: int, sensitivity: float, settings: Settings, *, seed: int
+    ffn: FFN,
+    evidence: Evidence,
+    width: int,
+    sensitivity: float,
+    settings: Settings,
+    *,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> PrunedLayer:
     """Select the neurons to keep in one layer, and explain the selection.
 
     Args:
         width, sensitivity, seed: see `Decision`.
+        ranks: processes that have the same evidence: the first one selects, and all explain.
     """
-    (kept,) = _kept(ffn, evidence, width, settings, [seed])
-    return explain(ffn, evidence, kept, sensitivity, settings)
+    device = ffn.output.weight.device
+    (kept,) = ranks.tensors_from_first(lambda: _kept(ffn, evidence, width, settings, [seed]), device)
+    return explain(ffn, evidence, kept, sensitivity, settings, ranks)
 
 
 def _widths(

@@ -162,6 +162,7 @@ def capture(
     sample_size: int,
     seed: int = 0,
     among: Sequence[FFN] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Statistics]:
     """Run the model over batches of tokens `[B, L]` and record the statistics of some FFNs; padding does not count.
 
@@ -169,12 +170,13 @@ def capture(
         sample_size: M, tokens to keep per FFN: `sample_size x N` values in the model's dtype.
         seed: of the sample.
         among: all FFNs that are captured, in this run of the model or in others.
+        ranks: processes that have batches of their own; all get the statistics of all batches.
 
     Raises:
         ValueError: NaN or infinite activations (the message names the layer), or an FFN that no token reaches and that
             is not an expert.
     """
-    recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
+    recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
     n_tokens = dict.fromkeys(ffns if among is None else among, 0)
 
     def observe(part: Neurons) -> None:
@@ -189,6 +191,8 @@ def capture(
             with observed_neurons(model, list(n_tokens), Masks.of(inputs), observe):
                 body(**inputs, **without_cache(body))
     statistics = [recorder.finish() for recorder in recorders.values()]
+    counts = zip(*ranks.gather(list(n_tokens.values())), strict=True)
+    n_tokens = {ffn: sum(found) for ffn, found in zip(n_tokens, counts, strict=True)}
     reached = {ffn.kind for ffn, count in n_tokens.items() if count}
     for ffn in ffns:
         if ffn.kind not in reached:
