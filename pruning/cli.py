@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
 from pruning.from_disk import prune_folder
-from pruning.model.device import find_device
+from pruning.launch import Launch
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
 from pruning.model.precision import computing_dtype, set_dtypes, weight_dtypes
@@ -66,10 +66,13 @@ def main(argv: list[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        saved = _Saved(args.save_statistics)
+        saved, launch = _Saved(args.save_statistics), Launch()
         try:
-            with warnings_in_one_line(quiet=args.quiet) as warned:
-                _run(args, saved, warned)
+            with (
+                warnings_in_one_line(quiet=args.quiet or not launch.is_first) as warned,
+                launch.joined(args.device) as device,
+            ):
+                _run(args, saved, warned, launch, device)
             sys.stdout.flush()
         except KeyboardInterrupt:
             print(f"mi-prune: interrupted{saved}", file=sys.stderr)
@@ -79,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
                 traceback.print_exc()
             if isinstance(error, BrokenPipeError):
                 discard_output()
-            print(f"mi-prune: {describe(error)}{saved}", file=sys.stderr)
+            if launch.may_speak():
+                print(f"mi-prune: {describe(error)}{saved}", file=sys.stderr, flush=True)
             return 1
     return 0
 
@@ -105,7 +109,7 @@ class _Saved:
         return (status.st_ino, status.st_mtime_ns) if status is not None else None
 
 
-def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
+def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Launch, device: str) -> None:
     start = time.perf_counter()
     # Find every error in the input before the first long step.
     options = {f.name: getattr(args, f.name) for f in fields(Settings)}
@@ -116,7 +120,6 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     settings = Settings(**options)
     if args.evaluation_tokens < 1:
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
-    device = find_device(args.device)
     calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
     out = Path(args.out)
@@ -131,7 +134,9 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     if args.resume and not args.from_disk:
         raise ValueError("--resume: expected --from-disk with it, got none")
     if args.from_disk:
-        report = _prune_from_disk(args, settings, calibration, device, warned)
+        report = _prune_from_disk(args, settings, calibration, warned, launch, device)
+        if not launch.is_first:
+            return
         saved.out = out
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
         print(
@@ -163,22 +168,23 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     dry_save(model, tokenizer)
     if args.prompt is not None:
         check_prompt(args.prompt, model, tokenizer)
-    if not args.quiet:
+    if launch.is_first and not args.quiet:
         print(
             f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
             f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {1 - settings.ratio:.0%} of their neurons"
         )
     check_output(out, needed_bytes=weight_bytes(model), force=args.force)
-    progress = not args.quiet
+    progress = launch.is_first and not args.quiet
     # Own samples that the model is not calibrated on; `^`, because the largest seed has no next one.
     other = replace(settings, seed=settings.seed ^ 1)
     texts: dict[str, Windows] = {}
-    for source, weight in evaluation:
+    for source, weight in evaluation if launch.is_first else ():
         n_tokens = int(args.evaluation_tokens * weight / sum(w for _, w in evaluation))
         texts[source.name] = text_windows(
             model, tokenizer, [(source, 1.0)], other, n_tokens=n_tokens, progress=progress
         )
-    conditions = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
+    prompt = args.prompt if launch.is_first else None
+    conditions: Any = {"prompt": prompt, "batch_size": settings.batch_size, "progress": progress}
     dense = evaluate(model, tokenizer, texts, name="dense", **conditions)
     # Keeps the dense weights of the FFNs in memory until the speed is measured.
     dense_weights = take_snapshot(ffns) if texts else None
@@ -189,8 +195,11 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         statistics=args.statistics,
         save_statistics=args.save_statistics,
         settings=settings,
+        process_group=launch.group,
         progress=progress,
     )
+    if not launch.is_first:
+        return
     if computing != stored:  # evaluate the values that will be saved
         set_dtypes(model, stored_dtypes, stored)
         set_dtypes(model, {}, computing)
@@ -254,8 +263,9 @@ def _prune_from_disk(
     args: argparse.Namespace,
     settings: Settings,
     calibration: Calibration,
-    device: str,
     warned: list[str],
+    launch: Launch,
+    device: str,
 ) -> Report:
     """Prune with one layer in memory at a time.
 
@@ -277,7 +287,8 @@ def _prune_from_disk(
         trust_remote_code=args.trust_remote_code,
         force=args.force,
         resume=args.resume,
-        progress=not args.quiet,
+        process_group=launch.group,
+        progress=launch.is_first and not args.quiet,
         notes={"warnings": warned},
     )
 
