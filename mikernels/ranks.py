@@ -119,13 +119,14 @@ class Ranks:
         self._exchange(dist.broadcast_object_list, box, group_src=0, device=self._device)
         return box[0]
 
-    def tensors_from_first(
-        self, make: Callable[[], Sequence[Tensor]], device: torch.device
-    ) -> Sequence[Tensor]:
-        """The same for tensors, which come to `device`."""
+    def each_once(
+        self, makes: Sequence[Callable[[], Sequence[Tensor]]], device: torch.device
+    ) -> list[Sequence[Tensor]]:
+        """What each of the functions returns, tensors on `device`; one process calls it, the first one the first."""
         if self.count == 1:
-            return make()
-        return [t.to(device) for t in self.from_first(lambda: [t.cpu() for t in make()])]
+            return [make() for make in makes]
+        parts = self.gather([[t.cpu() for t in make()] for make in self.share(makes)])
+        return [[t.to(device) for t in parts[i % self.count][i // self.count]] for i in range(len(makes))]
 
     def copy_first(self, *tensors: Tensor) -> None:
         """Overwrite contiguous tensors with those of the first process."""

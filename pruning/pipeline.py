@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
 from mikernels.ranks import Ranks
-from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
+from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn, order_neurons
 from pruning.choose.evidence_file import (
     StoredEvidence,
     ffn_names,
@@ -331,9 +331,10 @@ def _prune_layer(
     positions = range(first, first + len(visit.ffns))
     if stored is None:
         with timed(seconds, "measure"):
+            orders = order_neurons(visit.ffns, visit.statistics, settings, any_ratio=False, ranks=ranks)
             evidence = [
-                measure_ffn(ffn, activations, settings, any_ratio=False, ranks=ranks)
-                for ffn, activations in zip(visit.ffns, visit.statistics, strict=True)
+                measure_ffn(*found, settings, any_ratio=False, ranks=ranks)
+                for found in zip(visit.ffns, visit.statistics, orders, strict=True)
             ]
         visit.statistics.clear()
     else:

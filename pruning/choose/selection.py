@@ -86,7 +86,7 @@ def select(
         ranks: processes that have the same evidence: the first one selects, and all explain.
     """
     device = ffn.output.weight.device
-    (kept,) = ranks.tensors_from_first(lambda: _kept(ffn, evidence, width, settings, [seed]), device)
+    ((kept,),) = ranks.each_once([lambda: _kept(ffn, evidence, width, settings, [seed])], device)
     return explain(ffn, evidence, kept, sensitivity, settings, ranks)
 
 
