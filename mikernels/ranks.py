@@ -66,7 +66,7 @@ class Ranks:
             yield
             self.wait()
         except Exception as error:
-            if self.count > 1 and not getattr(error, "is_known_to_all", False):
+            if self.count > 1 and not _is_known_to_all(error):
                 self._vote(error)
             raise
 
@@ -219,3 +219,10 @@ def _known_to_all(error: Exception) -> Exception:
     """The error, marked as one that every process has raised or learned of: there is no other vote on it."""
     error.is_known_to_all = True  # type: ignore[attr-defined]
     return error
+
+
+def _is_known_to_all(error: BaseException | None) -> bool:
+    """Whether it, or what it was raised from, is marked."""
+    return error is not None and (
+        getattr(error, "is_known_to_all", False) or _is_known_to_all(error.__cause__ or error.__context__)
+    )

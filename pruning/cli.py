@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
                 _run(args, saved, warned, launch, device)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            print(f"mi-prune: interrupted{saved}", file=sys.stderr)
+            if launch.may_speak():
+                print(f"mi-prune: interrupted{saved}", file=sys.stderr)
             return 130
         except Exception as error:
             if args.debug:

@@ -87,6 +87,18 @@ def fail_alone(group, where):
     return
 
 
+def fail_within(group):
+    """Process 1 fails in a block within another one, and names its error anew."""
+    ranks = Ranks(group)
+    with ranks.together():
+        try:
+            with Ranks(group).together():
+                if ranks.index == 1:
+                    raise KeyError("broken")
+        except KeyError as error:
+            raise ValueError(f"again: {error}") from error
+
+
 def end_alone(group):
     if dist.get_rank(group) == 1:
         os._exit(1)

@@ -82,6 +82,14 @@ def test_one_process_alone_exchanges_nothing():
         raise KeyError
 
 
+def test_an_error_that_is_raised_again_is_told_once(group):
+    """Else the process that failed would wait for the others, which know and have left."""
+    for index, error in enumerate(group.run(3, group_work.fail_within)):
+        assert isinstance(error, ValueError if index == 1 else RankError)
+        assert "broken" in str(error)
+    assert group.run(3, group_work.gather_rows)
+
+
 @pytest.mark.parametrize("where", ["first", "second"])
 def test_an_error_of_one_process_is_raised_on_all(group, where):
     answers = group.run(3, group_work.fail_alone, where)

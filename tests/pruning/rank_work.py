@@ -18,7 +18,7 @@ from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.capture import Recorder
 from pruning.repair.refine import neurons, refine_ffn
 
-from tiny import VOCABULARY, tiny, tiny_model
+from tiny import ARCHITECTURES, VOCABULARY, tiny, tiny_model
 
 OPTIONS = {"ratio": 0.25, "multiple_of": 4, "sample_size": 128}
 N_TOKENS = 24 * 16
@@ -29,7 +29,7 @@ def windows():
 
 
 def model_of(name, seed=0):
-    return tiny(name, seed=seed) if name.endswith("LM") else tiny_model(name, seed=seed)
+    return tiny(name, seed=seed) if name in ARCHITECTURES else tiny_model(name, seed=seed)
 
 
 def prune_one(group, name, options):
