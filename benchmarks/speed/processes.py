@@ -73,11 +73,13 @@ def main() -> None:
     parser.add_argument("model", help="folder or .gguf file of a model whose layers are in `model.layers`")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=16_384)
+    parser.add_argument("--length", type=int, default=512, help="of a window")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--turns", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.processes)
-    options = [f"--calibration-tokens={args.tokens}", "--calibration=builtin", f"--seed={args.seed}"]
+    options = [f"--calibration-tokens={args.tokens}", f"--sequence-length={args.length}"]
+    options += ["--calibration=builtin", f"--seed={args.seed}"]
     one, many = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -97,6 +99,7 @@ def main() -> None:
         "model": Path(args.model).name,
         "layers": args.layers,
         "tokens": args.tokens,
+        "length": args.length,
         "processes": args.processes,
         "threads_of_one_process": args.processes,
         "seed": args.seed,
@@ -106,6 +109,7 @@ def main() -> None:
         Path(args.model).name,
         layers=args.layers,
         tokens=args.tokens,
+        length=args.length,
         processes=args.processes,
         turns=args.turns,
         seed=args.seed,

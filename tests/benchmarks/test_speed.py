@@ -3,6 +3,7 @@
 import math
 import shlex
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ import torch
 from benchmarks.publish import throughput as page
 from benchmarks.record import load
 from benchmarks.speed import __main__ as recorder
-from benchmarks.speed import counts, layer, measure
+from benchmarks.speed import counts, layer, measure, processes
 from benchmarks.speed import elimination as eliminating
 from benchmarks.speed.cases import Case, Series, all_series, powers
 from benchmarks.speed.errors import errors, references
 from benchmarks.speed.measure import Effort, rerun_command, series_rows, take_turns
 from benchmarks.speed.samples import samples, scores, true_mi
 from benchmarks.speed.variants import VARIANTS
+from pruning.cli import main as command_line
+
+from tiny import tiny_model, tiny_tokenizer
 
 CASE = Case(N=12, M=64, nodes=4)
 EFFORT = Effort(turns=2, seconds=1.0, cap=1.0)
@@ -205,3 +209,29 @@ def test_elimination_gives_one_order_in_every_form_and_keeps_the_form_of_the_pac
     assert set(result) == {"projection, 0.5", "projection, 1", "gram, 0.5", "gram, 1"}
     assert all(found["differing_positions"] == 0 for found in result.values())
     assert eliminating.elimination._Projection is used
+
+
+def test_processes_are_compared_on_the_first_layers(tmp_path, monkeypatch):
+    tiny_model("Llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    ran = []
+
+    def run(command, *, env, **_options):
+        """In this process, with other weights for several."""
+        ran.append((env["OMP_NUM_THREADS"], "--nproc-per-node=2" in command))
+        arguments = command[command.index("pruning.cli") + 1 :]
+        seed = ["--criterion=random"] if ran[-1][1] else []
+        assert command_line([*arguments, "--ratio=0.25", "--multiple-of=4", *seed]) == 0
+
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _n: None)
+    out = tmp_path / "rows.jsonl"
+    sizes = ["--layers=2", "--tokens=256", "--length=32", "--turns=2", f"--out={out}"]
+    monkeypatch.setattr("sys.argv", ["processes", str(tmp_path / "model"), *sizes])
+    processes.main()
+    (row,) = load(out)
+    assert ran == [("2", False), ("1", True)] * 2
+    assert row["case"]["layers"] == row["result"]["layers"] == 2
+    assert row["result"]["layers_with_equal_selections"] == 0
+    assert row["result"]["largest_difference"] > 0.1
+    assert row["result"]["speed_relative_to_one_process"]["median"] > 0
