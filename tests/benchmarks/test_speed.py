@@ -1,8 +1,10 @@
 """The benchmarks of speed, on tiny shapes."""
 
+import json
 import math
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +20,7 @@ from benchmarks.speed.errors import errors, references
 from benchmarks.speed.measure import Effort, rerun_command, series_rows, take_turns
 from benchmarks.speed.samples import samples, scores, true_mi
 from benchmarks.speed.variants import VARIANTS
-from pruning.cli import main as command_line
+from pruning import Settings
 
 from tiny import tiny_model, tiny_tokenizer
 
@@ -217,21 +219,27 @@ def test_processes_are_compared_on_the_first_layers(tmp_path, monkeypatch):
     ran = []
 
     def run(command, *, env, **_options):
-        """In this process, with other weights for several."""
+        """In this process, with other weights and half of the time for several."""
         ran.append((env["OMP_NUM_THREADS"], "--nproc-per-node=2" in command))
-        arguments = command[command.index("pruning.cli") + 1 :]
-        seed = ["--criterion=random"] if ran[-1][1] else []
-        assert command_line([*arguments, "--ratio=0.25", "--multiple-of=4", *seed]) == 0
+        folder, _, out, settings = command[command.index("benchmarks.speed.processes") + 1 :]
+        several = {"criterion": "random"} if ran[-1][1] else {}
+        processes.work(Path(folder), Path(out), Settings(**json.loads(settings), **several))
+        for rank in range(2):
+            seconds = 1.0 if several else 2.0
+            times = {"seconds": seconds, "processor": seconds - rank / 2}
+            Path(f"{out}.{rank}.json").write_text(json.dumps(times))
 
-    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _n: None)
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "rows.jsonl"
-    sizes = ["--layers=2", "--tokens=256", "--length=32", "--turns=2", f"--out={out}"]
+    sizes = ["--layers=2", "--tokens=256", "--length=32", "--multiple=4", "--turns=2", f"--out={out}"]
     monkeypatch.setattr("sys.argv", ["processes", str(tmp_path / "model"), *sizes])
     processes.main()
     (row,) = load(out)
-    assert ran == [("2", False), ("1", True)] * 2
-    assert row["case"]["layers"] == row["result"]["layers"] == 2
-    assert row["result"]["layers_with_equal_selections"] == 0
-    assert row["result"]["largest_difference"] > 0.1
-    assert row["result"]["speed_relative_to_one_process"]["median"] > 0
+    assert ran == [("1", False), ("2", False), ("1", True)] * 2
+    result = row["result"]
+    assert row["case"]["layers"] == result["layers"] == 2
+    assert result["layers_with_equal_selections"] == 0
+    assert result["largest_difference"] > 0.1
+    assert result["speed_relative_to_threads"]["median"] == 2
+    assert result["speed_relative_to_threads_that_never_wait"]["median"] == 1
