@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Union, Unpack
 import torch
 from torch import Tensor
 
-from mikernels import ops  # noqa: F401  registers torch.ops.mikernels
+from mikernels import ops  # registers torch.ops.mikernels
 from mikernels.numbers import integer, real
 from mikernels.options import LARGEST, Options, plain, resolve, shows_options, to_operator
 from mikernels.pairs import Pairs
+from mikernels.ranks import Ranks
 from mikernels.validation import as_samples, refuse_meta
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ Samples = Union[Tensor, "np.ndarray", Array, list[Any], tuple[Any, ...]]
 
 
 @shows_options()
-def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[Options]) -> Tensor:
+def mutual_information(
+    x: Samples, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Tensor:
     """Estimate the mutual information of every pair of variables by kernel density estimation, in nats.
 
     Args:
@@ -33,6 +36,9 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
             anything that NumPy reads as one (a DataFrame, a list of rows), of real numbers of at most 64 bits:
             integers, booleans and 8-bit floats are converted exactly. One dimension is one variable.
         y: `[M, K]` samples of other variables, taken together with those of `x`. Without it, pairs are within `x`.
+        process_group: of `torch.distributed` (`torch.distributed.group.WORLD` is that of all processes). All of its
+            processes call with the same samples and options and share out the work; each returns what one process
+            would, and an error of one is raised on all. By default, this process computes alone.
         estimator: `"grid"` (default) evaluates the densities on `nodes` points per variable, in time linear in M.
             `"kde"` is the resubstitution estimate at the samples, in time quadratic in M. `"renyi2"` is the
             matrix-based Renyi information of order 2. `"adaptive"` chooses a bandwidth for each pair and removes
@@ -86,7 +92,9 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
     Raises:
         TypeError: an input that is not a dense array of real numbers, or an option that does not exist.
         ValueError: a wrong shape, fewer than 8 samples, NaN, infinite or masked values, integers beyond 2^53,
-            different sample counts, an impossible value of an option, or a memory budget that is too small.
+            different sample counts, an impossible value of an option, or a memory budget that is too small; a process
+            of the group that has other samples or options.
+        RuntimeError: another process of the group has failed.
 
     Numbers of other libraries (NumPy's, 0-d tensors) are options too. Results do not depend on torch's defaults (dtype,
     device, TF32) or on the mode of the caller (autocast, inference mode), and leave them as they are.
@@ -97,16 +105,27 @@ def mutual_information(x: Samples, y: Samples | None = None, **options: Unpack[O
     Source: Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030; `mikernels.reference` cites the sources
     of the estimators.
     """
+    if process_group is not None:
+        ranks = Ranks(process_group)
+        with ranks.together():
+            return ops.matrix(*_prepare(x, y, options), ranks)
     xs, ys, resolved = _prepare(x, y, options)
     return torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved))
 
 
 @shows_options()
-def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
+def top_pairs(
+    x: Samples,
+    k: int,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Pairs:
     """Find the k pairs with the highest mutual information, without building the N x N matrix.
 
     Args:
-        x, y, options: see `mutual_information`.
+        x, y, process_group, options: see `mutual_information`.
         k: number of pairs, at least 1; all pairs if there are fewer.
 
     Returns:
@@ -115,26 +134,48 @@ def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Op
     Raises:
         TypeError, ValueError: see `mutual_information`; ValueError for k < 1.
     """
-    k = integer(k, "k")
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
-    if k > LARGEST:
-        k = LARGEST
+    if process_group is not None:
+        ranks = Ranks(process_group)
+        with ranks.together():
+            return ops.best(*_prepare(x, y, options), _number_of_pairs(k), ranks)
+    k = _number_of_pairs(k)
     xs, ys, resolved = _prepare(x, y, options)
     return Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
 
 
 @shows_options()
-def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
+def pairs_above(
+    x: Samples,
+    threshold: float,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Pairs:
     """Find every pair whose mutual information exceeds `threshold` nats, without building the N x N matrix.
 
     Arguments, results and errors are those of `top_pairs`. Memory grows with the number of pairs found.
     """
-    threshold = real(threshold, "threshold", "a number of nats")
+    if process_group is not None:
+        ranks = Ranks(process_group)
+        with ranks.together():
+            return ops.above(*_prepare(x, y, options), _nats(threshold), ranks)
+    threshold = _nats(threshold)
     xs, ys, resolved = _prepare(x, y, options)
     if xs.device.type == "meta":  # the number of pairs depends on the values
         refuse_meta("x")
     return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
+
+
+def _number_of_pairs(k: object) -> int:
+    number = integer(k, "k")
+    if number < 1:
+        raise ValueError(f"k: expected at least 1, got {number}")
+    return min(number, LARGEST)
+
+
+def _nats(threshold: object) -> float:
+    return real(threshold, "threshold", "a number of nats")
 
 
 def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, Tensor | None, Options]:

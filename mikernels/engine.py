@@ -14,6 +14,7 @@ from mikernels.method import Method, run_tiles
 from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
 from mikernels.provenance import Provenance
+from mikernels.ranks import ALONE, Ranks
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.tuning.calibration import Calibration
@@ -21,13 +22,18 @@ from mikernels.validation import read_values, require_float64
 
 
 def compute_blocks(
-    x: Tensor, y: Tensor | None, options: Options, note: Provenance | None = None
+    x: Tensor,
+    y: Tensor | None,
+    options: Options,
+    note: Provenance | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Block]:
     """Blocks of the matrix of `x [M, N]` with itself or with `y [M, K]`, on their device.
 
     Args:
         options: resolved (`mikernels.options.resolve`).
         note: gets an entry `atoms`, whether any column has some.
+        ranks: processes that have the same samples and options, and share out the blocks.
 
     Raises:
         ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
@@ -48,10 +54,10 @@ def compute_blocks(
         note["atoms"] = xs.has_atoms | columns.has_atoms
     calibration = Calibration(xs, columns, problem) if options["calibrate"] else None
     if impl == "reference":
-        blocks = iter([_reference_block(xs, columns, problem)])
+        blocks = iter([_reference_block(xs, columns, problem)] if ranks.is_first else [])
     else:
         method = _load_method(problem, impl, precision, x.device, options["autotune"])
-        blocks = run_tiles(method, xs, ys, options["memory_budget"])
+        blocks = run_tiles(method, xs, ys, options["memory_budget"], ranks)
     for block in blocks:
         row, col, mi = block
         if calibration is not None:

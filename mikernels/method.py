@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mikernels.memory import fit_pieces
 from mikernels.pairs import Block
+from mikernels.ranks import ALONE, Ranks
 from mikernels.tiling import cut, tiles
 from mikernels.transforms import Variables
 
@@ -38,9 +39,16 @@ class Method(Protocol):
 
 
 def run_tiles(
-    method: Method, x: Variables, y: Variables | None, memory_budget: int | None
+    method: Method,
+    x: Variables,
+    y: Variables | None,
+    memory_budget: int | None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Block]:
     """Compute the matrix of `x` with `y` block by block, or its upper triangle without `y`.
+
+    Args:
+        ranks: processes that share out the blocks, which are cut as on one process.
 
     Raises:
         ValueError: `memory_budget` (bytes) does not hold the smallest tile.
@@ -55,6 +63,9 @@ def run_tiles(
         memory_budget=memory_budget,
         device=x.data.device,
     )
+    tile, panel_size = ranks.least(tile, panel_size)  # a device with less free memory decides for all
+    panel_size = panel_size // tile * tile
+    number = 0
     for left_columns in cut(len(x), panel_size):
         left = method.panel(x, left_columns)
         for right_columns in cut(len(others), panel_size):
@@ -66,6 +77,9 @@ def run_tiles(
             n_rows = left_columns.stop - left_columns.start
             n_cols = right_columns.stop - right_columns.start
             for rows, cols in tiles(n_rows, n_cols, tile, upper=same, halvings=method.halvings):
+                number += 1
+                if number % ranks.count != ranks.index:
+                    continue
                 # A caller's autocast would halve the precision.
                 with torch.autocast(x.data.device.type, enabled=False):
                     mi = method.compute(left, rows, right, cols, upper=same and rows == cols)

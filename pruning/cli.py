@@ -8,6 +8,7 @@ import time
 import traceback
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
 from pruning.choose.target import pruned_size
 from pruning.from_disk import prune_folder
-from pruning.model.device import find_device
+from pruning.launch import Launch
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
@@ -56,20 +57,25 @@ def main(argv: list[str] | None = None) -> int:
         args = parse(argv)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        saved = _Saved(args.save_statistics)
+        saved, launch = _Saved(args.save_statistics), Launch()
         try:
-            with warnings_in_one_line(quiet=args.quiet) as warned:
-                _run(args, saved, warned)
+            with (
+                warnings_in_one_line(quiet=args.quiet or not launch.is_first) as warned,
+                launch.joined(args.device) as device,
+            ):
+                _run(args, saved, warned, launch, device)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            print(f"mi-prune: interrupted{saved}", file=sys.stderr)
+            if launch.may_speak():
+                print(f"mi-prune: interrupted{saved}", file=sys.stderr)
             return 130
         except Exception as error:
             if args.debug:
                 traceback.print_exc()
             if isinstance(error, BrokenPipeError):
                 discard_output()
-            print(f"mi-prune: {describe(error)}{saved}", file=sys.stderr)
+            if launch.may_speak():
+                print(f"mi-prune: {describe(error)}{saved}", file=sys.stderr, flush=True)
             return 1
     return 0
 
@@ -95,7 +101,7 @@ class _Saved:
         return (status.st_ino, status.st_mtime_ns) if status is not None else None
 
 
-def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
+def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Launch, device: str) -> None:
     start = time.perf_counter()
     # Find every error in the input before the first long step.
     options = {f.name: getattr(args, f.name) for f in fields(Settings)}
@@ -106,13 +112,15 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     settings = Settings(**options)
     if args.evaluation_tokens < 1:
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
-    device = find_device(args.device)
     calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
     inputs = {"the model": args.model}
     for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
         for source, _ in sources or ():
             inputs[f"{option} {source.name}"] = source.name
+    if launch.group is not None and (args.plan or args.sweep is not None):
+        option = "--plan" if args.plan else "--sweep"
+        raise ValueError(f"{option}: expected one process, got several; start it without torchrun")
     if args.plan:
         _plan(args, settings, device)
         return
@@ -127,7 +135,9 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     if args.resume and not args.from_disk:
         raise ValueError("--resume: expected --from-disk with it, got none")
     if args.from_disk:
-        report = _prune_from_disk(args, settings, calibration, device, warned)
+        report = _prune_from_disk(args, settings, calibration, warned, launch, device)
+        if not launch.is_first:
+            return
         saved.out = out
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
         print(
@@ -158,18 +168,21 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
     dry_save(model, tokenizer)
     if args.prompt is not None:
         check_prompt(args.prompt, model, tokenizer)
-    if not args.quiet:
+    if launch.is_first and not args.quiet:
         print(
             f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
             f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {1 - settings.ratio:.0%} of their neurons"
         )
     dense_bytes = pruned_size(model, ffns, None, settings, stored_dtypes).bytes
     check_output(out, needed_bytes=dense_bytes, force=args.force)
-    progress = not args.quiet
+    progress = launch.is_first and not args.quiet
     # Own samples that the model is not calibrated on; `^`, because the largest seed has no next one.
     other = replace(settings, seed=settings.seed ^ 1)
-    texts = _texts(model, tokenizer, evaluation, other, args.evaluation_tokens, progress=progress)
-    conditions = {"prompt": args.prompt, "batch_size": settings.batch_size, "progress": progress}
+    texts, prompt = {}, None
+    if launch.is_first:
+        prompt = args.prompt
+        texts = _texts(model, tokenizer, evaluation, other, args.evaluation_tokens, progress=progress)
+    conditions: Any = {"prompt": prompt, "batch_size": settings.batch_size, "progress": progress}
     dense = evaluate(model, tokenizer, texts, name="dense", **conditions)
     # Keeps the dense weights of the FFNs in memory until the speed is measured.
     dense_weights = take_snapshot(ffns) if texts else None
@@ -180,8 +193,11 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str]) -> None:
         statistics=args.statistics,
         save_statistics=args.save_statistics,
         settings=settings,
+        process_group=launch.group,
         progress=progress,
     )
+    if not launch.is_first:
+        return
     if computing != stored:  # evaluate the values that will be saved
         set_dtypes(model, stored_dtypes, stored)
         set_dtypes(model, {}, computing)
@@ -341,8 +357,9 @@ def _prune_from_disk(
     args: argparse.Namespace,
     settings: Settings,
     calibration: Calibration,
-    device: str,
     warned: list[str],
+    launch: Launch,
+    device: str,
 ) -> Report:
     """Prune with one layer in memory at a time.
 
@@ -364,7 +381,8 @@ def _prune_from_disk(
         trust_remote_code=args.trust_remote_code,
         force=args.force,
         resume=args.resume,
-        progress=not args.quiet,
+        process_group=launch.group,
+        progress=launch.is_first and not args.quiet,
         notes={"warnings": warned},
     )
 

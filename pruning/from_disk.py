@@ -1,14 +1,17 @@
 """Pruning a model that does not fit into memory: from its folder to another one, layer by layer."""
 
+import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mikernels.isolation import isolated
+from mikernels.ranks import Ranks
 from pruning.model.on_disk import open_folder
-from pruning.model.output_folder import check_output, growing_folder
+from pruning.model.output_folder import check_output, growing_folder, share_of, unfinished
 from pruning.model.state import STATE
 from pruning.observe.calibration import Calibration
 from pruning.observe.mixture import has_samples
@@ -34,6 +37,7 @@ def prune_folder(
     trust_remote_code: bool = False,
     force: bool = False,
     resume: bool = False,
+    process_group: Any = None,
     progress: bool = False,
     notes: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -46,13 +50,15 @@ def prune_folder(
     Args:
         source: a folder of safetensors, with or without an index.
         out: appears only when complete.
-        calibration, settings, progress: see `pruning.prune`; by default the text that ships with Python alone, since
-            writing samples would read the whole model for every token.
+        calibration, settings, process_group, progress: see `pruning.prune`; by default the text that ships with Python
+            alone, since writing samples would read the whole model for every token. Of several processes each reads the
+            layers itself, and the first one writes.
         dtype, device, trust_remote_code: see `pruning.load_model`; the default dtype is the stored one, computed in
             float32 where a CPU is slow with 16 bits.
         force: replace an earlier result in `out`.
         resume: go on with an interrupted run, if there is one, which must have had the same model, settings,
-            calibration and versions. Its state, with the hidden states, lies beside `out` in a hidden folder.
+            calibration, versions and number of processes. Its state, with the hidden states, lies beside `out` in a
+            hidden folder, and what each of several processes needs in one for each.
         notes: further entries for the manifest; those that are empty at the end are left out.
 
     Raises:
@@ -63,23 +69,35 @@ def prune_folder(
     """
     settings = settings or Settings()
     calibration = [(builtin(), 1.0)] if calibration is None else calibration
-    _check(settings, calibration)
     out = Path(out).resolve()
-    check_paths(out, {"the model": source}, force=force)
-    model, tokenizer, layers = open_folder(
-        source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-    )
-    dry_save(model, tokenizer)
-    check_output(out, needed_bytes=layers.bytes_read, force=force)
-    with growing_folder(out, STATE, resume=resume, force=force) as folder:
-        layers.begin(folder)
+    ranks = Ranks(process_group)
+    with ranks.together(), ExitStack() as stack:
+        _check(settings, calibration)
+        check_paths(out, {"the model": source}, force=force)
+        model, tokenizer, layers = open_folder(
+            source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        dry_save(model, tokenizer)
+        folder = unfinished(out)
+        if ranks.is_first:
+            check_output(out, needed_bytes=layers.bytes_read, force=force)
+            stack.enter_context(growing_folder(out, STATE, resume=resume, force=force))
+        layers.begin(folder, ranks)
         report = prune(
-            model, tokenizer, calibration=calibration, settings=settings, source=layers, progress=progress
+            model,
+            tokenizer,
+            calibration=calibration,
+            settings=settings,
+            source=layers,
+            process_group=process_group,
+            progress=progress,
         )
         report.notes |= {"model": str(source)} | {n: value for n, value in (notes or {}).items() if value}
-        with timed(report.seconds, "save"):
-            layers.finish()
-        complete(model, tokenizer, report, folder, source=source)
+        if ranks.is_first:
+            with timed(report.seconds, "save"):
+                layers.finish()
+            complete(model, tokenizer, report, folder, source=source)
+    shutil.rmtree(share_of(folder, ranks.index), ignore_errors=True)
     return report
 
 

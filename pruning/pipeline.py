@@ -4,8 +4,9 @@ For each layer: bring its weights, run the dense and the pruned stream through i
 go. Where the choice depends on all layers, a first walk observes them and the second one prunes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
-from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn
+from mikernels.ranks import ALONE, Ranks
+from pruning.choose.evidence import Evidence, gather_evidence, measure_ffn, order_neurons
 from pruning.choose.evidence_file import (
     StoredEvidence,
     ffn_names,
@@ -44,11 +46,19 @@ from pruning.observe.batches import Batch, Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
 from pruning.observe.mixture import has_samples
 from pruning.paths import check_statistics_target
-from pruning.prepare import calibration_or_default, prepare, warn_of_few_tokens, warn_of_unmeasured
+from pruning.prepare import (
+    calibration_or_default,
+    check_ranks,
+    check_share,
+    prepare,
+    run_identity,
+    warn_of_few_tokens,
+    warn_of_unmeasured,
+)
 from pruning.progress import progress_bar, timed
 from pruning.repair.separate import prune_separately
 from pruning.repair.sequential import Visit, prune_and_fit, visit_layers, visit_without_running
-from pruning.report.manifest import Report, versions
+from pruning.report.manifest import Report
 from pruning.settings import Settings
 
 
@@ -62,6 +72,7 @@ def prune(
     save_statistics: str | Path | None = None,
     settings: Settings | None = None,
     source: Layers = IN_MEMORY,
+    process_group: Any = None,
     progress: bool = False,
     **options: object,
 ) -> Report:
@@ -88,6 +99,10 @@ def prune(
         settings, options: the options, as an instance of `pruning.Settings`, which documents them, or one by one as
             keywords, which override it.
         source: where the weights of the layers are, if not in memory (`pruning.model.on_disk`).
+        process_group: of `torch.distributed`, such as `torch.distributed.group.WORLD`. All of its processes call with
+            the same arguments, each with a model of its own; each runs its share of the calibration, and all end with
+            the same pruned model and the same report. An error of one is raised on all. A group is never used unless
+            it is named here.
         progress: show a progress bar for each stage.
 
     A layer is completed before the next one is looked at. Where the widths of layers depend on each other, or
@@ -107,9 +122,41 @@ def prune(
         ValueError: settings out of range, no config entry that sets the width of FFNs, an FFN whose neurons depend on
             each other, layers that cannot be followed (with `repair="sequential"`), too little text, a ratio that
             rounding or the cap makes unreachable, statistics of another model, calibration or estimator, NaN or
-            infinite activations. The model is then unchanged.
+            infinite activations; processes of a group that differ in settings, versions, weights or calibration, or
+            more of them than windows. The model is then unchanged.
+        RuntimeError: another process of the group has failed or ended.
         OSError: no such statistics file, or no folder to save one in, or other data in its place.
     """
+    ranks = Ranks(process_group)
+    with ranks.together():
+        return _prune(
+            model,
+            tokenizer,
+            calibration,
+            statistics,
+            save_statistics,
+            settings,
+            source,
+            ranks,
+            progress,
+            options,
+        )
+
+
+def _prune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    calibration: Calibration,
+    statistics: str | Path | None,
+    save_statistics: str | Path | None,
+    settings: Settings | None,
+    source: Layers,
+    ranks: Ranks,
+    progress: bool,
+    options: Mapping[str, object],
+) -> Report:
+    """`prune`, of which errors are raised on this process only."""
+    progress = progress and ranks.is_first
     settings = replace(settings or Settings(), **options)  # type: ignore[arg-type]  # checked there
     origin = Origin(estimator_name(settings.estimator, settings.nodes), "")
     if save_statistics is not None:
@@ -141,10 +188,21 @@ def prune(
         evidence = load_evidence(statistics, ffns, estimator=origin.estimator, model=origin.model)
         origin = read_origin(statistics)
     seconds: dict[str, float] = {}
-    if windows is not None and has_samples(calibration):  # others stood in for them until here
+    own = windows is not None and has_samples(calibration)  # others stood in for them until here
+    if ranks.count > 1:
+        given = {
+            "statistics": str(statistics),
+            "save_statistics": str(save_statistics),
+            "samples": str(own),
+        }
+        check_ranks(ranks, model, source, run_identity(settings, windows) | given)
+    if own:
         with timed(seconds, "sample"):
-            windows = calibration_windows(model, tokenizer, calibration, settings, progress=progress)
-    batches = windows.split(settings.batch_size) if windows is not None else ()
+            windows = ranks.from_first(
+                lambda: calibration_windows(model, tokenizer, calibration, settings, progress=progress)
+            )
+    check_share(ranks, windows)
+    batches = ranks.share(windows).split(settings.batch_size) if windows is not None else ()
     comparison = comparison_batches(windows, settings.batch_size) if windows is not None else ()
     if windows is not None:
         identity = calibration_identity(windows, settings)
@@ -168,22 +226,27 @@ def prune(
                 source,
                 follow=follow,
                 any_ratio=save_statistics is not None,
+                ranks=ranks,
                 seconds=seconds,
                 progress=progress,
             )
             evidence = store_evidence(measured, ffns, Path(folder))
         if evidence is not None:
             n_tokens = evidence.n_tokens
-            if save_statistics is not None:
+            if save_statistics is not None and ranks.is_first:
                 save_evidence(evidence, save_statistics, origin, tokens)
             if lacks_divergence:
                 with timed(seconds, "sensitivity"):
-                    evidence.divergences = halved_divergences(model, ffns, evidence, comparison)
-                if save_statistics is not None:
+                    evidence.divergences = ranks.from_first(
+                        partial(halved_divergences, model, ffns, evidence, comparison)
+                    )
+                if save_statistics is not None and ranks.is_first:
                     save_evidence(evidence, save_statistics, origin, tokens)
         warn_of_few_tokens(n_tokens, ffns, settings)
         with timed(seconds, "select"):
-            decision = decide(model, ffns, evidence or (), comparison, settings, progress=progress)
+            decision = ranks.from_first(
+                partial(decide, model, ffns, evidence or (), comparison, settings, progress=progress)
+            )
         complete = _complete_layers(ffns, source, settings, windows)
         layers = prune_layers(
             model,
@@ -193,6 +256,7 @@ def prune(
             decision,
             settings,
             source,
+            ranks,
             complete=complete,
             seconds=seconds,
             progress=progress,
@@ -211,6 +275,7 @@ def prune_layers(
     decision: Decision,
     settings: Settings,
     source: Layers = IN_MEMORY,
+    ranks: Ranks = ALONE,
     *,
     complete: Sequence[PrunedLayer] = (),
     reasons: bool = True,
@@ -228,14 +293,16 @@ def prune_layers(
         All layers, `complete` included.
     """
     layers = list(complete)
-    visits = _visits(model, ffns, batches, settings, source, is_measured=evidence is not None)
+    visits = _visits(model, ffns, batches, settings, source, ranks, is_measured=evidence is not None)
     with progress_bar("prune", len(by_layer(ffns)), show=progress) as bar:
         while True:
             with timed(seconds, "capture" if evidence is None else "repair"):
                 visit = next(visits, None)
             if visit is None:
                 return layers
-            pruned = _prune_layer(visit, evidence, len(layers), decision, settings, seconds, reasons=reasons)
+            pruned = _prune_layer(
+                visit, evidence, len(layers), decision, settings, ranks, seconds, reasons=reasons
+            )
             source.remember({f"{p.name}/{n}": t for p in pruned for n, t in p.tensors().items()})
             layers += pruned
             bar.update()
@@ -249,9 +316,7 @@ def _complete_layers(
     Raises:
         ValueError: it had other settings, calibration, versions or weights.
     """
-    identity = asdict(settings) | versions()
-    if windows is not None:
-        identity["calibration"] = calibration_identity(windows, settings)["sha256"]
+    identity = run_identity(settings, windows)
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in source.go_on(identity).items():
         name, _, field = key.rpartition("/")
@@ -278,6 +343,7 @@ def _visits(
     batches: Sequence[Batch],
     settings: Settings,
     source: Layers,
+    ranks: Ranks,
     *,
     is_measured: bool,
 ) -> Iterator[Visit]:
@@ -295,6 +361,7 @@ def _visits(
         seed=settings.seed,
         fit=sequential,
         refine=settings.refine,
+        ranks=ranks,
     )
 
 
@@ -304,6 +371,7 @@ def _prune_layer(
     first: int,
     decision: Decision,
     settings: Settings,
+    ranks: Ranks,
     seconds: dict[str, float],
     *,
     reasons: bool,
@@ -317,9 +385,10 @@ def _prune_layer(
     positions = range(first, first + len(visit.ffns))
     if stored is None:
         with timed(seconds, "measure"):
+            orders = order_neurons(visit.ffns, visit.statistics, settings, any_ratio=False, ranks=ranks)
             evidence = [
-                measure_ffn(ffn, activations, settings, any_ratio=False)
-                for ffn, activations in zip(visit.ffns, visit.statistics, strict=True)
+                measure_ffn(*found, settings, any_ratio=False, ranks=ranks)
+                for found in zip(visit.ffns, visit.statistics, orders, strict=True)
             ]
         visit.statistics.clear()
     else:
@@ -334,6 +403,7 @@ def _prune_layer(
                 settings,
                 seed=decision.seed,
                 reasons=reasons,
+                ranks=ranks,
             )
             for ffn, layer, position in zip(visit.ffns, evidence, positions, strict=True)
         ]
@@ -343,8 +413,11 @@ def _prune_layer(
     with timed(seconds, "repair"):
         if settings.repair == "sequential":
             keep = dict(zip(visit.ffns, kept, strict=True))
-            prune_and_fit(keep, visit.examples, refine=settings.refine, seed=settings.seed)
+            prune_and_fit(keep, visit.examples, refine=settings.refine, seed=settings.seed, ranks=ranks)
         else:
             prune_separately(visit.ffns, kept, statistics, settings.repair)
             add_input_biases(visit.ffns)  # before the layer is written
+        parts = [part for ffn in visit.ffns for part in ffn.projections]
+        weights = [w for part in parts for w in (part.parameter, part.bias_parameter) if w is not None]
+        ranks.copy_first(*dict.fromkeys(weights))  # whatever chips they were computed on
     return layers

@@ -2,16 +2,18 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mikernels.ranks import Ranks
 from pruning.choose.budget import BLOCK, check_cap, kept_width
 from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
+from pruning.choose.origin import calibration_identity, model_fingerprint
 from pruning.choose.target import reach_target
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
@@ -26,6 +28,7 @@ from pruning.observe.capture import MIN_TOKENS
 from pruning.observe.mixture import default_sources
 from pruning.observe.trial import check_neurons, reached_knobs
 from pruning.repair.stream import check_stream
+from pruning.report.manifest import versions
 from pruning.settings import Settings
 
 TOKENS_PER_NEURON = 4
@@ -153,6 +156,36 @@ def prepare(
     return Prepared(ffns, windows, settings, left, len(every), follow)
 
 
+def run_identity(settings: Settings, windows: Windows | Inputs | None) -> dict[str, object]:
+    """What determines the result of a run beside the weights, by name."""
+    identity: dict[str, object] = asdict(settings) | versions()
+    if windows is not None:
+        identity["calibration"] = calibration_identity(windows, settings)["sha256"]
+    return identity
+
+
+def check_ranks(ranks: Ranks, model: PreTrainedModel, source: Layers, identity: Mapping[str, object]) -> None:
+    """Raise unless all processes have the same identity of the run, and the same weights.
+
+    Raises:
+        ValueError: one differs. The message names what.
+    """
+    ranks.check_same({**identity, "model": source.fingerprint() or model_fingerprint(model)})
+
+
+def check_share(ranks: Ranks, windows: Windows | Inputs | None) -> None:
+    """Raise unless each process has a window of its own.
+
+    Raises:
+        ValueError: there are more processes.
+    """
+    if windows is not None and len(windows) < ranks.count:
+        raise ValueError(
+            f"process_group: expected at most as many processes as windows of calibration, {len(windows)}, got "
+            f"{ranks.count}; use more tokens or fewer processes"
+        )
+
+
 def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -> None:
     """Warn, with the caller of `prune` as the location, if least squares has too few tokens."""
     n_keep = max(kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns)
@@ -160,7 +193,7 @@ def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -
         warnings.warn(
             f"calibration: expected at least {TOKENS_PER_NEURON} tokens for each of the {n_keep} kept neurons of a "
             f"layer, got {n_tokens} tokens; least squares will fit noise",
-            stacklevel=4,  # one for the decorator of `prune`
+            stacklevel=5,  # two for `prune` and its decorator
         )
 
 
@@ -171,7 +204,7 @@ def warn_of_unmeasured(layers: Sequence[PrunedLayer]) -> None:
         warnings.warn(
             f"calibration: fewer than {MIN_TOKENS} tokens reached {name_some(few)}; their neurons were ranked by the "
             f"norms of their weights and not repaired; use more calibration tokens",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import mikernels
+from mikernels.ranks import ALONE, Ranks
 from pruning.choose.budget import kept_width
-from pruning.choose.elimination import conditional_mi
+from pruning.choose.elimination import Elimination, conditional_mi
 from pruning.choose.scores import ascending, magnitude
 from pruning.model.ffn import FFN
 from pruning.model.layers import IN_MEMORY, Layers, by_layer
@@ -56,8 +57,11 @@ class Evidence:
         """Over all pairs, nats."""
         return float(self.mi[torch.ones_like(self.mi, dtype=torch.bool).triu_(1)].median())
 
-    def mi_between(self, rows: Tensor, columns: Tensor, settings: Settings) -> Tensor:
+    def mi_between(self, rows: Tensor, columns: Tensor, settings: Settings, ranks: Ranks = ALONE) -> Tensor:
         """Mutual information `[rows, columns]` of the neurons `rows` with the neurons `columns`, nats.
+
+        Args:
+            ranks: processes that have the same evidence and share out the work.
 
         Raises:
             ValueError: see `mikernels.mutual_information`; the message names the FFN.
@@ -65,7 +69,7 @@ class Evidence:
         if self.all_pairs is not None:
             return self.all_pairs[rows][:, columns]
         sample = self.statistics.sample
-        return _measure_mi(self.statistics, settings, sample[:, rows], sample[:, columns])
+        return _measure_mi(self.statistics, settings, ranks, sample[:, rows], sample[:, columns])
 
 
 def gather_evidence(
@@ -77,6 +81,7 @@ def gather_evidence(
     *,
     follow: bool = False,
     any_ratio: bool = True,
+    ranks: Ranks = ALONE,
     seconds: dict[str, float] | None = None,
     progress: bool = False,
 ) -> Iterator[Evidence]:
@@ -88,13 +93,14 @@ def gather_evidence(
         follow: whether the layers of the model can be run one by one; of other models, as many FFNs are captured in one
             run as have moments of `GROUP_BYTES`.
         any_ratio: see `measure_ffn`.
+        ranks: processes that have batches of their own; all get the evidence of all batches.
         seconds: gets the time of the stages "capture" and "measure".
 
     Raises:
         ValueError: see `pruning.observe.capture.capture` and `measure_ffn`.
     """
     seconds = {} if seconds is None else seconds
-    sampling: Any = {"sample_size": settings.sample_size, "seed": settings.seed}
+    sampling: Any = {"sample_size": settings.sample_size, "seed": settings.seed, "ranks": ranks}
     captured: Iterator[tuple[list[FFN], list[Statistics]]]
     if follow:
         visits = visit_layers(model, ffns, batches, source, **sampling, fit=False, write=False)
@@ -112,7 +118,10 @@ def gather_evidence(
                 return
             for ffn in found:
                 with timed(seconds, "measure"):
-                    evidence = measure_ffn(ffn, statistics.pop(0), settings, any_ratio=any_ratio)
+                    layer = statistics.pop(0)
+                    (order,) = order_neurons([ffn], [layer], settings, any_ratio=any_ratio, ranks=ranks)
+                    evidence = measure_ffn(ffn, layer, order, settings, any_ratio=any_ratio, ranks=ranks)
+                    del layer, order
                 yield evidence
                 del evidence
             bar.update()
@@ -141,34 +150,75 @@ def order_length(ffn: FFN, settings: Settings) -> int:
     return ffn.width - kept_width(ffn, settings.ratio, settings.multiple_of)
 
 
-def measure_ffn(ffn: FFN, statistics: Statistics, settings: Settings, *, any_ratio: bool) -> Evidence:
-    """Measure the mutual information of pairs of neurons, and the damage to the output of dropping them.
+def order_neurons(
+    ffns: Sequence[FFN],
+    statistics: Sequence[Statistics],
+    settings: Settings,
+    *,
+    any_ratio: bool,
+    ranks: Ranks = ALONE,
+) -> list[Elimination]:
+    """The order in which to drop the neurons of each FFN, and the damage to its output.
 
-    An expert that too few tokens reach is ranked by the norms of its weights; its MI and damage are 0.
+    An expert that too few tokens reach is ordered by the norms of its weights, and its damage is 0.
 
     Args:
-        any_ratio: measure all pairs and order all neurons, instead of only what these settings need.
+        any_ratio: order all neurons, instead of only as many as these settings need.
+        ranks: processes that have the same statistics; each FFN is left to one of them.
+    """
+
+    def order(ffn: FFN, layer: Statistics) -> Elimination:
+        if not layer.is_enough:
+            damage = torch.zeros(ffn.width + 1, dtype=torch.float64, device=ffn.output.weight.device)
+            return Elimination(ascending(magnitude(ffn)), damage)
+        length = ffn.width if any_ratio else order_length(ffn, settings)
+        return conditional_mi(layer.covariance, ffn.output.weight, length)
+
+    makes = [partial(order, ffn, layer) for ffn, layer in zip(ffns, statistics, strict=True)]
+    return [Elimination(*found) for found in ranks.each_once(makes, ffns[0].output.weight.device)]
+
+
+def measure_ffn(
+    ffn: FFN,
+    statistics: Statistics,
+    elimination: Elimination,
+    settings: Settings,
+    *,
+    any_ratio: bool,
+    ranks: Ranks = ALONE,
+) -> Evidence:
+    """The evidence of an FFN; measures the mutual information of its neurons if the selection depends on it.
+
+    That of an expert that too few tokens reach is 0.
+
+    Args:
+        elimination: see `order_neurons`.
+        any_ratio: measure all pairs in any case.
+        ranks: processes that have the same statistics and share out the pairs.
 
     Raises:
         ValueError: see `mikernels.mutual_information`; the message names the FFN.
     """
     if not statistics.is_enough:
-        size = ffn.width
-        zeros = torch.zeros(size, size, device=ffn.output.weight.device)
-        damage = torch.zeros(size + 1, dtype=torch.float64, device=zeros.device)
-        return Evidence(statistics, zeros, ascending(magnitude(ffn)), damage)
+        zeros = torch.zeros(ffn.width, ffn.width, device=ffn.output.weight.device)
+        return Evidence(statistics, zeros, *elimination)
     mi = None
     if any_ratio or settings.criterion in ("pairwise-mi", "random-pairs") or settings.budget == "mi":
-        mi = _measure_mi(statistics, settings, statistics.sample).fill_diagonal_(0.0)
-    length = ffn.width if any_ratio else order_length(ffn, settings)
-    order, damage = conditional_mi(statistics.covariance, ffn.output.weight, length)
-    return Evidence(statistics, mi, order, damage)
+        mi = _measure_mi(statistics, settings, ranks, statistics.sample).fill_diagonal_(0.0)
+    return Evidence(statistics, mi, *elimination)
 
 
-def _measure_mi(statistics: Statistics, settings: Settings, x: Tensor, y: Tensor | None = None) -> Tensor:
+def _measure_mi(
+    statistics: Statistics, settings: Settings, ranks: Ranks, x: Tensor, y: Tensor | None = None
+) -> Tensor:
     try:
         return mikernels.mutual_information(
-            x, y, estimator=settings.estimator, nodes=settings.nodes, seed=settings.seed
+            x,
+            y,
+            estimator=settings.estimator,
+            nodes=settings.nodes,
+            seed=settings.seed,
+            process_group=ranks.group,
         )
     except ValueError as error:
         raise ValueError(f"{statistics.name}: {error}") from error

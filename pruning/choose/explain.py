@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.choose.evidence import Evidence
 from pruning.choose.scores import magnitude, saliency_of
 from pruning.model.ffn import FFN
@@ -92,14 +93,19 @@ class PrunedLayer:
 
 
 def explain(
-    ffn: FFN, evidence: Evidence, kept: Tensor, sensitivity: float, settings: Settings
+    ffn: FFN,
+    evidence: Evidence,
+    kept: Tensor,
+    sensitivity: float,
+    settings: Settings,
+    ranks: Ranks = ALONE,
 ) -> PrunedLayer:
-    """Describe the selection of the neurons `kept` in one layer."""
+    """Describe the selection of the neurons `kept` in one layer; `ranks` share out its mutual information."""
     statistics = evidence.statistics
     if not statistics.is_enough:
         return unexplained(ffn, evidence, kept, sensitivity)
     dropped = complement(kept, ffn.width)
-    mi = evidence.mi_between(dropped, kept, settings)
+    mi = evidence.mi_between(dropped, kept, settings, ranks)
     best = mi.max(1)
     null = null_threshold("null:0.999", statistics.sample, estimator=settings.estimator, nodes=settings.nodes)
     return PrunedLayer(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.choose import sensitivity
 from pruning.choose.budget import BLOCK, allocate, kept_width
 from pruning.choose.candidates import divergences
@@ -76,18 +77,21 @@ def select(
     settings: Settings,
     *,
     seed: int,
+    ranks: Ranks = ALONE,
     reasons: bool = True,
 ) -> PrunedLayer:
     """Select the neurons to keep in one layer, and explain the selection.
 
     Args:
         width, sensitivity, seed: see `Decision`.
+        ranks: processes that have the same evidence: the first one selects, and all explain.
         reasons: whether to measure them.
     """
-    (kept,) = _kept(ffn, evidence, width, settings, [seed])
+    device = ffn.output.weight.device
+    ((kept,),) = ranks.each_once([lambda: _kept(ffn, evidence, width, settings, [seed])], device)
     if not reasons:
         return unexplained(ffn, evidence, kept, sensitivity)
-    return explain(ffn, evidence, kept, sensitivity, settings)
+    return explain(ffn, evidence, kept, sensitivity, settings, ranks)
 
 
 def _widths(

@@ -2,11 +2,15 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from pruning.model.loaded import name_some
+
+INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The floating-point dtypes that a model can be pruned in, by their names in the headers."""
 
@@ -57,3 +61,23 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
         counts[entry.dtype] += torch.Size(entry.shape).numel()
     found = [name for name, _ in counts.most_common() if name in DTYPES]
     return DTYPES[found[0]] if found else None
+
+
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """The file of each stored weight.
+
+    Raises:
+        ValueError: a file is cut off or not a safetensors file, or the index names others than the files have.
+    """
+    names = {file: read_headers(folder, file.name) for file in sorted(folder.glob("*.safetensors"))}
+    files = {name: file for file, entries in names.items() for name in entries}
+    if (folder / INDEX).is_file():
+        index: Mapping[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        wrong = [name for name, file in index.items() if files.get(name) != folder / file]
+        if wrong:
+            raise ValueError(
+                f"{folder / INDEX}: expected files with the weights that it names, got none with {name_some(wrong)}; "
+                f"copy the files again"
+            )
+        files = {name: folder / file for name, file in index.items()}
+    return files

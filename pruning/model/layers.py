@@ -14,6 +14,10 @@ class Layers:
     on_disk = False
     """Whether layers have weights only while they are held."""
 
+    def fingerprint(self) -> str:
+        """Of the weights on disk; empty for a model in memory."""
+        return ""
+
     @contextmanager
     def held(self, _layer: nn.Module, *, write: bool = False) -> Iterator[None]:
         """Within the block the layer has its weights.

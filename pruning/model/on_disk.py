@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -28,10 +28,11 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
 from pruning.model.free import release_free_memory
-from pruning.model.headers import read_headers, stored_dtype
+from pruning.model.headers import INDEX, files_by_name, stored_dtype
 from pruning.model.layers import Layers, layer_list
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
@@ -42,7 +43,6 @@ from pruning.model.uneven import is_uneven
 
 SAMPLES = 1000
 """Places in a file whose bytes tell it from another one."""
-INDEX = "model.safetensors.index.json"
 
 
 class Opened(NamedTuple):
@@ -125,13 +125,14 @@ class LayersOnDisk(Layers):
         )
         self._body_prefix = f"{model.base_model_prefix}."
         self._mapping = get_model_conversion_mapping(model)
-        self._files = _files_by_name(folder)
+        self._files = files_by_name(folder)
         self._places: dict[str, str] = {}  # where each name in the files is in the model
         self._parts = self._divide()  # by layer, and None for the rest: the names in the files
         self._held: set[int] = set()
         self._around: nn.Module | None = None  # what has its weights but the layers, while `around`
         self._dtypes: Dtypes = {}
         self._out: Path | None = None
+        self._ranks = ALONE
         self._weight_map: dict[str, str] = {}
         for module in model.modules():
             for name, buffer in module._buffers.items():
@@ -195,9 +196,13 @@ class LayersOnDisk(Layers):
             stack.enter_context(self._only(chosen))
             yield [ffn for ffn in ffns if ffn.layer in chosen]
 
-    def begin(self, out: Path) -> None:
-        """Write the result to the folder `out`, beginning with all that is in no layer, or go on with it."""
-        self._out = out
+    def begin(self, out: Path, ranks: Ranks = ALONE) -> None:
+        """Write the result to the folder `out`, beginning with all that is in no layer, or go on with it.
+
+        Args:
+            ranks: processes that prune together: the first one writes.
+        """
+        self._out, self._ranks = out, ranks
         shard = out / self._shard(0)
         with self._only([]):
             self._load(self._parts[None])
@@ -205,7 +210,7 @@ class LayersOnDisk(Layers):
             self._dtypes = weight_dtypes(self._model)
             self._model.config.dtype = str(self._model.dtype).removeprefix("torch.")
             self._model.config.architectures = [type(self._model).__name__]
-            if not (out / STATE).is_file():
+            if ranks.is_first and not (out / STATE).is_file():
                 with _quiet():  # this also writes the configs, and the code of a model that comes with some
                     self._model.save_pretrained(
                         out, state_dict=self._model.state_dict(), max_shard_size="1000TB"
@@ -224,7 +229,8 @@ class LayersOnDisk(Layers):
 
     def go_on(self, identity: Mapping[str, object]) -> dict[str, Tensor]:
         assert self._out is not None  # noqa: S101, for the type checker
-        self._state = State(self._out / STATE, {**identity, "model": self._fingerprint()})
+        identity = {**identity, "model": self.fingerprint(), "processes": self._ranks.count}
+        self._state = State(self._out / STATE, identity, self._ranks)
         for number in range(1, self._state.done + 1):
             self._note(self._out / self._shard(number))
         return self._state.remembered
@@ -238,7 +244,7 @@ class LayersOnDisk(Layers):
     def completed(self, layer: nn.Module, streams: Sequence[Sequence[Tensor]]) -> None:
         self._state.write(self._layers.index(layer) + 1, streams)
 
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
         """Of the headers and sizes of the files, and of some bytes of each."""
         digest = hashlib.sha256(repr((self._stored, self._computing)).encode())
         for file in sorted(set(self._files.values())):
@@ -323,7 +329,7 @@ class LayersOnDisk(Layers):
             )
 
     def _write(self, index: int, layer: nn.Module) -> None:
-        if self._out is None:
+        if self._out is None or not self._ranks.is_first:
             return
         prefix = f"{self._name}.{index}."
         state = {prefix + name: value for name, value in layer.state_dict().items()}
@@ -333,7 +339,9 @@ class LayersOnDisk(Layers):
         self._note(shard)
 
     def _note(self, shard: Path) -> None:
-        """Add a complete file to the index."""
+        """Add a complete file to the index, which the first process writes."""
+        if not self._ranks.is_first:
+            return
         with safe_open(shard, "pt") as file:
             self._weight_map |= dict.fromkeys(file.keys(), shard.name)
 
@@ -386,26 +394,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _files_by_name(folder: Path) -> dict[str, Path]:
-    """The file of each stored weight.
-
-    Raises:
-        ValueError: a file is cut off or not a safetensors file, or the index names others than the files have.
-    """
-    names = {file: read_headers(folder, file.name) for file in sorted(folder.glob("*.safetensors"))}
-    files = {name: file for file, entries in names.items() for name in entries}
-    if (folder / INDEX).is_file():
-        index: Mapping[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        wrong = [name for name, file in index.items() if files.get(name) != folder / file]
-        if wrong:
-            raise ValueError(
-                f"{folder / INDEX}: expected files with the weights that it names, got none with {name_some(wrong)}; "
-                f"copy the files again"
-            )
-        files = {name: folder / file for name, file in index.items()}
-    return files
 
 
 def _drop_weights(layer: nn.Module, dtypes: Dtypes, default: torch.dtype) -> None:

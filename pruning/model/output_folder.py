@@ -1,5 +1,6 @@
 """An output folder that appears complete or not at all."""
 
+import glob
 import json
 import os
 import shutil
@@ -74,6 +75,16 @@ def complete_folder(out: Path) -> Iterator[Path]:
         raise
 
 
+def unfinished(out: Path) -> Path:
+    """The hidden folder beside `out` that holds a result while it grows."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
+def share_of(folder: Path, rank: int) -> Path:
+    """The folder beside an unfinished one for what one of several processes keeps."""
+    return folder.with_name(f"{folder.name}.rank{rank}")
+
+
 @contextmanager
 def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Iterator[Path]:
     """Yield a hidden folder beside `out` that holds a result while it grows, and is renamed to `out` at the end of the
@@ -88,7 +99,7 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
     Raises:
         FileExistsError: another process is at it; or there is one of an earlier run, without `resume` and `force`.
     """
-    folder = out.with_name(f".{out.name}.unfinished")
+    folder = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
     with _locked(folder):
@@ -100,6 +111,7 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
         if not (resume and (folder / state).is_file()):
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _delete_shares(folder)
         try:
             yield folder
             (folder / state).unlink(missing_ok=True)
@@ -108,7 +120,13 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
         except BaseException:
             if not (folder / state).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
+                _delete_shares(folder)
             raise
+
+
+def _delete_shares(folder: Path) -> None:
+    for path in folder.parent.glob(f"{glob.escape(folder.name)}.rank*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

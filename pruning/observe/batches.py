@@ -86,6 +86,9 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def __getitem__(self, indices: slice) -> "Inputs":
+        return replace(self, batches=self.batches[indices])
+
     @property
     def n_tokens(self) -> int:
         """Tokens of text without padding, or examples of anything else."""

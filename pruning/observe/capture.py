@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import body_of, without_cache
@@ -50,23 +51,37 @@ class Statistics:
 
 
 class Recorder:
-    """Records the activations of one FFN in bounded memory: a reservoir sample and running central moments."""
+    """Records the activations of one FFN in bounded memory: a reservoir sample and running central moments.
 
-    def __init__(self, name: str, width: int, sample_size: int, *, seed: int, device: torch.device) -> None:
+    Of several processes each adds its own tokens, and all get the statistics of all tokens. Each one draws keys of its
+    own for the sample, so that it depends on their number which tokens are in it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        sample_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.name = name
+        self._ranks = ranks
         self.sample_size = sample_size
         self.n_tokens = 0
         self._weight = 0.0
         # Equal seeds draw equal keys, so that the sample holds the same tokens for every FFN.
-        self._generator = torch.Generator().manual_seed(seed)
-        self._keys = torch.empty(0)
+        self._generator = torch.Generator().manual_seed(seed + ranks.index)
+        self._keys = torch.empty(0, dtype=torch.float64)
         self._sample: Tensor | None = None
         self._mean = torch.zeros(width, dtype=torch.float64, device=device)
         self._scatter = torch.zeros(width, width, device=device)  # sum (z - mean) (z - mean)^T
 
     @classmethod
-    def of(cls, ffn: FFN, sample_size: int, *, seed: int) -> "Recorder":
-        return cls(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device)
+    def of(cls, ffn: FFN, sample_size: int, *, seed: int, ranks: Ranks = ALONE) -> "Recorder":
+        return cls(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device, ranks=ranks)
 
     def add(self, z: Tensor, gates: Tensor | None = None) -> None:
         """Add the activations `z [T, N]` of T tokens.
@@ -89,11 +104,31 @@ class Recorder:
             self._add_moments(z, gates)
 
     def finish(self) -> Statistics:
-        """The statistics of all tokens added."""
+        """The statistics of all tokens added, by all processes."""
         sample = self._mean.new_empty(0, len(self._mean)) if self._sample is None else self._sample
+        if self._ranks.count > 1:
+            sample = self._merge(sample)
         covariance = mirror(self._scatter).div_(self._weight or 1)
         del self._scatter  # nothing can be added any more
         return Statistics(self.name, sample, self.n_tokens, self._mean, covariance)
+
+    def _merge(self, sample: Tensor) -> Tensor:
+        """Make the moments those of all processes; returns the sample of all tokens."""
+        weight = self._ranks.total(self._weight)
+        mean = self._mean * (self._weight / (weight or 1))
+        self._ranks.add(mean)
+        apart = (self._mean - mean) * self._weight**0.5
+        self._scatter.addr_(apart.float(), apart.float())
+        self._ranks.add(self._scatter)
+        self._mean, self._weight = mean, weight
+        self.n_tokens = int(self._ranks.total(self.n_tokens))
+        keys = self._ranks.rows(self._keys)
+        order = keys.argsort()[: self.sample_size]
+        # Rows travel only if their keys are among the smallest of all.
+        before = sum(self._ranks.gather(len(self._keys))[: self._ranks.index])
+        mine = order[(order >= before) & (order < before + len(self._keys))].sort().values
+        rows = self._ranks.rows(sample[(mine - before).to(sample.device)])
+        return rows[order.argsort().argsort().to(rows.device)]
 
     def _add_sample(self, z: Tensor) -> None:
         # Each token draws a random key. Keeping the smallest keys gives a uniform sample without replacement.
@@ -133,6 +168,7 @@ def capture(
     sample_size: int,
     seed: int = 0,
     among: Sequence[FFN] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Statistics]:
     """Run the model over batches of tokens `[B, L]` and record the statistics of some FFNs; padding does not count.
 
@@ -140,12 +176,13 @@ def capture(
         sample_size: M, tokens to keep per FFN: `sample_size x N` values in the model's dtype.
         seed: of the sample.
         among: all FFNs that are captured, in this run of the model or in others.
+        ranks: processes that have batches of their own; all get the statistics of all batches.
 
     Raises:
         ValueError: NaN or infinite activations (the message names the layer), or an FFN that no token reaches and that
             is not an expert.
     """
-    recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
+    recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
     n_tokens = dict.fromkeys(ffns if among is None else among, 0)
 
     def observe(part: Neurons) -> None:
@@ -160,6 +197,8 @@ def capture(
             with observed_neurons(model, list(n_tokens), Masks.of(inputs), observe):
                 body(**inputs, **without_cache(body))
     statistics = [recorder.finish() for recorder in recorders.values()]
+    counts = zip(*ranks.gather(list(n_tokens.values())), strict=True)
+    n_tokens = {ffn: sum(found) for ffn, found in zip(n_tokens, counts, strict=True)}
     reached = {ffn.kind for ffn, count in n_tokens.items() if count}
     for ffn in ffns:
         if ffn.kind not in reached:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.model.ffn import FFN
 from pruning.model.first_call import first_call
 
@@ -31,7 +32,14 @@ CHUNK = 8192
 
 
 def refine_ffn(
-    ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, passes: float = PASSES, seed: int
+    ffn: FFN,
+    inputs: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    *,
+    passes: float = PASSES,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train `ffn` toward `target`, in place; restore it if the error on held-back tokens does not fall.
 
@@ -46,28 +54,39 @@ def refine_ffn(
         weights: `[T]`, non-negative weights of the tokens.
         passes: over the tokens, in steps of 1,024.
         seed: for the order of the tokens.
+        ranks: processes that have tokens of their own: each adds its part of every step, the gradients are summed, and
+            each holds back the last tenth of its own.
 
     Raises:
         ValueError: mismatched shapes, fewer than two tokens, values that are not finite, weights that are negative or
             all 0, or negative `passes`.
     """
     _validate(ffn, inputs, target, weights, passes)
-    steps = math.ceil(passes * len(inputs) / BATCH)
+    steps = math.ceil(passes * ranks.total(len(inputs)) / BATCH)
     held = max(1, int(len(inputs) * HELD_BACK))
     with torch.inference_mode(False), torch.no_grad():  # also if the caller is in inference mode
         target, weights = target.float(), weights.float()
         originals = [(p, p.detach().clone()) for p in _parameters(ffn)]
-        before = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
+        before = ranks.total(_error(ffn, inputs[-held:], target[-held:], weights[-held:]))
         training = inputs[:-held], target[:-held], weights[:-held]
-        if float(training[2].sum()) > 0:
-            _train(ffn, *training, steps=steps, seed=seed)
-        after = _error(ffn, inputs[-held:], target[-held:], weights[-held:])
+        if ranks.total(float(training[2].sum())) > 0:
+            _train(ffn, *training, steps=steps, seed=seed, ranks=ranks)
+        after = ranks.total(_error(ffn, inputs[-held:], target[-held:], weights[-held:]))
         if not after < before:  # also if it is NaN
             for parameter, original in originals:
                 parameter.copy_(original)
 
 
-def _train(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: int, seed: int) -> None:
+def _train(
+    ffn: FFN,
+    inputs: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    *,
+    steps: int,
+    seed: int,
+    ranks: Ranks,
+) -> None:
     """Adam on all projections."""
     names, parameters = _input_names(ffn), _parameters(ffn)
     masters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
@@ -75,12 +94,14 @@ def _train(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: 
     optimizer = torch.optim.Adam(masters, lr=PEAK, betas=BETAS)
     # Adam does not depend on the scale of the loss, except through its epsilon.
     scale = float((weights * target.square().sum(1)).mean().clamp_min(torch.finfo(torch.float32).tiny))
+    scale = ranks.total(scale)  # also divides the sum of the gradients by the number of processes
+    size = math.ceil(BATCH / ranks.count)
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     for step in range(steps):
-        if len(order) < min(BATCH, len(inputs)):
+        if len(order) < min(size, len(inputs)):
             order = torch.randperm(len(inputs), generator=generator)
-        batch, order = order[:BATCH].to(inputs.device), order[BATCH:]
+        batch, order = order[:size].to(inputs.device), order[size:]
         for group in optimizer.param_groups:
             warm = min((step + 1) / WARM_UP, 1.0)
             group["lr"] = PEAK * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -89,6 +110,7 @@ def _train(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, *, steps: 
             errors = (F.linear(z, *columns).float() - target[batch]).square().sum(1)
             loss = (weights[batch] * errors).mean() / scale
         gradients = torch.autograd.grad(loss, masters)
+        ranks.add(*gradients)
         for master, gradient in zip(masters, gradients, strict=True):
             master.grad = gradient
         optimizer.step()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mikernels.ranks import ALONE, Ranks
 from pruning.model.ffn import FFN
 from pruning.model.forward import body_of
 from pruning.model.layers import IN_MEMORY, Layers, layer_list
@@ -104,6 +105,7 @@ def visit_layers(
     fit: bool = True,
     refine: bool = False,
     write: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Visit]:
     """Run the model layer by layer; the caller prunes the FFNs of a layer before asking for the next.
 
@@ -119,6 +121,7 @@ def visit_layers(
         fit: whether to run the pruned stream and give examples.
         refine: whether the examples are also for refining.
         write: whether what the layers are when the caller asks for the next one is the result.
+        ranks: processes that have batches of their own; all get the statistics of all batches, but their own examples.
 
     Memory, on the model's device: the hidden states of all tokens, twice; for one layer the moments of its FFNs, twice,
     their inputs, and what bypasses them; with `refine` also their targets.
@@ -135,7 +138,9 @@ def visit_layers(
             continue
         with source.held(layer, write=write):
             if dense.ffns[index]:
-                yield from _visit_layer(dense, pruned, index, sample_size, seed=seed, fit=fit, refine=refine)
+                yield from _visit_layer(
+                    dense, pruned, index, sample_size, seed=seed, fit=fit, refine=refine, ranks=ranks
+                )
             elif index < dense.last:
                 for stream in streams:
                     stream.advance(index)
@@ -162,12 +167,13 @@ def _visit_layer(
     seed: int,
     fit: bool,
     refine: bool,
+    ranks: Ranks,
 ) -> Iterator[Visit]:
     """Run a layer with FFNs to prune, and move the streams on; see `visit_layers`."""
     ffns = dense.ffns[index]
     recorders = {}
     if sample_size is not None:
-        recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed) for ffn in ffns}
+        recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
     examples = {ffn: Examples(ffn, keep=refine) for ffn in ffns if fit}
     bypasses = []
     behind = pruned.passes(index) if fit else repeat(None)
@@ -208,7 +214,12 @@ def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: La
 
 
 def prune_and_fit(
-    keep: Mapping[FFN, Tensor], examples: Mapping[FFN, Examples], *, refine: bool, seed: int
+    keep: Mapping[FFN, Tensor],
+    examples: Mapping[FFN, Examples],
+    *,
+    refine: bool,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Prune the FFNs of one layer, with the output projections that come closest to the targets.
 
@@ -216,18 +227,19 @@ def prune_and_fit(
         keep: for each FFN the neurons to keep, ascending.
         refine: whether to train all projections on the same error afterwards (`pruning.repair.refine`).
         seed: for the order of tokens when refining.
+        ranks: processes that have examples of their own, and together fit to all of them.
 
     Raises:
         ValueError: activations that are not finite.
     """
-    prune_ffns([Plan(ffn, neurons, fit(ffn, neurons, examples[ffn])) for ffn, neurons in keep.items()])
+    prune_ffns([Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()])
     for ffn in keep if refine else ():
         learned = examples[ffn]
         read, target, weight = map(torch.cat, (learned.read, learned.target, learned.weight))
-        refine_ffn(ffn, read, target, weight, seed=seed)
+        refine_ffn(ffn, read, target, weight, seed=seed, ranks=ranks)
 
 
-def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
+def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Solution:
     """The output projection of the neurons `keep` that comes closest to the targets, in closed form.
 
     With these neurons z and the target t, it minimizes the weighted sum of `|t - W z - b|^2` over tokens, with a ridge
@@ -239,13 +251,14 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples) -> Solution:
     """
     dense = ffn.output.weight.detach()[:, keep].float()  # [d, kept]
     bias = ffn.output.bias
-    if ffn.is_routed and examples.n_tokens < MIN_TOKENS:
+    if ffn.is_routed and ranks.total(examples.n_tokens) < MIN_TOKENS:
         return Solution(dense, bias)
     used = keep
     if bias is not None:
         dense = torch.cat([dense, bias.detach().float()[:, None]], dim=1)
         used = torch.cat([keep, keep.new_tensor([ffn.width])])
     gram, cross = examples.gram[used][:, used], examples.cross[used]
+    ranks.add(gram, cross)
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(
             f"{ffn.name}: expected finite activations in the pruned model, got NaN or infinite ones"

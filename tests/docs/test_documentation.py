@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.run import get_args_parser
 
 from pruning.cli import main
 
@@ -73,8 +74,19 @@ def test_mi_prune_commands_run_in_order(page, workplace, monkeypatch):
     reload_here(monkeypatch)
     for command in commands(page):
         program, *arguments = shlex.split(command)
-        if program == "mi-prune":
+        if program == "torchrun":  # as one process
+            arguments = arguments[arguments.index("pruning.cli") + 1 :]
+        if program in ("mi-prune", "torchrun"):
             assert main([*arguments, "--quiet"]) == 0, command
+
+
+def test_torchrun_knows_its_arguments():
+    found = [shlex.split(c)[1:] for page in PAGES for c in commands(page) if c.startswith("torchrun ")]
+    assert found
+    for arguments in found:
+        known = get_args_parser().parse_args(arguments)
+        assert known.module
+        assert known.training_script == "pruning.cli"
 
 
 def module_commands() -> list[str]:
@@ -111,7 +123,7 @@ def test_targets_and_extras_exist(page):
             named = re.findall(r"\[([\w,]+)\]", command)
             assert all(extra in extras for names in named for extra in names.split(",")), command
         else:
-            assert program in ("mi-prune", "python", "git", "cd", "TRITON_INTERPRET=1"), command
+            assert program in ("mi-prune", "torchrun", "python", "git", "cd", "TRITON_INTERPRET=1"), command
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
