@@ -13,7 +13,9 @@ if missing := [name for name in ("transformers", "safetensors", "tqdm") if find_
 from pruning.from_disk import prune_folder
 from pruning.model.loading import load_model
 from pruning.pipeline import prune
+from pruning.planning.plan import Plan, plan
 from pruning.report.manifest import Report
 from pruning.settings import Settings
+from pruning.sweeping import Swept, sweep
 
-__all__ = ["Report", "Settings", "load_model", "prune", "prune_folder"]
+__all__ = ["Plan", "Report", "Settings", "Swept", "load_model", "plan", "prune", "prune_folder", "sweep"]

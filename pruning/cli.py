@@ -1,69 +1,60 @@
 """`mi-prune`: prune a model from the command line and show the cost in quality."""
 
 import argparse
+import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pruning.arguments import parse
 from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
+from pruning.choose.target import pruned_size
 from pruning.from_disk import prune_folder
 from pruning.launch import Launch
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
-from pruning.model.precision import computing_dtype, set_dtypes, weight_dtypes
+from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
 from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
 from pruning.observe.batches import Windows
 from pruning.observe.calibration import Calibration
-from pruning.observe.mixture import has_samples, text_windows
-from pruning.observe.samples import SELF
+from pruning.observe.mixture import Weighted, has_samples, text_windows
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths
 from pruning.pipeline import prune
+from pruning.planning.plan import plan, plan_text
 from pruning.prepare import calibration_or_default, prepare
 from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
-from pruning.report.manifest import Report
+from pruning.report.manifest import Report, plain_json
 from pruning.report.quality import check_prompt
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
-from pruning.settings import Settings, choices, help_text
+from pruning.settings import Settings
+from pruning.sweeping import sweep, sweep_json, sweep_table
 from pruning.terminal import any_encoding, describe, discard_output, warnings_in_one_line
 
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
 
 
-def _number_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text  # `Settings` checks it
-
-
-TYPES: dict[str, Callable[[str], Any]] = {"threshold": _number_or_text, "multiple_of": int}
-"""How to read options whose default is None and whose values are not just text."""
-ALIASES = {"sequence_length": ("--seqlen",)}
-"""Names of options that other packages use."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return 0 on success, 1 after printing an error in one line to standard error, 130 if
     interrupted."""
     with any_encoding():
-        args = _parser().parse_args(argv)
+        args = parse(argv)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         saved, launch = _Saved(args.save_statistics), Launch()
@@ -123,11 +114,20 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
     calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
-    out = Path(args.out)
     inputs = {"the model": args.model}
     for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
         for source, _ in sources or ():
             inputs[f"{option} {source.name}"] = source.name
+    if launch.group is not None and (args.plan or args.sweep is not None):
+        option = "--plan" if args.plan else "--sweep"
+        raise ValueError(f"{option}: expected one process, got several; start it without torchrun")
+    if args.plan:
+        _plan(args, settings, device)
+        return
+    if args.sweep is not None:
+        _sweep(args, settings, calibration, evaluation, device)
+        return
+    out = Path(args.out)
     check_paths(
         out, inputs, statistics=args.statistics, save_statistics=args.save_statistics, force=args.force
     )
@@ -145,24 +145,23 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
             f"{time.perf_counter() - start:.0f} s in total: {stages}."
         )
         return
-    model, tokenizer = load_model(
-        args.model,
-        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
-        device=device,
-        trust_remote_code=args.trust_remote_code,
-    )
-    # Weights that are not pruned come back bit for bit, since the dtype to compute in holds every stored value.
-    stored, stored_dtypes, dense_bytes = model.dtype, weight_dtypes(model), weight_bytes(model)
-    computing = computing_dtype(stored, model.device.type) if args.dtype == "auto" else stored
-    if computing != stored:
-        set_dtypes(model, {}, computing)
+    model, tokenizer, stored, stored_dtypes = _load(args, device)
+    computing = model.dtype
     measured = None if args.statistics is None else ffn_names(args.statistics)
     # Statistics bring the tokens that they were measured on; with least squares none are needed.
     if calibration is not None or args.statistics is None or settings.repair != "lstsq":
         calibration = calibration_or_default(calibration, args.statistics, model, tokenizer)
-    ffns, read, _, left, n_ffns, _ = prepare(
-        model, tokenizer, calibration, settings, need_windows=calibration is not None, measured=measured
+    ffns, read, chosen, left, n_ffns, _ = prepare(
+        model,
+        tokenizer,
+        calibration,
+        settings,
+        need_windows=calibration is not None,
+        measured=measured,
+        saved=stored_dtypes,
     )
+    # A target in bytes is one of the stored dtypes, which the model does not have while it computes.
+    settings = replace(settings, ratio=chosen.ratio, target_params=None, target_bytes=None)
     if args.statistics is not None:
         estimator = estimator_name(settings.estimator, settings.nodes)
         check_evidence(args.statistics, ffns, estimator=estimator, model=model_fingerprint(model))
@@ -174,17 +173,15 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
             f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
             f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {1 - settings.ratio:.0%} of their neurons"
         )
-    check_output(out, needed_bytes=weight_bytes(model), force=args.force)
+    dense_bytes = pruned_size(model, ffns, None, settings, stored_dtypes).bytes
+    check_output(out, needed_bytes=dense_bytes, force=args.force)
     progress = launch.is_first and not args.quiet
     # Own samples that the model is not calibrated on; `^`, because the largest seed has no next one.
     other = replace(settings, seed=settings.seed ^ 1)
-    texts: dict[str, Windows] = {}
-    for source, weight in evaluation if launch.is_first else ():
-        n_tokens = int(args.evaluation_tokens * weight / sum(w for _, w in evaluation))
-        texts[source.name] = text_windows(
-            model, tokenizer, [(source, 1.0)], other, n_tokens=n_tokens, progress=progress
-        )
-    prompt = args.prompt if launch.is_first else None
+    texts, prompt = {}, None
+    if launch.is_first:
+        prompt = args.prompt
+        texts = _texts(model, tokenizer, evaluation, other, args.evaluation_tokens, progress=progress)
     conditions: Any = {"prompt": prompt, "batch_size": settings.batch_size, "progress": progress}
     dense = evaluate(model, tokenizer, texts, name="dense", **conditions)
     # Keeps the dense weights of the FFNs in memory until the speed is measured.
@@ -216,6 +213,9 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
     pruned = pruned._replace(weight_bytes=weight_bytes(model))
 
     report.notes |= {"model": args.model}
+    for name in ("target_params", "target_bytes"):
+        if (target := getattr(args, name)) is not None:
+            report.settings[name] = target
     # Also from a statistics file; the names are joined as in `text_windows`.
     named_sources = f", {report.notes['calibration'].get('source', '')}, "
     calibrated_on = {t for t in texts if f", {t}, " in named_sources or f", {t}=" in named_sources}
@@ -260,6 +260,99 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
             )
 
 
+def _load(
+    args: argparse.Namespace, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, torch.dtype, Dtypes]:
+    """The model in the dtype to compute in, its tokenizer, and the stored dtype of most and of all weights.
+
+    Weights that are not pruned come back bit for bit, since the dtype to compute in holds every stored value.
+    """
+    model, tokenizer = load_model(
+        args.model,
+        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    stored, stored_dtypes = model.dtype, weight_dtypes(model)
+    if args.dtype == "auto" and (computing := computing_dtype(stored, model.device.type)) != stored:
+        set_dtypes(model, {}, computing)
+    return model, tokenizer, stored, stored_dtypes
+
+
+def _texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation: Weighted,
+    settings: Settings,
+    n_tokens: int,
+    *,
+    progress: bool,
+) -> dict[str, Windows]:
+    """The windows to evaluate on, by the name of the text."""
+    total = sum(weight for _, weight in evaluation)
+    return {
+        source.name: text_windows(
+            model,
+            tokenizer,
+            [(source, 1.0)],
+            settings,
+            n_tokens=int(n_tokens * weight / total),
+            progress=progress,
+        )
+        for source, weight in evaluation
+    }
+
+
+def _plan(args: argparse.Namespace, settings: Settings, device: str) -> None:
+    """Show what a run would take, and run nothing.
+
+    Raises:
+        ValueError: it does not fit; the plan is shown all the same.
+    """
+    found = plan(
+        args.model,
+        settings=settings,
+        from_disk=args.from_disk,
+        out=args.out or ".",
+        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    print(json.dumps(plain_json(found.as_json()), indent=1) if args.json else plan_text(found))
+    found.check()
+
+
+def _sweep(
+    args: argparse.Namespace, settings: Settings, calibration: Calibration, evaluation: Weighted, device: str
+) -> None:
+    """Show what several ratios give, and save nothing.
+
+    Raises:
+        ValueError: an option that saves something, or needs one result.
+    """
+    for option in ("out", "from_disk", "statistics", "save_statistics", "prompt", "verify"):
+        if getattr(args, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')}: expected none with --sweep, which has the whole model in memory and "
+                f"saves nothing"
+            )
+    model, tokenizer, _, stored_dtypes = _load(args, device)
+    other = replace(settings, seed=settings.seed ^ 1)
+    evaluation = evaluation or open_sources([BUILTIN], builtin_half=1)
+    texts = _texts(model, tokenizer, evaluation, other, args.evaluation_tokens, progress=not args.quiet)
+    found = sweep(
+        model,
+        tokenizer,
+        args.sweep,
+        calibration=calibration,
+        texts=texts,
+        settings=settings,
+        saved=stored_dtypes,
+        progress=not args.quiet,
+    )
+    print(sweep_json(found) if args.json else sweep_table(found))
+
+
 def _prune_from_disk(
     args: argparse.Namespace,
     settings: Settings,
@@ -292,106 +385,6 @@ def _prune_from_disk(
         progress=launch.is_first and not args.quiet,
         notes={"warnings": warned},
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mi-prune",
-        description="Drop the redundant neurons of a language model's feed-forward layers, without retraining.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "model", help="folder (safetensors), .gguf file, or name of a model on the Hugging Face hub"
-    )
-    parser.add_argument(
-        "--out", required=True, help="folder for the pruned model; it appears only when complete"
-    )
-    parser.add_argument(
-        "--from-disk",
-        action="store_true",
-        help="for a folder that does not fit into memory: read, prune and write one layer at a time",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with a run --from-disk that was interrupted, if there is one",
-    )
-    parser.add_argument("--force", action="store_true", help="replace an earlier result in the output folder")
-    parser.add_argument(
-        "--calibration",
-        metavar="TEXT[=WEIGHT]",
-        action="append",
-        help="text to calibrate on: a UTF-8 file of text, .json or .jsonl (text or messages), .parquet, or "
-        "NAME[:CONFIG[:SPLIT]] of a data set on the Hugging Face hub; several by repeating the option, with weights "
-        f"for their shares of the tokens; {SELF} is what the model writes itself, {BUILTIN} half of the text that "
-        f"ships with Python; by default both, in equal parts",
-    )
-    parser.add_argument(
-        "--save-statistics",
-        metavar="FILE",
-        help="save what was measured, for later runs with other ratios, criteria or budgets",
-    )
-    parser.add_argument(
-        "--statistics", metavar="FILE", help="reuse what --save-statistics saved instead of measuring again"
-    )
-    parser.add_argument(
-        "--evaluate",
-        metavar="TEXT[=WEIGHT]",
-        action="append",
-        help="text, as for --calibration, to compare the dense and the pruned model on, in quality and speed "
-        f"(which keeps the dense FFN weights in memory), each on its own; {BUILTIN} is the other half of the text that "
-        f"ships with Python",
-    )
-    parser.add_argument("--evaluation-tokens", type=int, default=8192, help="tokens to evaluate on")
-    parser.add_argument("--prompt", help="show how the dense and the pruned model continue this text")
-    parser.add_argument(
-        "--verify", action="store_true", help="reload the result in a fresh process and compare the outputs"
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "bfloat16", "float16", "float32"),
-        help="of the weights, to compute in and to save; auto is the stored one, computed in float32 where a CPU is "
-        "slow with 16 bits",
-    )
-    parser.add_argument("--device", help="such as cpu or cuda:0; by default a GPU if there is one")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="allow code that comes with the model"
-    )
-    parser.add_argument(
-        "--quiet",
-        action="store_true",
-        help="print only the result and errors: no progress bars, no warnings (the manifest has them)",
-    )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error as well")
-    tokens_or_windows = parser.add_mutually_exclusive_group()
-    tokens_or_windows.add_argument(
-        "--num-samples",
-        type=int,
-        metavar="WINDOWS",
-        help="windows to calibrate on, in place of --calibration-tokens",
-    )
-    for option in fields(Settings):
-        flag = "--" + option.name.replace("_", "-")
-        if isinstance(option.default, bool):
-            parser.add_argument(
-                flag.replace("--", "--no-") if option.default else flag,
-                dest=option.name,
-                action="store_false" if option.default else "store_true",
-                default=option.default,
-                help=help_text(option.name),
-            )
-            continue
-        group = tokens_or_windows if option.name == "calibration_tokens" else parser
-        group.add_argument(
-            flag,
-            *ALIASES.get(option.name, ()),
-            type=TYPES.get(option.name, str if option.default is None else type(option.default)),
-            default=option.default,
-            choices=choices(option.name) or None,
-            help=help_text(option.name),
-        )
-    return parser
 
 
 if __name__ == "__main__":

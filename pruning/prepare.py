@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.ranks import Ranks
@@ -13,13 +14,15 @@ from pruning.choose.budget import BLOCK, check_cap, kept_width
 from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import calibration_identity, model_fingerprint
+from pruning.choose.target import reach_target
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
+from pruning.model.forward import body_of
 from pruning.model.knobs import Knob, find_knobs
 from pruning.model.layers import IN_MEMORY, Layers
 from pruning.model.loaded import name_some
 from pruning.model.saved import check_config
-from pruning.observe.batches import Batch, Inputs, Windows
+from pruning.observe.batches import Batch, Inputs, Windows, by_name
 from pruning.observe.calibration import Calibration, calibration_windows
 from pruning.observe.capture import MIN_TOKENS
 from pruning.observe.mixture import default_sources
@@ -42,7 +45,7 @@ class Prepared(NamedTuple):
     Attributes:
         ffns: to prune.
         windows: of calibration tokens, or None if none are needed.
-        settings: with the repair that `"auto"` stands for.
+        settings: with the repair that `"auto"` stands for, and the ratio that reaches a target.
         left: for config entries whose FFNs are not pruned, how many these are and why.
         n_ffns: of the whole model.
         follow: whether its layers can be run one by one.
@@ -89,6 +92,7 @@ def prepare(
     *,
     need_windows: bool = True,
     measured: Collection[str] | None = None,
+    saved: Mapping[str, torch.dtype] | None = None,
 ) -> Prepared:
     """Check the settings against the model, read the calibration text, and try the model on a few tokens.
 
@@ -97,12 +101,14 @@ def prepare(
     Args:
         need_windows: whether to read the calibration.
         measured: names of the FFNs in a statistics file, if there is one: others are left.
+        saved: the dtypes of weights in the result by name, where they differ from those of the model.
 
     Raises:
         ValueError: see `pruning.prune`.
     """
     every = find_ffns(model, in_memory=not source.on_disk)
-    ffns, left = _chosen(model, every, settings)
+    ffns, left = chosen_ffns(model, every, settings)
+    settings = reach_target(model, ffns, settings, saved)
     widths = sorted({ffn.width for ffn in ffns})
     for ffn in ffns:
         kept_width(ffn, settings.ratio, settings.multiple_of)  # raises if rounding keeps all or none
@@ -121,12 +127,14 @@ def prepare(
     if need_windows:
         windows = calibration_windows(model, tokenizer, calibration, settings, stand_in=True)
         probe = _probe(windows)
-        with source.sample(ffns) as sampled:
+        body = body_of(model, by_name(probe[0]))
+        with source.sample(body, ffns) as sampled:
             reached = reached_knobs(model, sampled, probe[0])
         ffns = _keep(ffns, reached, left, "which the calibration does not reach")
     if measured is not None:
         known = {ffn.knob for ffn in ffns if ffn.name in measured}
         ffns = _keep(ffns, known or set(knobs_of(ffns)), left, "which are not in the statistics")
+    settings = reach_target(model, ffns, settings, saved)  # with fewer FFNs it takes another ratio
     if settings.budget != "uniform":
         _check_budget(model, ffns, settings)
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
@@ -134,7 +142,7 @@ def prepare(
     check_config(model, ffns, kept, adds_bias=adds_bias)
     follow = False
     if probe:
-        with source.sample(ffns) as sampled:
+        with source.sample(body, ffns) as sampled:
             check_neurons(model, sampled, probe[0])
             follow = _can_follow(
                 model,
@@ -216,7 +224,9 @@ def _check_experts(ffns: Sequence[FFN], kept: Sequence[int], settings: Settings)
             )
 
 
-def _chosen(model: PreTrainedModel, ffns: list[FFN], settings: Settings) -> tuple[list[FFN], dict[str, str]]:
+def chosen_ffns(
+    model: PreTrainedModel, ffns: list[FFN], settings: Settings
+) -> tuple[list[FFN], dict[str, str]]:
     """The FFNs that the settings ask for, and why others are left."""
     left = dict(find_knobs(type(model), model.config).rejected)
     if settings.only is None:

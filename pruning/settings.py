@@ -23,6 +23,8 @@ class Settings:
 
     Attributes:
         ratio: share of the neurons to drop.
+        target_params, target_bytes: in place of the ratio, how many parameters the pruned model may have, or how many
+            bytes its weights in the dtypes that they are saved in: the ratio is the smallest one that gets there.
         criterion: `"conditional-mi"` drops the neurons that tell least about the layer's output given the kept ones;
             `"pairwise-mi"` drops neurons with low fluctuation and a kept partner that shares their information;
             `"random-pairs"` is the paper's criterion; `"flap"`, `"wanda"`, `"magnitude"` and `"random"` are baselines.
@@ -65,6 +67,14 @@ class Settings:
     """
 
     ratio: Annotated[float, "share of the neurons to drop"] = 0.2
+    target_params: Annotated[
+        int | None,
+        "in place of the ratio: drop as many neurons as it takes to have at most this many parameters",
+    ] = None
+    target_bytes: Annotated[
+        int | None,
+        "in place of the ratio: drop as many neurons as it takes to save at most this many bytes of weights",
+    ] = None
     criterion: Annotated[Criterion, "which neurons to drop first"] = "conditional-mi"
     repair: Annotated[Repair, "how to compensate for the dropped neurons"] = "auto"
     refine: Annotated[
@@ -125,10 +135,14 @@ class Settings:
                 expected = ", ".join(choices(name))
                 raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
         sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
-        for name in (*sizes, "clusters", "candidates"):
+        for name in (*sizes, "clusters", "candidates", "target_params", "target_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")
+        if self.target_params is not None and self.target_bytes is not None:
+            raise ValueError(
+                f"target_bytes: expected none beside target_params, got {self.target_bytes}; use one of them"
+            )
         make_problem(self.estimator, self.nodes, None, self.sample_size)
         if self.sample_size < MIN_SAMPLES:
             raise ValueError(f"sample_size: expected at least {MIN_SAMPLES} tokens, got {self.sample_size}")

@@ -98,7 +98,7 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
         n_drop: stop after this many neurons; by default order all N.
 
     Cost: O(N^3) operations for the inverse; for each neuron to drop O(N^2 + d N), in matrix-vector products and one
-    matrix product per 64 neurons. Memory: 3 N^2 float32, on a GPU 4 N^2.
+    matrix product per 64 neurons. Memory: N^2 float32, on a GPU as much for the Gram matrix of the weights.
 
     Source: Hassibi, Stork, Second order derivatives for network pruning: Optimal Brain Surgeon, NIPS 1992; for whole
     columns, Meng et al., OSSCAR, arXiv 2403.12983. As conditional information: `benchmarks/quality`.
@@ -112,15 +112,19 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
         )
     deviation = covariance.diagonal().clamp_min(0).sqrt()
     scale = torch.where(deviation > 0, deviation, 1.0)
-    correlation = covariance / torch.outer(scale, scale)
+    correlation = torch.outer(scale, scale)
+    torch.div(covariance, correlation, out=correlation)
     correlation.diagonal().add_(VARIANCE_RIDGE)
     weight = weight * deviation  # for neurons of unit variance; constant ones carry nothing
     total = torch.einsum("di,ij,dj->", weight, correlation, weight).double()
     # No neuron varies more once others are known: 1 / diagonal is at most its own variance. Half of that is a bound
     # that only rounding breaks, and it keeps the root from a negative number.
     floor = 0.5 / correlation.diagonal()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlation))  # [N, N]
-    del correlation
+    # In place: LAPACK does so for columns, which the transpose has.
+    columns = correlation.t()
+    torch.linalg.cholesky(columns, out=columns)
+    torch.cholesky_inverse(columns, out=columns)
+    inverse = correlation  # which is symmetric
     outputs = (_Projection if device.type == "cpu" else _Gram)(weight)
 
     diagonal = inverse.diagonal().maximum(floor)

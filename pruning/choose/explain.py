@@ -14,7 +14,7 @@ from pruning.choose.scores import magnitude, saliency_of
 from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.capture import Statistics
-from pruning.repair.separate import predict
+from pruning.repair.separate import PREDICTION_RIDGE, predict
 from pruning.settings import Settings
 from pruning.threshold import null_threshold
 
@@ -102,24 +102,9 @@ def explain(
 ) -> PrunedLayer:
     """Describe the selection of the neurons `kept` in one layer; `ranks` share out its mutual information."""
     statistics = evidence.statistics
-    dropped = complement(kept, ffn.width)
     if not statistics.is_enough:
-        zeros = torch.zeros(len(dropped), device=dropped.device)
-        saliency = magnitude(ffn)[dropped]
-        unknown = torch.full_like(dropped, -1)
-        return PrunedLayer(
-            ffn.name,
-            kept,
-            dropped,
-            unknown,
-            zeros,
-            zeros,
-            saliency,
-            0.0,
-            math.nan,
-            sensitivity,
-            statistics.n_tokens,
-        )
+        return unexplained(ffn, evidence, kept, sensitivity)
+    dropped = complement(kept, ffn.width)
     mi = evidence.mi_between(dropped, kept, settings, ranks)
     best = mi.max(1)
     null = null_threshold(
@@ -140,17 +125,39 @@ def explain(
     )
 
 
+def unexplained(ffn: FFN, evidence: Evidence, kept: Tensor, sensitivity: float) -> PrunedLayer:
+    """The selection of the neurons `kept` in one layer, without measured reasons."""
+    dropped = complement(kept, ffn.width)
+    zeros = torch.zeros(len(dropped), device=dropped.device)
+    return PrunedLayer(
+        name=ffn.name,
+        kept=kept,
+        dropped=dropped,
+        partner=torch.full_like(dropped, -1),
+        mi=zeros,
+        linear_r2=zeros,
+        saliency=magnitude(ffn)[dropped],
+        median_mi=0.0,
+        null_mi=math.nan,
+        sensitivity=sensitivity,
+        n_tokens=evidence.statistics.n_tokens,
+    )
+
+
 def explained_variance(statistics: Statistics, keep: Tensor, drop: Tensor) -> Tensor:
     """Linear R^2 of each dropped neuron given the kept ones, `[dropped]` in [0, 1].
 
     Measured on the calibration tokens and adjusted for the number of kept neurons: independent neurons have about 0,
     even with few tokens.
     """
-    covariance = statistics.covariance.double()
-    b = predict(covariance, keep, drop)
-    cross = (b * covariance[drop][:, keep]).sum(1)
-    fit = (b @ covariance[keep][:, keep] * b).sum(1)
-    unexplained = 1 - (2 * cross - fit) / covariance.diagonal()[drop].clamp_min(1e-300)
+    covariance = statistics.covariance
+    across = covariance[keep][:, drop]
+    b = predict(covariance[keep][:, keep], across)
+    cross = (b * across.t()).sum(1)
+    # The prediction has the variance b C b, and (C + penalty) b is `across`.
+    variance = covariance.diagonal().double()
+    fit = cross - PREDICTION_RIDGE * (b.square() * variance[keep]).sum(1)
+    unexplained = 1 - (2 * cross - fit) / variance[drop].clamp_min(1e-300)
     spare = max(statistics.n_tokens - len(keep) - 1, 1)
     return (1 - unexplained * (statistics.n_tokens - 1) / spare).clamp(0.0, 1.0)
 

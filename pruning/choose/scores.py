@@ -72,7 +72,7 @@ def wanda(ffn: FFN, statistics: Statistics) -> Tensor:
     Source: Sun, Liu, Bair, Kolter, A Simple and Effective Pruning Approach for Large Language Models, arXiv
     2306.11695; structured ("Wanda-sp") as in An et al., arXiv 2312.11983.
     """
-    norm = statistics.second_moment.diagonal().sqrt()
+    norm = statistics.mean_square.sqrt()
     return ffn.output.weight.detach().double().abs().mean(0) * norm
 
 

@@ -12,7 +12,7 @@ from pruning.choose.budget import BLOCK, allocate, kept_width
 from pruning.choose.candidates import divergences
 from pruning.choose.clusters import cluster_neurons
 from pruning.choose.evidence import Evidence
-from pruning.choose.explain import PrunedLayer, explain
+from pruning.choose.explain import PrunedLayer, explain, unexplained
 from pruning.choose.random_pairs import random_pairs
 from pruning.choose.scores import ascending, random_order, redundancy_order, saliency_of
 from pruning.model.ffn import FFN
@@ -78,15 +78,19 @@ def select(
     *,
     seed: int,
     ranks: Ranks = ALONE,
+    reasons: bool = True,
 ) -> PrunedLayer:
     """Select the neurons to keep in one layer, and explain the selection.
 
     Args:
         width, sensitivity, seed: see `Decision`.
         ranks: processes that have the same evidence: the first one selects, and all explain.
+        reasons: whether to measure them.
     """
     device = ffn.output.weight.device
     ((kept,),) = ranks.each_once([lambda: _kept(ffn, evidence, width, settings, [seed])], device)
+    if not reasons:
+        return unexplained(ffn, evidence, kept, sensitivity)
     return explain(ffn, evidence, kept, sensitivity, settings, ranks)
 
 

@@ -167,6 +167,9 @@ def find_ffns(model: PreTrainedModel, *, in_memory: bool = True) -> list[FFN]:
     _refuse_wrappers(model)
     ffns = bind_ffns(model, type(model))
     _check_widths(model, ffns, in_memory=in_memory)
+    if in_memory:  # the first weight, such as of the embeddings, says where inputs go
+        name, first = next(model.named_parameters())
+        _refuse_offloaded(name, first)
     return ffns
 
 
@@ -346,11 +349,21 @@ def _check_widths(model: PreTrainedModel, ffns: Sequence[FFN], *, in_memory: boo
                     f"{ffn.name}: expected {width} neurons as {ffn.knob} in the config says, got {projection.width}"
                 )
             weight = projection.parameter
-            if weight.dtype not in DTYPES.values() or (in_memory and weight.is_meta):
+            if weight.dtype not in DTYPES.values():
                 raise ValueError(
-                    f"{ffn.name}: expected floating-point weights of 16 bits or more in memory, got {weight.dtype} on "
-                    f"{weight.device}; load the model de-quantized and without offloading"
+                    f"{ffn.name}: expected floating-point weights of 16 bits or more, got {weight.dtype}; load the "
+                    f"model de-quantized"
                 )
+            if in_memory:
+                _refuse_offloaded(ffn.name, weight)
+
+
+def _refuse_offloaded(name: str, weight: Tensor) -> None:
+    if weight.is_meta:
+        raise ValueError(
+            f"{name}: expected weights in memory, got none, as after offloading by accelerate; load the model without "
+            f"a device_map that offloads them, or prune its folder from disk with pruning.prune_folder"
+        )
 
 
 def _refuse_wrappers(model: nn.Module) -> None:

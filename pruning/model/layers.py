@@ -46,8 +46,13 @@ class Layers:
         """A layer was written, and these are the hidden states behind it."""
 
     @contextmanager
-    def sample(self, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
-        """Within the block the model runs, maybe with fewer layers, but with every kind of them; yields their FFNs."""
+    def around(self, _body: nn.Module) -> Iterator[None]:
+        """Within the block everything of `body`, the model or its base model, but the layers has its weights."""
+        yield
+
+    @contextmanager
+    def sample(self, _body: nn.Module, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
+        """Within the block `body` runs, maybe with fewer layers, but with every kind of them; yields their FFNs."""
         yield list(ffns)
 
 

@@ -3,7 +3,6 @@
 The model is built without weights; the tensors of a layer are read from the safetensors files when it is held.
 """
 
-import copy
 import hashlib
 import json
 import re
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -24,11 +23,11 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from mikernels.ranks import ALONE, Ranks
+from pruning.model.architecture import without_weights
 from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
 from pruning.model.headers import INDEX, files_by_name, stored_dtype
@@ -83,7 +82,7 @@ def open_folder(
         )
     stored = dtype or stored_dtype(path) or torch.float32
     computing = computing_dtype(stored, device) if dtype is None else stored
-    model = _without_weights(class_, config, stored)
+    model = without_weights(class_, config, stored)
     if model.can_generate() and (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path)
     layers = LayersOnDisk(model, path, stored, computing, device)
@@ -104,7 +103,7 @@ class LayersOnDisk(Layers):
         computing: torch.dtype,
         device: str,
     ) -> None:
-        """Read everything but the layers.
+        """Divide the weights into layers; nothing is read yet.
 
         Args:
             model: without weights.
@@ -122,10 +121,15 @@ class LayersOnDisk(Layers):
             for name, module in model.named_modules()
             if isinstance(module, nn.ModuleList) and list(module) == self._layers
         )
+        self._body_prefix = f"{model.base_model_prefix}."
         self._mapping = get_model_conversion_mapping(model)
         self._files = files_by_name(folder)
+        self._places: dict[str, str] = {}  # where each name in the files is in the model
         self._parts = self._divide()  # by layer, and None for the rest: the names in the files
         self._held: set[int] = set()
+        self._around: nn.Module | None = (
+            None  # the part of the model that runs and has its weights but the layers
+        )
         self._dtypes: Dtypes = {}
         self._out: Path | None = None
         self._ranks = ALONE
@@ -134,8 +138,6 @@ class LayersOnDisk(Layers):
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(device)
-        self._load(None)
-        model.tie_weights()
 
     @property
     def bytes_read(self) -> int:
@@ -148,7 +150,7 @@ class LayersOnDisk(Layers):
         if index in self._held:
             yield
             return
-        self._load(index)
+        self._load(self._parts[index])
         dtypes = weight_dtypes(layer)
         set_dtypes(layer, {}, self._computing)
         self._held.add(index)
@@ -162,13 +164,32 @@ class LayersOnDisk(Layers):
             _drop_weights(layer, dtypes, self._stored)
 
     @contextmanager
-    def sample(self, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
+    def around(self, body: nn.Module) -> Iterator[None]:
+        if self._around is not None:
+            yield
+            return
+        names = self._parts[None]
+        if body is not self._model:  # the head is not needed
+            names = [name for name in names if self._places[name].startswith(self._body_prefix)]
+        with self._only([]):
+            self._load(names)
+            self._model.tie_weights()
+            set_dtypes(body, {}, self._computing)
+        self._around = body
+        try:
+            yield
+        finally:
+            self._around = None
+            self._let_go()
+
+    @contextmanager
+    def sample(self, body: nn.Module, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
         first: dict[object, int] = {}
         for index, layer in enumerate(self._layers):
             shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
             first.setdefault((type(layer), shapes), index)
         chosen = self._layers[: max(2, 1 + max(first.values()))]
-        with ExitStack() as stack:
+        with self.around(body), ExitStack() as stack:
             for layer in chosen:
                 stack.enter_context(self.held(layer))
             stack.enter_context(self._only(chosen))
@@ -183,6 +204,8 @@ class LayersOnDisk(Layers):
         self._out, self._ranks = out, ranks
         shard = out / self._shard(0)
         with self._only([]):
+            self._load(self._parts[None])
+            self._model.tie_weights()
             self._dtypes = weight_dtypes(self._model)
             self._model.config.dtype = str(self._model.dtype).removeprefix("torch.")
             self._model.config.architectures = [type(self._model).__name__]
@@ -193,8 +216,14 @@ class LayersOnDisk(Layers):
                     )
                 sync(out / "model.safetensors")
                 (out / "model.safetensors").rename(shard)
-            set_dtypes(self._model, {}, self._computing)
+        self._let_go()
         self._note(shard)
+
+    def _let_go(self) -> None:
+        """Leave only the shapes of what is in no layer."""
+        with self._only([]):
+            _drop_weights(self._model, self._dtypes, self._stored)
+            self._model.tie_weights()
 
     def go_on(self, identity: Mapping[str, object]) -> dict[str, Tensor]:
         assert self._out is not None  # noqa: S101, for the type checker
@@ -229,8 +258,6 @@ class LayersOnDisk(Layers):
     def finish(self) -> None:
         """Write the config and the index of the result, whose layers were all held with `write`."""
         assert self._out is not None  # noqa: S101, for the type checker
-        with self._only([]):
-            set_dtypes(self._model, self._dtypes, self._stored)
         self._model.config.save_pretrained(self._out)
         size = sum((self._out / name).stat().st_size for name in set(self._weight_map.values()))
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self._weight_map.items()))}
@@ -258,6 +285,7 @@ class LayersOnDisk(Layers):
             found |= {given, *(given.replace(first, other) for other in others)}
             inside = given.removeprefix(f"{self._name}.")
             parts[int(inside.split(".")[0]) if inside != given and given in state else None].append(name)
+            self._places[name] = given
         tied = set(self._model.all_tied_weights_keys)
         ignored = self._model._keys_to_ignore_on_load_unexpected or ()
         check_loaded(
@@ -272,8 +300,8 @@ class LayersOnDisk(Layers):
         )
         return parts
 
-    def _load(self, index: int | None) -> None:
-        """Read one part of the weights in the stored dtype."""
+    def _load(self, names: Sequence[str]) -> None:
+        """Read some of the weights in the stored dtype."""
         options = LoadStateDictConfig(
             dtype=self._stored,
             dtype_plan=self._model._get_dtype_plan(self._stored),
@@ -281,7 +309,6 @@ class LayersOnDisk(Layers):
             device_map={"": self._device},
         )
         with ExitStack() as stack:
-            names = self._parts[index]
             opened = {
                 file: stack.enter_context(safe_open(file, "pt"))
                 for file in sorted({self._files[name] for name in names})
@@ -330,29 +357,6 @@ class LayersOnDisk(Layers):
             yield
         finally:
             setattr(module, name, all_layers)
-
-
-def _without_weights(
-    class_: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype
-) -> PreTrainedModel:
-    """An instance with all buffers, but with parameters on the `meta` device."""
-    try:
-        from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError(
-            "on_disk: expected accelerate to be installed; run: pip install 'mikernels[large]'"
-        ) from error
-    config = copy.deepcopy(config)
-    config.dtype = dtype
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # as `from_pretrained` does
-    try:
-        with init_empty_weights(include_buffers=False), no_init_weights():
-            model = class_(config)
-    finally:
-        torch.set_default_dtype(default)
-    model.tie_weights()
-    return model.eval()
 
 
 @contextmanager

@@ -42,9 +42,8 @@ def set_dtypes(model: nn.Module, dtypes: Dtypes, default: torch.dtype) -> None:
     converted: dict[str, Tensor] = {}
     for name, weight in weights.items():
         converted[name] = weight.data.to(dtypes.get(name, default))
-        if converted[name].dtype != weight.dtype and not torch.equal(
-            converted[name].isfinite(), weight.isfinite()
-        ):
+        overflows = torch.finfo(converted[name].dtype).max < torch.finfo(weight.dtype).max
+        if overflows and not torch.equal(converted[name].isfinite(), weight.isfinite()):
             raise ValueError(
                 f"{name}: expected values within the range of {converted[name].dtype}, got "
                 f"{float(weight.detach().abs().max()):g}; save in another dtype"

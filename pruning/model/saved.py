@@ -44,7 +44,7 @@ def check_config(
         stock = empty_model(type(model), config)
     except Exception as error:
         raise ValueError(f"{class_name} cannot be built with {change}: {error}") from error
-    of_ffns = _pruned_shapes(model, ffns, entries, adds_bias=adds_bias)
+    of_ffns = pruned_shapes(model, ffns, entries, adds_bias=adds_bias)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()} | of_ffns
     got = {name: tuple(value.shape) for name, value in stock.state_dict().items()}
     if different := expected.keys() ^ got.keys():
@@ -108,7 +108,7 @@ def check_saved(folder: Path, model: PreTrainedModel) -> None:
             )
 
 
-def _pruned_shapes(
+def pruned_shapes(
     model: PreTrainedModel, ffns: Sequence[FFN], entries: Mapping[Knob, int], *, adds_bias: bool
 ) -> Shapes:
     """The shapes of all weights of the FFNs with the config entries, by name."""

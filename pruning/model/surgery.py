@@ -52,10 +52,7 @@ def resize_ffn(ffn: FFN, width: int) -> None:
 
 
 def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
-    """Write the new widths, and the switch for added biases, into the config.
-
-    A class whose switch controls all biases of the FFN gets zero biases where there were none.
-    """
+    """Write the new widths, and the switch for added biases, into the config."""
     knobs = knobs_of(ffns)
     for knob in knobs:
         driven = [ffn for ffn in ffns if ffn.knob == knob]
@@ -68,12 +65,21 @@ def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
             delattr(holder, WIDTHS)
     if any(ffn.output.bias is not None and not ffn.had_bias for ffn in ffns):
         switch_biases_on(text_config(model))
-        for ffn in ffns:
-            for projection in ffn.inputs:
-                if projection.bias_parameter is None:
-                    _set(
-                        projection, projection.bias_name, projection.weight.new_zeros(projection.out_features)
-                    )
+        add_input_biases(ffns)
+
+
+def add_input_biases(ffns: Sequence[FFN]) -> None:
+    """Add zero biases to the input projections of FFNs whose output projection was given a bias, in place.
+
+    One switch in the config stands for the biases of all projections.
+    """
+    for ffn in ffns:
+        if ffn.output.bias is None or ffn.had_bias:
+            continue
+        for projection in ffn.inputs:
+            if projection.bias_parameter is None:
+                zeros = projection.weight.new_zeros(projection.out_features)
+                _set(projection, projection.bias_name, zeros)
 
 
 def _prune_stack(plans: Sequence[Plan]) -> None:

@@ -122,14 +122,17 @@ def with_decoder(batch: Batch, start: int) -> dict[str, Tensor]:
     return inputs
 
 
+def by_name(batch: Batch) -> Mapping[str, Tensor]:
+    """The arguments of a model for a batch."""
+    return {"input_ids": batch} if isinstance(batch, Tensor) else batch
+
+
 def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
     """The arguments of a model for a batch, on `device`; without a mask if there is no padding."""
-    if isinstance(batch, Tensor):
-        return {"input_ids": batch.to(device)}
     masks = ("attention_mask", "decoder_attention_mask")
     return {
         name: value.to(device)
-        for name, value in batch.items()
+        for name, value in by_name(batch).items()
         if name not in masks or not bool(value.bool().all())
     }
 

@@ -12,6 +12,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import body_of, without_cache
 from pruning.observe.batches import Batch, model_inputs
+from pruning.observe.moments import add_gram, mirror
 from pruning.observe.neurons import Masks, Neurons, observed_neurons
 
 MIN_TOKENS = 64
@@ -38,10 +39,15 @@ class Statistics:
     covariance: Tensor
     is_enough: bool = True
 
+    def second_moment(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """`E[z z^T]` of the neurons `rows` with the neurons `columns`, `[rows, columns]` float64."""
+        centered = self.covariance[rows][:, columns].double()
+        return centered.addr_(self.mean[rows], self.mean[columns])
+
     @property
-    def second_moment(self) -> Tensor:
-        """`E[z z^T]`, `[N, N]` float64."""
-        return self.covariance.double() + torch.outer(self.mean, self.mean)
+    def mean_square(self) -> Tensor:
+        """`E[z^2]`, `[N]` float64."""
+        return self.covariance.diagonal().double() + self.mean.square()
 
 
 class Recorder:
@@ -102,7 +108,8 @@ class Recorder:
         sample = self._mean.new_empty(0, len(self._mean)) if self._sample is None else self._sample
         if self._ranks.count > 1:
             sample = self._merge(sample)
-        covariance = self._scatter / (self._weight or 1)
+        covariance = mirror(self._scatter).div_(self._weight or 1)
+        del self._scatter  # nothing can be added any more
         return Statistics(self.name, sample, self.n_tokens, self._mean, covariance)
 
     def _merge(self, sample: Tensor) -> Tensor:
@@ -145,11 +152,10 @@ class Recorder:
                 return
             mean = (squares @ values.double()) / weight
             centered = (values - mean.float()) * squares.sqrt().float()[:, None]
-        self._scatter.addmm_(centered.t(), centered)
         shift = mean - self._mean
         total = self._weight + weight
         between = shift * (self._weight * weight / total) ** 0.5
-        self._scatter.addr_(between.float(), between.float())
+        add_gram(self._scatter, torch.cat([centered, between.float()[None]]))
         self._mean += shift * (weight / total)
         self._weight = total
 

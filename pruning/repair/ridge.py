@@ -16,9 +16,13 @@ def ridge(gram: Tensor, cross: Tensor, strength: float, *, n_free: int = 0) -> T
         strength: the penalty, relative to each regressor's own moment.
         n_free: do not penalize this many of the last regressors, such as a constant.
     """
-    gram, cross = gram.double(), cross.double()
-    scale = gram.diagonal().clamp_min(0).sqrt()
+    scale = gram.diagonal().double().clamp_min(0).sqrt()
     scale = scale.masked_fill(scale == 0, 1.0)  # silent neurons predict nothing
-    system = gram / torch.outer(scale, scale)
+    system = torch.outer(scale, scale)
+    torch.div(gram, system, out=system)
     system.diagonal()[: len(system) - n_free] += strength
-    return torch.cholesky_solve(cross / scale[:, None], torch.linalg.cholesky(system)) / scale[:, None]
+    # In place, since these are the largest matrices of a run: LAPACK does so for columns, which the transpose has.
+    root = system.t()
+    torch.linalg.cholesky(root, out=root)
+    solution = torch.linalg.solve_triangular(root, cross.double().div(scale[:, None]), upper=False)
+    return torch.linalg.solve_triangular(root.t(), solution, upper=True).div_(scale[:, None])

@@ -76,20 +76,22 @@ def repair_projection(
             )
         return Solution(kept_weight, _add(new_bias, dropped_weight @ statistics.mean[drop]))
     if not intercept:
-        prediction = predict(statistics.second_moment, keep, drop)
+        prediction = predict(statistics.second_moment(keep, keep), statistics.second_moment(keep, drop))
         return Solution(kept_weight + dropped_weight @ prediction, new_bias)
-    prediction = predict(statistics.covariance.double(), keep, drop)
+    among, across = (statistics.covariance[keep][:, columns] for columns in (keep, drop))
+    prediction = predict(among, across)
     constant = statistics.mean[drop] - prediction @ statistics.mean[keep]
     return Solution(kept_weight + dropped_weight @ prediction, _add(new_bias, dropped_weight @ constant))
 
 
-def predict(moments: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
-    """Ridge coefficients `[dropped, kept]` that predict the dropped neurons from the kept ones.
+def predict(among: Tensor, across: Tensor) -> Tensor:
+    """Ridge coefficients `[dropped, kept]` float64 that predict the dropped neurons from the kept ones.
 
     Args:
-        moments: `[N, N]` float64, second moments or covariances.
+        among: `[kept, kept]`, second moments or covariances of the kept neurons.
+        across: `[kept, dropped]`, of the kept with the dropped ones.
     """
-    return ridge(moments[keep][:, keep], moments[keep][:, drop], PREDICTION_RIDGE).t()
+    return ridge(among, across, PREDICTION_RIDGE).t()
 
 
 def _add(bias: Tensor | None, change: Tensor) -> Tensor:

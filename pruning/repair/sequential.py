@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 
 from mikernels.ranks import ALONE, Ranks
 from pruning.model.ffn import FFN
+from pruning.model.forward import body_of
 from pruning.model.layers import IN_MEMORY, Layers, layer_list
 from pruning.model.surgery import Plan, Solution, prune_ffns
-from pruning.observe.batches import Batch
+from pruning.observe.batches import Batch, by_name
 from pruning.observe.capture import MIN_TOKENS, Recorder, Statistics, prepare_experts
+from pruning.observe.moments import add_gram, mirror
 from pruning.observe.neurons import Neurons
 from pruning.repair.form import Form
 from pruning.repair.refine import refine_ffn
@@ -26,18 +28,54 @@ strong because the error of earlier layers is mostly noise to this layer; on hel
 the same quality."""
 
 
-class Examples(NamedTuple):
-    """What one FFN should learn, batch by batch of t tokens.
+class Examples:
+    """What one FFN should learn: the outputs that would make the pruned stream equal to the dense one.
+
+    Only the moments of its neurons are kept, unless it is refined: the neurons of all tokens would take most of the
+    memory of a run.
 
     Attributes:
-        parts: the FFN in the pruned stream.
-        target: `[t, d]` float32, the outputs that would make the pruned stream equal to the dense one.
-        weight: `[t]` float32, of each token.
+        gram: `[N, N]` float32, the weighted sum of the products of its neurons in the pruned stream; if it has a bias,
+            a neuron that is always 1 comes last.
+        cross: `[N, d]` float32, that of the products of its neurons with the targets.
+        n_tokens: how many.
+        read, target, weight: by batch of t tokens its inputs `[t, d]`, the targets `[t, d]` float32 and the weights of
+            the tokens `[t]` float32; empty unless it is refined.
     """
 
-    parts: list[Neurons]
-    target: list[Tensor]
-    weight: list[Tensor]
+    def __init__(self, ffn: FFN, *, keep: bool) -> None:
+        """Args: keep: whether it is refined."""
+        self._ffn, self._keep = ffn, keep
+        size = ffn.width + (ffn.output.bias is not None)
+        self.gram = torch.zeros(size, size, device=ffn.output.weight.device)
+        self.cross = self.gram.new_zeros(size, ffn.output.out_features)
+        self.n_tokens = 0
+        self.read: list[Tensor] = []
+        self.target: list[Tensor] = []
+        self.weight: list[Tensor] = []
+
+    def add(self, part: Neurons, target: Tensor, weight: Tensor) -> None:
+        """Add a batch."""
+        z = part.z.float()
+        if self._ffn.output.bias is not None:
+            z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+        root = weight.sqrt()[:, None]
+        z = z * root
+        add_gram(self.gram, z)
+        self.cross.addmm_(z.t(), target * root)
+        self.n_tokens += len(z)
+        if self._keep:
+            self.read.append(part.read)
+            self.target.append(target)
+            self.weight.append(weight)
+
+    def complete(self) -> None:
+        """No batch follows."""
+        mirror(self.gram)
+
+    def clear(self) -> None:
+        """Free the memory, even if the caller keeps a reference."""
+        del self.gram, self.cross, self.read, self.target, self.weight
 
 
 class Visit(NamedTuple):
@@ -63,6 +101,7 @@ def visit_layers(
     sample_size: int | None = None,
     seed: int = 0,
     fit: bool = True,
+    refine: bool = False,
     write: bool = True,
     ranks: Ranks = ALONE,
 ) -> Iterator[Visit]:
@@ -78,13 +117,15 @@ def visit_layers(
         source: where the weights of the layers are.
         sample_size, seed: of the sample in the statistics (`pruning.observe.capture`); None for no statistics.
         fit: whether to run the pruned stream and give examples.
+        refine: whether the examples are also for refining.
         write: whether what the layers are when the caller asks for the next one is the result.
         ranks: processes that have batches of their own; all get the statistics of all batches, but their own examples.
 
-    Memory, on the model's device: the hidden states of all tokens, twice; and for one layer the neurons, inputs,
-    outputs and targets of its FFNs, and their moments.
+    Memory, on the model's device: the hidden states of all tokens, twice; for one layer the moments of its FFNs, twice,
+    their inputs, and what bypasses them; with `refine` also their targets.
     """
-    dense = Stream(model, ffns, batches, source)
+    with source.around(body_of(model, by_name(batches[0]))):
+        dense = Stream(model, ffns, batches, source)
     pruned = dense.copy()
     streams = [dense, pruned] if fit else [dense]
     done, hidden = source.complete_before(len(streams)) if write else (0, [])
@@ -95,7 +136,9 @@ def visit_layers(
             continue
         with source.held(layer, write=write):
             if dense.ffns[index]:
-                yield from _visit_layer(dense, pruned, index, sample_size, seed=seed, fit=fit, ranks=ranks)
+                yield from _visit_layer(
+                    dense, pruned, index, sample_size, seed=seed, fit=fit, refine=refine, ranks=ranks
+                )
             elif index < dense.last:
                 for stream in streams:
                     stream.advance(index)
@@ -121,6 +164,7 @@ def _visit_layer(
     *,
     seed: int,
     fit: bool,
+    refine: bool,
     ranks: Ranks,
 ) -> Iterator[Visit]:
     """Run a layer with FFNs to prune, and move the streams on; see `visit_layers`."""
@@ -128,25 +172,28 @@ def _visit_layer(
     recorders = {}
     if sample_size is not None:
         recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
-    examples = {ffn: Examples([], [], []) for ffn in ffns if fit}
-    passes = []
+    examples = {ffn: Examples(ffn, keep=refine) for ffn in ffns if fit}
+    bypasses = []
     behind = pruned.passes(index) if fit else repeat(None)
-    for ahead, after in zip(dense.passes(index, advance=True), behind, strict=fit):
+    for batch, (ahead, after) in enumerate(zip(dense.passes(index, advance=True), behind, strict=fit)):
         for part in ahead.parts if recorders else ():
             recorders[part.ffn].add(part.z, part.gates)
         if after is not None:
             _add_examples(examples, ahead, after, dense.find_form(index))
-            passes.append(after)
+            if index < dense.last:
+                bypasses.append(pruned.bypass(index, batch, after))
+        del ahead, after  # free the neurons before the next batch needs as much
+    for learned in examples.values():
+        learned.complete()
     statistics = [recorder.finish() for recorder in recorders.values()]
     most = max((layer.n_tokens for layer in statistics), default=0)
     statistics = prepare_experts(list(recorders), statistics, most=most)
     recorders.clear()
     yield Visit(ffns, statistics, examples)
     if fit and index < dense.last:
-        pruned.resume(index, passes)
-    for columns in examples.values():  # free the memory even if the caller keeps a reference
-        for column in columns:
-            column.clear()
+        pruned.resume(index, bypasses)
+    for learned in examples.values():
+        learned.clear()
 
 
 def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: LayerPass, form: Form) -> None:
@@ -160,9 +207,8 @@ def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: La
         bias = part.ffn.output.bias
         if part.ffn.is_routed and bias is not None:  # which is added to the product later
             output = output + bias.detach().float()
-        examples[part.ffn].parts.append(part)
-        examples[part.ffn].target.append(output + share * lacking[rows])
-        examples[part.ffn].weight.append(certainty[rows] * gain.square().mean(1))
+        weight = certainty[rows] * gain.square().mean(1)
+        examples[part.ffn].add(part, output + share * lacking[rows], weight)
 
 
 def prune_and_fit(
@@ -186,9 +232,9 @@ def prune_and_fit(
     """
     prune_ffns([Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()])
     for ffn in keep if refine else ():
-        parts, target, weight = examples[ffn]
-        read = torch.cat([part.read for part in parts])
-        refine_ffn(ffn, read, torch.cat(target), torch.cat(weight), seed=seed, ranks=ranks)
+        learned = examples[ffn]
+        read, target, weight = map(torch.cat, (learned.read, learned.target, learned.weight))
+        refine_ffn(ffn, read, target, weight, seed=seed, ranks=ranks)
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Solution:
@@ -203,20 +249,13 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Sol
     """
     dense = ffn.output.weight.detach()[:, keep].float()  # [d, kept]
     bias = ffn.output.bias
-    if ffn.is_routed and ranks.total(sum(len(part.z) for part in examples.parts)) < MIN_TOKENS:
+    if ffn.is_routed and ranks.total(examples.n_tokens) < MIN_TOKENS:
         return Solution(dense, bias)
+    used = keep
     if bias is not None:
         dense = torch.cat([dense, bias.detach().float()[:, None]], dim=1)
-    size = dense.shape[1]
-    gram = dense.new_zeros(size, size)
-    cross = dense.new_zeros(size, len(dense))
-    for part, target, weight in zip(*examples, strict=True):
-        z = part.z[:, keep].float()
-        if bias is not None:
-            z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-        weighted = z * weight[:, None]
-        gram.addmm_(weighted.t(), z)
-        cross.addmm_(weighted.t(), target)
+        used = torch.cat([keep, keep.new_tensor([ffn.width])])
+    gram, cross = examples.gram[used][:, used], examples.cross[used]
     ranks.add(gram, cross)
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(

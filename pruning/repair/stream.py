@@ -43,6 +43,18 @@ class LayerPass(NamedTuple):
     gains: list[Tensor]
 
 
+class Bypass(NamedTuple):
+    """What a layer does with one batch apart from its only FFN; T tokens, without padding.
+
+    Attributes:
+        rest: `[T, d]` float32, the output of the layer without what the FFN adds.
+        read: `[T, d]`, the input of the FFN.
+    """
+
+    rest: Tensor
+    read: Tensor
+
+
 class Stream:
     """The hidden states of some windows between two layers of a model.
 
@@ -122,24 +134,38 @@ class Stream:
         with torch.no_grad():
             self.hidden = [self._run(index, i, hidden) for i, hidden in enumerate(self.hidden)]
 
-    def resume(self, index: int, passes: Sequence[LayerPass]) -> None:
-        """Move on through layer `index`, whose FFNs have changed since `passes`; reuses their attention if possible."""
+    def bypass(self, index: int, batch: int, before: LayerPass) -> Bypass | None:
+        """What to keep of the pass of a batch through layer `index` to resume behind it, in place of its hidden states;
+        None if the layer has to run again."""
+        form = self.find_form(index)
+        if not form.block_is_ffn:
+            return None
+        (part,) = before.parts
+        hidden = self.hidden[batch]
+        self.hidden[batch] = hidden.new_zeros(1, 1, 1).expand_as(hidden)  # takes no memory
+        return Bypass(before.outcome - form.scale * part.added.float(), part.read)
+
+    def resume(self, index: int, bypasses: list[Bypass | None]) -> None:
+        """Move on through layer `index`, whose FFNs have changed since its passes; runs only the FFN if possible.
+
+        Args:
+            bypasses: of all batches; each is let go when it was used.
+        """
         form = self.find_form(index)
         if not form.block_is_ffn:
             self.advance(index)
             return
         block = self.ffns[index][0].block
-        for i, (before, hidden) in enumerate(zip(passes, self.hidden, strict=True)):
-            part = before.parts[0]
+        for i, hidden in enumerate(self.hidden):
+            bypass, bypasses[i] = bypasses[i], None
+            assert bypass is not None  # noqa: S101, for the type checker
             with torch.no_grad():
-                after = (before.outcome + form.scale * (block(part.read).float() - part.added.float())).to(
-                    hidden.dtype
-                )
+                after = (bypass.rest + form.scale * block(bypass.read).float()).to(hidden.dtype)
             real = self._real[i]
             if real is None:
                 self.hidden[i] = after.view_as(hidden)
             else:  # no token attends to padding, so that any finite values do there
-                self.hidden[i] = hidden.clone()
+                self.hidden[i] = hidden.clone(memory_format=torch.contiguous_format)
                 self.hidden[i][real] = after
 
     def find_form(self, index: int) -> Form:

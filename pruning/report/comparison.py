@@ -87,7 +87,7 @@ def summary(
                 "log_ratio_standard_error": log_ratio_error(dense.perplexity[text], pruned.perplexity[text]),
             }
         if text in dense.hidden:
-            entry["hidden_state_cosine"] = _cosine(dense.hidden[text], pruned.hidden[text])
+            entry["hidden_state_cosine"] = cosine(dense.hidden[text], pruned.hidden[text])
         entries.append(entry)
     return {
         "texts": entries,
@@ -125,8 +125,8 @@ def closing_table(
     growth = {text: pruned.perplexity[text].value / p.value for text, p in dense.perplexity.items()}
     lines += warnings_of(growth, calibrated_on)
     for text, states in dense.hidden.items():
-        cosine = _cosine(states, pruned.hidden[text])
-        rows.append((f"hidden-state cosine, {_marked(text, calibrated_on)}", "1", f"{cosine:.4f}", ""))
+        change = cosine(states, pruned.hidden[text])
+        rows.append((f"hidden-state cosine, {_marked(text, calibrated_on)}", "1", f"{change:.4f}", ""))
     if texts := dense.perplexity.keys() | dense.hidden.keys():
         if texts & set(calibrated_on):
             lines.append("* The model was calibrated on text of this kind, from another part of it.")
@@ -185,5 +185,6 @@ def _row(name: str, dense: float, pruned: float, form: str) -> tuple[str, ...]:
     return name, form.format(dense), form.format(pruned), f"{pruned / dense - 1:+.1%}"
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The mean cosine of the rows of `a` and `b`, `[tokens, d]`."""
     return float(F.cosine_similarity(a, b, dim=-1).mean())

@@ -63,7 +63,7 @@ class Report:
             **self.notes,
             "layers": [layer.as_json() for layer in self.layers],
         }
-        return json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
+        return json.dumps(plain_json(document), indent=1, allow_nan=False) + "\n"
 
 
 def versions() -> dict[str, str]:
@@ -76,15 +76,15 @@ def versions() -> dict[str, str]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """The value in types that JSON has: lists for tuples, arrays and tensors, text for what has no JSON form, such as
     paths and dtypes, and None for NaN and infinities."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+    return plain_json(value.tolist()) if hasattr(value, "tolist") else str(value)

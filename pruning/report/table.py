@@ -1,7 +1,9 @@
 """Plain-text tables."""
 
+from collections.abc import Sequence
 
-def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+
+def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Aligned columns: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [

@@ -32,7 +32,10 @@ def test_moments_equal_those_of_all_data_for_any_batch_size(split):
     scale = exact.std(0)
     error = (statistics.covariance.double() - exact.T.cov(correction=0)) / torch.outer(scale, scale)
     assert error.abs().max() < 1e-3
-    torch.testing.assert_close(statistics.second_moment, exact.T @ exact / 1000, rtol=1e-4, atol=1e-3)
+    every = torch.arange(6)
+    expected = exact.T @ exact / 1000
+    torch.testing.assert_close(statistics.second_moment(every, every), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(statistics.mean_square, expected.diagonal(), rtol=1e-4, atol=1e-3)
 
 
 def test_the_sample_does_not_alias_the_recorded_tensor():

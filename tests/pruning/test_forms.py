@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from pruning import prune
 from pruning.model.ffn import bind_ffns, find_ffns
 from pruning.model.surgery import Plan, Solution, prune_ffns
-from pruning.repair.sequential import fit, visit_layers
+from pruning.repair.sequential import Examples, fit, visit_layers
 from pruning.repair.stream import Stream
 
 from tiny import tiny
@@ -142,18 +142,27 @@ def test_the_gain_of_a_shared_expert_is_measured_for_each_token(class_name, wind
 
 
 @pytest.mark.parametrize("class_name", ["BertModel", "LlamaForCausalLM"])
-def test_compensation_is_nearer_to_the_dense_stream_than_the_ffn_of_the_same_input(class_name, windows):
+def test_compensation_is_nearer_to_the_dense_stream_than_the_ffn_of_the_same_input(
+    class_name, windows, monkeypatch
+):
     """The first layer loses most of its neurons without repair; the second one can make up for some of that."""
     dense = tiny(class_name)
     model = copy.deepcopy(dense)
     ffns = find_ffns(model)
     steps = visit_layers(model, ffns, [windows])
     next(steps)
+    added = Examples.add
+    own = Examples(ffns[1], keep=False)
+
+    def add(self, part, target, weight):
+        added(self, part, target, weight)
+        added(own, part, part.added.float(), weight)
+
+    monkeypatch.setattr(Examples, "add", add)
     kept = torch.arange(8)
     output = ffns[0].output
     prune_ffns([Plan(ffns[0], kept, Solution(output.weight.detach()[:, kept], output.bias))])
     examples = next(steps).examples[ffns[1]]
-    own = examples._replace(target=[part.added.float() for part in examples.parts])
 
     @torch.no_grad()
     def last(model):

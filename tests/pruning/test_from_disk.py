@@ -50,6 +50,7 @@ def assert_same(one, other):
     [
         {},
         {"repair": "lstsq"},
+        {"repair": "bias"},
         {"budget": "mi"},
         {"criterion": "flap", "repair": "none", "budget": "mi"},
         {"refine": True},
@@ -85,17 +86,22 @@ def test_mixtures_encoders_and_fused_projections_too(tmp_path, windows, class_na
 
 def test_at_most_the_sampled_layers_have_weights_and_only_one_while_pruning(tmp_path, windows, monkeypatch):
     source = folder_of(tiny_model("Llama", num_hidden_layers=5), tmp_path / "model")
-    held, load = [], LayersOnDisk._load
+    held, around, load = [], [], LayersOnDisk._load
 
-    def spy(self, index):
-        load(self, index)
+    def spy(self, names):
+        load(self, names)
         present = [not p.is_meta for layer in self._layers for p in [next(layer.parameters())]]
         held.append(sum(present))
+        ends = (self._model.get_input_embeddings(), self._model.get_output_embeddings())
+        around.append([not module.weight.is_meta for module in ends])
 
     monkeypatch.setattr(LayersOnDisk, "_load", spy)
     prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
     assert max(held) == 2
     assert held[-5:] == [1] * 5
+    assert around[0] == [True, True]  # written at the beginning
+    assert [True, False] in around  # while tokens become hidden states
+    assert around[-5:] == [[False, False]] * 5
 
 
 def test_the_stored_precision_comes_back_and_stock_transformers_loads_the_result(tmp_path, windows):

@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText
 from pruning import load_model, prune
 from pruning.cli import main
 from pruning.model.ffn import find_ffns
+from pruning.model.size import count_parameters
 
 from tiny import masked, reload_here, tiny_tokenizer
 
@@ -135,3 +136,13 @@ def test_the_command_saves_what_loads_with_the_same_outputs(
     if budget == "uniform":
         stock = AutoModelForImageTextToText.from_pretrained(out)
         assert all(torch.equal(stock.state_dict()[name], weight) for name, weight in after.items())
+
+
+def test_a_target_is_reached_by_the_ffns_that_the_calibration_reaches(windows):
+    model = llava()
+    text = [ffn for ffn in find_ffns(model) if "vision" not in ffn.name]
+    assert 0 < len(text) < len(find_ffns(model))
+    per_neuron = sum(sum(p.weight.numel() for p in ffn.projections) // ffn.width for ffn in text)
+    target = count_parameters(model) - 6 * per_neuron
+    prune(model, None, calibration=windows, target_params=target, multiple_of=2)
+    assert count_parameters(model) == target

@@ -54,6 +54,7 @@ class Interrupt(BaseException):
         ("LlamaForCausalLM", {}),
         ("LlamaForCausalLM", {"repair": "lstsq", "budget": "mi"}),
         ("BertModel", {"repair": "bias"}),
+        ("LlamaForCausalLM", {"repair": "bias"}),  # adds biases to all projections
         ("Qwen2MoeForCausalLM", {"only": "moe_intermediate_size"}),  # the first layer is not pruned
     ],
 )

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from pruning import Settings
-from pruning.cli import ALIASES, _parser
+from pruning.arguments import ALIASES, command_parser
 from pruning.settings import choices, help_text
 
 OPTIONS = [f.name for f in fields(Settings)]
 
 
 def test_the_command_without_flags_uses_the_defaults():
-    args = _parser().parse_args(["model", "--out=out"])
+    args = command_parser().parse_args(["model", "--out=out"])
     assert Settings(**{name: getattr(args, name) for name in OPTIONS}) == Settings()
 
 
@@ -24,13 +24,13 @@ def test_the_command_without_flags_uses_the_defaults():
 )
 def test_a_number_on_the_command_line_has_the_type_of_the_default(field):
     flag = f"--{field.name.replace('_', '-')}={field.default}"
-    given = getattr(_parser().parse_args(["model", "--out=out", flag]), field.name)
+    given = getattr(command_parser().parse_args(["model", "--out=out", flag]), field.name)
     assert (given, type(given)) == (field.default, type(field.default))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_a_flag_with_help_and_documented(name):
-    (action,) = [a for a in _parser()._actions if a.dest == name]
+    (action,) = [a for a in command_parser()._actions if a.dest == name]
     switched_off = "no-" if getattr(Settings, name) is True else ""
     flag = "--" + switched_off + name.replace("_", "-")
     assert action.option_strings == [flag, *ALIASES.get(name, ())]
@@ -45,7 +45,7 @@ def test_every_option_is_a_flag_with_help_and_documented(name):
     ids=["nats", "rule", "integer"],
 )
 def test_the_threshold_is_a_number_or_a_rule(given, expected):
-    args = _parser().parse_args(["model", "--out=out", "--threshold", given])
+    args = command_parser().parse_args(["model", "--out=out", "--threshold", given])
     assert args.threshold == expected
 
 
@@ -91,7 +91,7 @@ def test_integers_are_not_rounded(name, value):
 
 
 def test_the_command_reads_a_multiple():
-    assert _parser().parse_args(["model", "--out=out", "--multiple-of", "8"]).multiple_of == 8
+    assert command_parser().parse_args(["model", "--out=out", "--multiple-of", "8"]).multiple_of == 8
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1])

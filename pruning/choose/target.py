@@ -1,0 +1,120 @@
+"""The ratio that gives the pruned model a size: at most a number of parameters, or of bytes of weights."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.choose.budget import BLOCK, check_cap, kept_width
+from pruning.model.ffn import FFN
+from pruning.model.knobs import Knob
+from pruning.model.saved import pruned_shapes
+from pruning.settings import Settings
+
+
+class Size(NamedTuple):
+    """How large a model is; shared parameters count once."""
+
+    parameters: int
+    bytes: int
+
+
+def reach_target(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    settings: Settings,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> Settings:
+    """The settings with the smallest ratio that leaves the model at most `target_params` parameters or `target_bytes`
+    bytes of weights; unchanged without a target.
+
+    Args:
+        ffns: that are pruned.
+        dtypes: see `pruned_size`.
+
+    Raises:
+        ValueError: the model is that small already, or no ratio makes it that small.
+    """
+    name = "target_params" if settings.target_params is not None else "target_bytes"
+    target = getattr(settings, name)
+    if target is None:
+        return settings
+    unit, field = ("parameters", 0) if name == "target_params" else ("bytes", 1)
+    dense = pruned_size(model, ffns, None, settings, dtypes)[field]
+    if target >= dense:
+        raise ValueError(f"{name}: expected less than the {dense:,} {unit} of the model, got {target:,}")
+    ratios = _ratios(ffns, settings)
+    sizes = [pruned_size(model, ffns, ratio, settings, dtypes)[field] for ratio in ratios[-1:]]
+    if not sizes or sizes[-1] > target:
+        reachable = f"at least {sizes[-1]:,} {unit}, at ratio={ratios[-1]:.4g}" if sizes else "another model"
+        raise ValueError(
+            f"{name}: expected {reachable}, since only FFNs get smaller and each keeps some neurons, got {target:,}"
+        )
+    found = bisect_left(
+        ratios, -target, key=lambda ratio: -pruned_size(model, ffns, ratio, settings, dtypes)[field]
+    )
+    return replace(settings, ratio=ratios[found])
+
+
+def pruned_size(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    ratio: float | None,
+    settings: Settings,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> Size:
+    """The size that the model will have, for any budget; None as the ratio gives that of the model as it is.
+
+    Args:
+        dtypes: of the weights in the result by name, where they differ from those of the model.
+    """
+    if ratio is None:
+        shapes = {}
+    else:
+        entries: dict[Knob, int] = {}
+        for ffn in ffns:
+            width = kept_width(ffn, ratio, _multiple(settings))
+            entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
+        adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
+        shapes = pruned_shapes(model, ffns, entries, adds_bias=adds_bias)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    weights = {
+        name: (shapes.get(name, parameter.shape), (dtypes or {}).get(name, parameter.dtype))
+        for name, parameter in model.named_parameters()
+    }
+    for name in shapes.keys() - known.keys():  # biases that will be added, in the dtype of their weights
+        weights[name] = shapes[name], weights[f"{name.removesuffix('bias')}weight"][1]
+    values = {name: math.prod(shape) for name, (shape, _) in weights.items()}
+    return Size(
+        sum(values.values()), sum(values[name] * dtype.itemsize for name, (_, dtype) in weights.items())
+    )
+
+
+def _multiple(settings: Settings) -> int | None:
+    """What widths are rounded to; budgets that differ by layer do not round to more than a block."""
+    if settings.budget == "uniform":
+        return settings.multiple_of
+    return settings.multiple_of or BLOCK
+
+
+def _ratios(ffns: Sequence[FFN], settings: Settings) -> list[float]:
+    """Every ratio that the rounding of widths and the cap allow, ascending."""
+    entry = int(ffns[0].width / ffns[0].scale)
+    step = math.lcm(settings.multiple_of or BLOCK, ffns[0].knob.step)
+    first = (entry - 1) % step + 1  # neurons beyond a multiple
+    allowed = []
+    for n_drop in range(first, entry, step):
+        ratio = n_drop / entry
+        try:
+            for ffn in ffns:
+                kept_width(ffn, ratio, _multiple(settings))
+            if settings.budget != "uniform":
+                check_cap(ffns[0].width, ratio, _multiple(settings) or BLOCK, settings.max_layer_ratio)
+        except ValueError:
+            continue
+        allowed.append(ratio)
+    return allowed

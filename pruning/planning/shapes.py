@@ -1,0 +1,179 @@
+"""A model by its config alone: its weights, and those of the pruned one, without memory for them."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from pruning.choose.budget import BLOCK, kept_width
+from pruning.choose.target import reach_target
+from pruning.model.architecture import empty_model, model_class
+from pruning.model.ffn import FFN, bind_ffns, switch_biases_on
+from pruning.model.headers import stored_dtype
+from pruning.model.knobs import Knob, set_entry
+from pruning.model.layers import layer_list
+from pruning.planning.work import FFNShape, LayerShape
+from pruning.prepare import chosen_ffns
+from pruning.settings import Settings
+
+EXPERTS_OF_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "num_selected_experts")
+"""Config entries that say how many experts a token is routed to."""
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """What a model and its pruned version consist of.
+
+    Attributes:
+        name: of the class.
+        settings: with the repair that "auto" stands for, and the ratio that reaches a target.
+        layers: all layers, also those without FFNs to prune.
+        rest: bytes of what is in no layer, in the files.
+        body: of these, what runs before the layers.
+        files: of the pruned model as a run from disk writes it: the bytes of each weight, by file and name.
+        parameters, bytes: of the model and of the pruned one.
+    """
+
+    name: str
+    settings: Settings
+    layers: tuple[LayerShape, ...]
+    rest: int
+    body: int
+    files: dict[str, dict[str, int]]
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    dtype: torch.dtype
+
+
+def model_shapes(
+    source: str | Path,
+    settings: Settings,
+    dtype: torch.dtype | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> ModelShapes:
+    """The shapes of the model in the folder `source`, whose config is enough.
+
+    Args:
+        dtype: of the weights; by default that of most stored ones, or that in the config.
+
+    Raises:
+        FileNotFoundError: no config.
+        ValueError: see `pruning.prune_folder`.
+    """
+    path = Path(source)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{source}: expected a folder with config.json to plan for, got none")
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    class_ = model_class(str(path), config)
+    in_config = getattr(config, "dtype", None)
+    found = (
+        dtype or stored_dtype(path) or (in_config if isinstance(in_config, torch.dtype) else torch.float32)
+    )
+    before = empty_model(class_, config).to(found)
+    ffns, _ = chosen_ffns(before, bind_ffns(before, class_), settings)
+    settings = reach_target(before, ffns, settings)
+    layers = layer_list(before, ffns)
+    if settings.repair == "auto":
+        settings = Settings(**vars(settings) | {"repair": "sequential"})
+    multiple = settings.multiple_of if settings.budget == "uniform" else settings.multiple_of or BLOCK
+    kept = [kept_width(ffn, settings.ratio, multiple) for ffn in ffns]
+    after = empty_model(class_, _pruned_config(config, ffns, kept, settings)).to(found)
+    files_before, files_after = (
+        _files(before, layers),
+        _files(after, layer_list(after, bind_ffns(after, class_))),
+    )
+    shard_bytes = [
+        [sum(weights.values()) for weights in files.values()] for files in (files_before, files_after)
+    ]
+    per_token, pairs = _experts_of_token(config), list(zip(ffns, kept, strict=True))
+    shapes = [
+        _layer_shape(layer, [pair for pair in pairs if pair[0].layer is layer], config, per_token, b, a)
+        for layer, b, a in zip(layers, *(sizes[1:] for sizes in shard_bytes), strict=True)
+    ]
+    prefix = f"{before.base_model_prefix}."
+    rest = next(iter(files_before.values()))
+    is_body = not any(name.startswith(prefix) for name in rest)
+    return ModelShapes(
+        name=class_.__name__,
+        settings=settings,
+        layers=tuple(shapes),
+        rest=shard_bytes[0][0],
+        body=sum(size for name, size in rest.items() if is_body or name.startswith(prefix)),
+        files=files_after,
+        parameters=(_count(before), _count(after)),
+        bytes=(sum(shard_bytes[0]), sum(shard_bytes[1])),
+        dtype=found,
+    )
+
+
+def _pruned_config(
+    config: PretrainedConfig, ffns: Sequence[FFN], kept: Sequence[int], settings: Settings
+) -> PretrainedConfig:
+    config = copy.deepcopy(config)
+    entries: dict[Knob, int] = {}
+    for ffn, width in zip(ffns, kept, strict=True):
+        entries[ffn.knob] = int(width / ffn.scale)
+    for knob, entry in entries.items():
+        set_entry(config, knob.path, knob.entry(entry))
+    if settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns):
+        switch_biases_on(config.get_text_config())
+    return config
+
+
+def _files(model: PreTrainedModel, layers: Sequence[nn.Module]) -> dict[str, dict[str, int]]:
+    """The bytes of each weight by file: one for what is in no layer, and one for each layer."""
+    name = next(
+        n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and list(m) == list(layers)
+    )
+    once = {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
+    parts: list[dict[str, Tensor]] = [{} for _ in range(len(layers) + 1)]
+    for weight, value in model.state_dict().items():
+        if weight in once:
+            inside = weight.removeprefix(f"{name}.")
+            parts[0 if inside == weight else 1 + int(inside.split(".")[0])][weight] = value
+    files = {}
+    for number, part in enumerate(parts):
+        stored: Mapping[str, Tensor] = revert_weight_conversion(model, part)
+        files[f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"] = {
+            weight: value.numel() * value.element_size() for weight, value in stored.items()
+        }
+    return files
+
+
+def _layer_shape(
+    layer: nn.Module,
+    ffns: Sequence[tuple[FFN, int]],
+    config: PretrainedConfig,
+    per_token: int,
+    before: int,
+    after: int,
+) -> LayerShape:
+    weights = sum(parameter.numel() for parameter in layer.parameters())
+    stacks: dict[int, list[tuple[FFN, int]]] = {}
+    for ffn, kept in ffns:
+        stacks.setdefault(id(ffn.output.parameter), []).append((ffn, kept))
+    shapes, active = [], float(weights)
+    for stack in stacks.values():
+        first, kept = stack[0]
+        share = min(1.0, per_token / len(stack)) if first.is_routed else 1.0
+        size = sum(projection.parameter.numel() for projection in first.projections)
+        active -= (1 - share) * size
+        shapes.append(FFNShape(first.width, kept, first.output.out_features, len(stack), share, size))
+    hidden = config.get_text_config().hidden_size
+    return LayerShape(tuple(shapes), weights, active, hidden, before, after)
+
+
+def _experts_of_token(config: Any) -> int:
+    text = config.get_text_config()
+    return next((int(getattr(text, n)) for n in EXPERTS_OF_TOKEN if getattr(text, n, None)), 1)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,188 @@
+"""What a run will take, from the config alone."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pruning import Settings, plan, prune, prune_folder
+from pruning.cli import main
+from pruning.model.headers import read_headers
+from pruning.planning import plan as planning
+from pruning.planning.plan import own_memory
+from pruning.planning.rates import Rates
+
+from tiny import tiny, tiny_model, tiny_tokenizer
+
+RATES = Rates(1e12, 1e12, 1e11, 1e11, 1e10, 1e10, 1e-5, 1e-6, 1e9, 1e9)
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "dtype": "bfloat16",
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+LARGE = {
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+    "405B": {
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+    },
+}
+PARAMETERS = {"70B": 70_553_706_496, "405B": 405_853_388_800}
+"""Of Llama 3 and 3.1, as their publisher counts them."""
+
+
+def expected_files(config, width):
+    """The bytes of every weight of a Llama in bfloat16, by file."""
+    d, layers = config["hidden_size"], config["num_hidden_layers"]
+    keys = config["num_key_value_heads"] * d // config["num_attention_heads"]
+    end = {"model.embed_tokens.weight", "lm_head.weight"}
+    files = [dict.fromkeys(end, config["vocab_size"] * d) | {"model.norm.weight": d}]
+    inside = dict.fromkeys(("self_attn.q_proj", "self_attn.o_proj"), d * d)
+    inside |= dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), keys * d)
+    inside |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), width * d)
+    inside |= dict.fromkeys(("input_layernorm", "post_attention_layernorm"), d)
+    files += [{f"model.layers.{i}.{n}.weight": size for n, size in inside.items()} for i in range(layers)]
+    names = [f"model-{i + 1:05d}-of-{layers + 1:05d}.safetensors" for i in range(layers + 1)]
+    return {name: {n: 2 * s for n, s in file.items()} for name, file in zip(names, files, strict=True)}
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_every_weight_of_a_very_large_model_is_known_without_memory_for_it(size, tmp_path):
+    config = LLAMA | LARGE[size]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = own_memory()
+    found = plan(tmp_path, settings=Settings(ratio=0.25), device="cpu", rates=RATES)
+    assert own_memory() - before < 3e8
+    assert found.shapes.parameters[0] == PARAMETERS[size]
+    assert found.shapes.bytes[0] == 2 * PARAMETERS[size]
+    width = config["intermediate_size"] * 3 // 4
+    assert found.shapes.files == expected_files(config, width)
+    dropped = 3 * config["hidden_size"] * config["num_hidden_layers"] * config["intermediate_size"] // 4
+    assert found.shapes.parameters[1] == PARAMETERS[size] - dropped
+    assert found.needed_tokens == 4 * width
+    assert found.least_ratio == pytest.approx(1 - 57_344 / 4 / config["intermediate_size"])
+    assert found.memory > 2 * max(sum(file.values()) for file in expected_files(config, width).values())
+
+
+@pytest.mark.parametrize(
+    ("class_name", "options"),
+    [
+        ("LlamaForCausalLM", {}),
+        ("LlamaForCausalLM", {"repair": "bias"}),
+        ("MixtralForCausalLM", {}),
+        ("Qwen2MoeForCausalLM", {"only": "moe_intermediate_size"}),
+        ("GPT2LMHeadModel", {}),
+        ("BertModel", {"repair": "lstsq"}),
+    ],
+)
+def test_the_files_are_those_that_a_run_from_disk_writes(class_name, options, tmp_path, windows):
+    tiny(class_name).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    settings = Settings(ratio=0.25, multiple_of=4, sample_size=128, **options)
+    found = plan(tmp_path / "model", settings=settings, device="cpu", rates=RATES)
+    prune_folder(tmp_path / "model", tmp_path / "out", calibration=windows, settings=settings, device="cpu")
+    size = {"F32": 4, "I64": 8, "BOOL": 1}
+    written = {
+        file.name: {
+            name: torch.Size(entry.shape).numel() * size[entry.dtype]
+            for name, entry in read_headers(tmp_path / "out", file.name).items()
+        }
+        for file in (tmp_path / "out").glob("*.safetensors")
+    }
+    assert found.shapes.files == written
+
+
+@pytest.mark.parametrize("repair", ["sequential", "lstsq"])
+def test_the_operations_are_those_that_torch_counts(repair, tmp_path, windows):
+    """Of products; torch does not count decompositions, and products of integers."""
+    entries = {"intermediate_size": 1536, "hidden_size": 64, "num_hidden_layers": 3}
+    model = tiny("LlamaForCausalLM", **entries)
+    model.save_pretrained(tmp_path)
+    ids = windows.repeat(4, 1)
+    options = {"calibration_tokens": ids.numel(), "sequence_length": ids.shape[1], "batch_size": 4}
+    settings = Settings(ratio=0.25, sample_size=64, criterion="flap", repair=repair, **options)
+
+    def in_place(_total, a, b, **_options):
+        return 2 * a[0] * a[1] * b[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+        prune(model, None, calibration=ids, settings=settings)
+    flops = replace(RATES, product=1.0, product32=1.0, factor32=1e30, factor64=1e30, product64=1e30)
+    flops = replace(flops, stream=1e30, step=0.0, pair=0.0, read=1e30, write=1e30)
+    found = plan(tmp_path, settings=settings, device="cpu", rates=flops)
+    assert found.seconds == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_rates_that_are_twice_as_high_take_half_the_time(tmp_path):
+    tiny_model("Llama").save_pretrained(tmp_path)
+    fast = Rates(*(value / 2 if n in ("step", "pair") else value * 2 for n, value in vars(RATES).items()))
+    slow, fast = (plan(tmp_path, device="cpu", rates=rates) for rates in (RATES, fast))
+    assert slow.seconds == pytest.approx(2 * fast.seconds)
+    assert [stage.name for stage in slow.stages] == ["capture", "measure", "select", "repair"]
+    assert all(stage.seconds > 0 for stage in slow.stages)
+
+
+def test_from_disk_takes_less_memory_than_the_whole_model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"]))
+    disk, memory = (plan(tmp_path, from_disk=how, device="cpu", rates=RATES) for how in (True, False))
+    assert memory.memory > memory.shapes.bytes[0] > 3 * disk.memory
+
+
+@pytest.mark.parametrize(("what", "advice"), [("memory", "--calibration-tokens"), ("disk", "make room")])
+def test_what_does_not_fit_is_refused_with_what_is_missing(tmp_path, monkeypatch, what, advice):
+    tiny_model("Llama").save_pretrained(tmp_path)
+    needed = getattr(plan(tmp_path, device="cpu", rates=RATES), what)
+    if what == "memory":
+        monkeypatch.setattr(planning, "own_memory", lambda: 0)
+        needed = plan(tmp_path, device="cpu", rates=RATES).memory
+        monkeypatch.setattr(planning, "free_memory", lambda _device: needed - 10**7)
+    else:
+        usage = shutil.disk_usage(tmp_path)._replace(free=needed - 10**7)
+        monkeypatch.setattr(planning.shutil, "disk_usage", lambda _folder: usage)
+    found = plan(tmp_path, device="cpu", rates=RATES)
+    with pytest.raises(ValueError, match=rf"{what}: expected .* 0\.01 GB are missing; .*{advice}"):
+        found.check()
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with config\.json"):
+        plan(tmp_path)
+
+
+def test_the_command_shows_the_plan_and_fails_if_it_does_not_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"]))
+    monkeypatch.setattr(planning, "measure_rates", lambda *_args: RATES)
+    monkeypatch.setattr(planning, "free_memory", lambda _device: 10**9)
+    assert main(["model", "--plan", "--from-disk", "--device=cpu"]) == 1
+    printed = capsys.readouterr()
+    assert "LlamaForCausalLM, 70.55 billion parameters in bfloat16 (141.11 GB)" in printed.out
+    assert printed.err.startswith("mi-prune: memory: expected ")
+    assert "GB are missing; use fewer --calibration-tokens" in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_command_measures_this_machine_and_prints_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pruning.planning.rates.SECONDS", 1e-6)
+    tiny_model("Llama").save_pretrained("model")
+    assert main(["model", "--plan", "--device=cpu", "--json", "--calibration-tokens=512"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(rate > 0 for rate in found["rates"].values())
+    assert found["n_tokens"] == 512
+    with pytest.raises(SystemExit):
+        main(["model", "--json", "--out=out"])
