@@ -104,11 +104,18 @@ def mutual_information(
 
 
 @shows_options()
-def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
+def top_pairs(
+    x: Samples,
+    k: int,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Pairs:
     """Find the k pairs with the highest mutual information, without building the N x N matrix.
 
     Args:
-        x, y, options: see `mutual_information`.
+        x, y, process_group, options: see `mutual_information`.
         k: number of pairs, at least 1; all pairs if there are fewer.
 
     Returns:
@@ -117,26 +124,48 @@ def top_pairs(x: Samples, k: int, y: Samples | None = None, **options: Unpack[Op
     Raises:
         TypeError, ValueError: see `mutual_information`; ValueError for k < 1.
     """
-    k = integer(k, "k")
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
-    if k > LARGEST:
-        k = LARGEST
+    if process_group is not None:
+        ranks = Ranks(process_group)
+        with ranks.together():
+            return ops.best(*_prepare(x, y, options), _number_of_pairs(k), ranks)
+    k = _number_of_pairs(k)
     xs, ys, resolved = _prepare(x, y, options)
     return Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
 
 
 @shows_options()
-def pairs_above(x: Samples, threshold: float, y: Samples | None = None, **options: Unpack[Options]) -> Pairs:
+def pairs_above(
+    x: Samples,
+    threshold: float,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Pairs:
     """Find every pair whose mutual information exceeds `threshold` nats, without building the N x N matrix.
 
     Arguments, results and errors are those of `top_pairs`. Memory grows with the number of pairs found.
     """
-    threshold = real(threshold, "threshold", "a number of nats")
+    if process_group is not None:
+        ranks = Ranks(process_group)
+        with ranks.together():
+            return ops.above(*_prepare(x, y, options), _nats(threshold), ranks)
+    threshold = _nats(threshold)
     xs, ys, resolved = _prepare(x, y, options)
     if xs.device.type == "meta":  # the number of pairs depends on the values
         refuse_meta("x")
     return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
+
+
+def _number_of_pairs(k: object) -> int:
+    number = integer(k, "k")
+    if number < 1:
+        raise ValueError(f"k: expected at least 1, got {number}")
+    return min(number, LARGEST)
+
+
+def _nats(threshold: object) -> float:
+    return real(threshold, "threshold", "a number of nats")
 
 
 def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, Tensor | None, Options]:

@@ -4,6 +4,9 @@
 isolated from torch's global state here, where `torch.compile` does not look.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,9 +15,10 @@ from torch import Tensor
 from mikernels.engine import compute_blocks
 from mikernels.isolation import isolated
 from mikernels.options import SCHEMA, Options, from_operator
-from mikernels.pairs import Pairs, best_pairs, fill_matrix, pairs_over
+from mikernels.pairs import Block, Pairs, best_pairs, fill_matrix, merged, pairs_over
 from mikernels.provenance import provenance_of, remember
 from mikernels.ranks import ALONE, Ranks, checksum
+from mikernels.validation import refuse_meta
 
 INPUTS = f"Tensor x, Tensor? y, {SCHEMA}"
 
@@ -47,14 +51,62 @@ def matrix(x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE) 
         ValueError: see `mikernels.mutual_information`; or the processes have other samples or options.
         RankError: another process cannot be reached.
     """
+    _check_same(x, y, options, ranks)
     mi = _empty_matrix(x, y)
     if ranks.count > 1:
-        ranks.check_same({"x": checksum(x), "y": None if y is None else checksum(y)} | options)
         mi.fill_(-0.0)  # plus which every number is itself
     fill_matrix(compute_blocks(x, y, options, ranks), mi, symmetric=y is None)
     ranks.add(mi)
     remember(mi, provenance_of(options, len(x)))
     return mi
+
+
+@isolated()
+def best(x: Tensor, y: Tensor | None, options: Options, k: int, ranks: Ranks = ALONE) -> Pairs:
+    """The k best pairs, as `matrix`."""
+    return _pairs(x, y, options, partial(best_pairs, k=k, symmetric=y is None), ranks, k=k)
+
+
+@isolated()
+def above(x: Tensor, y: Tensor | None, options: Options, threshold: float, ranks: Ranks = ALONE) -> Pairs:
+    """The pairs above a threshold, as `matrix`."""
+    collect = partial(pairs_over, threshold=threshold, symmetric=y is None)
+    return _pairs(x, y, options, collect, ranks, threshold=threshold)
+
+
+def _pairs(
+    x: Tensor,
+    y: Tensor | None,
+    options: Options,
+    collect: Callable[[Iterable[Block]], Pairs],
+    ranks: Ranks,
+    *,
+    k: int | None = None,
+    threshold: float | None = None,
+) -> Pairs:
+    _check_same(x, y, options | {"k": k, "threshold": threshold}, ranks)
+    blocks = compute_blocks(x, y, options, ranks)
+    if ranks.count == 1:
+        pairs = collect(blocks)
+    else:
+        first = next(blocks, None)  # of few blocks this process may have none
+        own = [] if first is None else [t.cpu() for t in collect(chain([first], blocks))]
+        parts = [Pairs(*(t.to(x.device) for t in found)) for found in ranks.gather(own) if found]
+        pairs = merged(parts, k)
+    remember(pairs.mi, provenance_of(options, len(x)))
+    return pairs
+
+
+def _check_same(x: Tensor, y: Tensor | None, given: Mapping[str, object], ranks: Ranks) -> None:
+    """Raise unless all processes compute the same.
+
+    Raises:
+        ValueError: one has other samples or options.
+    """
+    if ranks.count > 1:
+        if x.is_meta:
+            refuse_meta("x")
+        ranks.check_same({**given, "x": checksum(x), "y": None if y is None else checksum(y)})
 
 
 @torch.library.impl("mikernels::mutual_information", "CompositeExplicitAutograd")
@@ -68,13 +120,9 @@ def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
 
 
 @torch.library.impl("mikernels::top_pairs", "CompositeExplicitAutograd")
-@isolated()
 def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
     *options, k = options_and_k
-    chosen = from_operator(options)
-    pairs = best_pairs(compute_blocks(x, y, chosen), k, symmetric=y is None)
-    remember(pairs.mi, provenance_of(chosen, len(x)))
-    return tuple(pairs)
+    return tuple(best(x, y, from_operator(options), k))
 
 
 @torch.library.register_fake("mikernels::top_pairs")
@@ -85,13 +133,9 @@ def _(x: Tensor, y: Tensor | None, *options_and_k: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.impl("mikernels::pairs_above", "CompositeExplicitAutograd")
-@isolated()
 def _(x: Tensor, y: Tensor | None, *options_and_threshold: Any) -> tuple[Tensor, ...]:
     *options, threshold = options_and_threshold
-    chosen = from_operator(options)
-    pairs = pairs_over(compute_blocks(x, y, chosen), threshold, symmetric=y is None)
-    remember(pairs.mi, provenance_of(chosen, len(x)))
-    return tuple(pairs)
+    return tuple(above(x, y, from_operator(options), threshold))
 
 
 @torch.library.register_fake("mikernels::pairs_above")

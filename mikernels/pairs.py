@@ -1,6 +1,6 @@
 """Collect the blocks of a matrix: into the matrix, its k best pairs, or its pairs above a threshold."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,6 +68,11 @@ def pairs_over(blocks: Iterable[Block], threshold: float, *, symmetric: bool) ->
     )
 
 
+def merged(parts: Sequence[Pairs], k: int | None = None) -> Pairs:
+    """The pairs of several sets of blocks in one order; the first k of them."""
+    return Pairs(*(t[:k] for t in _sorted(parts)))
+
+
 def _pair_mask(block: Block, symmetric: bool) -> Tensor:
     """Mask of the entries that stand for a pair: all, or those above the diagonal in a block on it; `[n, k]` bool."""
     is_pair = torch.ones_like(block.mi, dtype=torch.bool)
@@ -79,7 +84,7 @@ def _pairs_of(block: Block, mask: Tensor) -> Pairs:
     return Pairs(first + block.row, second + block.col, block.mi[first, second])
 
 
-def _sorted(parts: list[Pairs]) -> Pairs:
+def _sorted(parts: Sequence[Pairs]) -> Pairs:
     pairs = Pairs(*map(torch.cat, zip(*parts, strict=True)))
     order = pairs.second.argsort(stable=True)
     order = order[pairs.first[order].argsort(stable=True)]

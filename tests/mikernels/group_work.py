@@ -5,7 +5,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from mikernels import mutual_information
+from mikernels import mutual_information, pairs_above, top_pairs
 from mikernels.ranks import Ranks
 
 
@@ -40,6 +40,13 @@ def share_matrix(group, name, options):
         return mutual_information(x, y, process_group=group, **options), len(blocks)
     finally:
         ops.compute_blocks = compute
+
+
+def share_pairs(group, name, which):
+    x, y = inputs(name)
+    if which == "top":
+        return top_pairs(x, 20, y, process_group=group)
+    return pairs_above(x, 0.01, y, process_group=group)
 
 
 def with_others(group, what):

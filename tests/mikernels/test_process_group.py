@@ -36,6 +36,15 @@ def test_every_process_gets_the_bits_of_one(group, name, options, count):
     assert sum(blocks > 0 for _, blocks in answers) == min(count, sum(blocks for _, blocks in answers))
 
 
+@pytest.mark.parametrize("name", ["within", "between", "two variables"])
+@pytest.mark.parametrize("which", ["top", "above"])
+def test_every_process_gets_the_pairs_of_one(group, name, which):
+    expected = group_work.share_pairs(None, name, which)
+    assert len(expected.mi)
+    for got in group.run(3, group_work.share_pairs, name, which):
+        assert all(torch.equal(values, other) for values, other in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [

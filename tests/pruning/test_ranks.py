@@ -33,9 +33,7 @@ def relative(got, expected):
 @pytest.mark.parametrize(
     ("name", "options", "count"),
     [
-        ("Llama", {}, 2),
         ("Llama", {}, 3),
-        ("Llama", {"repair": "lstsq"}, 3),
         ("T5ForConditionalGeneration", {}, 2),  # whose layers cannot be run one by one
         ("Bert", {}, 2),
         ("Qwen2MoeForCausalLM", {}, 3),
@@ -158,7 +156,7 @@ def test_from_disk_interrupted_at_every_layer_and_resumed(group, folder):
     group.run(2, rank_work.prune_on_disk, folder, "whole", options)
     expected = weights(folder / "one")
     assert all(relative(v, expected[name]) < CLOSE for name, v in weights(folder / "whole").items())
-    for index, before in ((0, True), (0, False), (1, False), (2, True), (2, False)):
+    for index, before in ((0, True), (1, False), (2, False)):
         how = (index % 2, index, False, before)
         errors = group.run(2, rank_work.prune_on_disk, folder, "out", options, how, True)
         assert sorted(type(error).__name__ for error in errors) == ["RankError", "StopError"]
