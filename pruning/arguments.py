@@ -52,6 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def command_parser() -> argparse.ArgumentParser:
+    """With an option for each of `Settings`, and those of the command alone."""
     parser = argparse.ArgumentParser(
         prog="mi-prune",
         description="Drop the redundant neurons of a language model's feed-forward layers, without retraining.",

@@ -127,9 +127,7 @@ class LayersOnDisk(Layers):
         self._places: dict[str, str] = {}  # where each name in the files is in the model
         self._parts = self._divide()  # by layer, and None for the rest: the names in the files
         self._held: set[int] = set()
-        self._around: nn.Module | None = (
-            None  # the part of the model that runs and has its weights but the layers
-        )
+        self._around: nn.Module | None = None  # what has its weights but the layers, while `around`
         self._dtypes: Dtypes = {}
         self._out: Path | None = None
         self._ranks = ALONE
