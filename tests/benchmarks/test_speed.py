@@ -1,8 +1,11 @@
 """The benchmarks of speed, on tiny shapes."""
 
+import json
 import math
 import shlex
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +13,16 @@ import torch
 from benchmarks.publish import throughput as page
 from benchmarks.record import load
 from benchmarks.speed import __main__ as recorder
-from benchmarks.speed import counts, layer, measure
+from benchmarks.speed import counts, layer, measure, processes
 from benchmarks.speed import elimination as eliminating
 from benchmarks.speed.cases import Case, Series, all_series, powers
 from benchmarks.speed.errors import errors, references
 from benchmarks.speed.measure import Effort, rerun_command, series_rows, take_turns
 from benchmarks.speed.samples import samples, scores, true_mi
 from benchmarks.speed.variants import VARIANTS
+from pruning import Settings
+
+from tiny import tiny_model, tiny_tokenizer
 
 CASE = Case(N=12, M=64, nodes=4)
 EFFORT = Effort(turns=2, seconds=1.0, cap=1.0)
@@ -205,3 +211,35 @@ def test_elimination_gives_one_order_in_every_form_and_keeps_the_form_of_the_pac
     assert set(result) == {"projection, 0.5", "projection, 1", "gram, 0.5", "gram, 1"}
     assert all(found["differing_positions"] == 0 for found in result.values())
     assert eliminating.elimination._Projection is used
+
+
+def test_processes_are_compared_on_the_first_layers(tmp_path, monkeypatch):
+    tiny_model("Llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    ran = []
+
+    def run(command, *, env, **_options):
+        """In this process, with other weights and half of the time for several."""
+        ran.append((env["OMP_NUM_THREADS"], "--nproc-per-node=2" in command))
+        folder, _, out, settings = command[command.index("benchmarks.speed.processes") + 1 :]
+        several = {"criterion": "random"} if ran[-1][1] else {}
+        processes.work(Path(folder), Path(out), Settings(**json.loads(settings), **several))
+        for rank in range(2):
+            seconds = 1.0 if several else 2.0
+            times = {"seconds": seconds, "processor": seconds - rank / 2}
+            Path(f"{out}.{rank}.json").write_text(json.dumps(times))
+
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "rows.jsonl"
+    sizes = ["--layers=2", "--tokens=256", "--length=32", "--multiple=4", "--turns=2", f"--out={out}"]
+    monkeypatch.setattr("sys.argv", ["processes", str(tmp_path / "model"), *sizes])
+    processes.main()
+    (row,) = load(out)
+    assert ran == [("1", False), ("2", False), ("1", True)] * 2
+    result = row["result"]
+    assert row["case"]["layers"] == result["layers"] == 2
+    assert result["layers_with_equal_selections"] == 0
+    assert result["largest_difference"] > 0.1
+    assert result["speed_relative_to_threads"]["median"] == 2
+    assert result["speed_relative_to_threads_that_never_wait"]["median"] == 1
