@@ -1,4 +1,4 @@
-"""A model in memory, from disk, and from disk with kills: peak resident memory, seconds, and whether bits are equal.
+"""A model in memory, and from disk with kills: peak resident memory, seconds, and whether the bits are equal.
 
     python -m benchmarks.speed.from_disk FOLDER --tokens 2048 --sample 256 --kill-after 2 11 20
 
@@ -10,7 +10,6 @@ layers instead, for sizes at which whole runs take hours: peaks are then those u
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,10 @@ from benchmarks.record import append, argument_parser, command, row
 
 BAR = re.compile(rb"prune +:.* (\d+)/\d+ ")
 """What the progress bar of `mi-prune` shows: layers that are done."""
+
+
+UNTIL = 3
+"""Layers of the run in memory if its result is there already; the peak of a whole run is at least as high."""
 
 
 class Run(NamedTuple):
@@ -76,34 +79,31 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 def measure(
-    folder: Path, options: Sequence[str], kill_after: Sequence[int], layers: int | None
+    folder: Path, options: Sequence[str], kill_after: Sequence[int], layers: int | None, against: Path | None
 ) -> dict[str, Any]:
-    """In memory, from disk, and from disk with a kill after each of `kill_after` layers."""
+    """In memory, and from disk with a kill after each of `kill_after` layers."""
     predicted = {name: _predicted(folder, options, from_disk=name == "disk") for name in ("memory", "disk")}
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        outs = {name: Path(work) / name for name in ("memory", "disk", "resumed")}
-        runs = {
-            "memory": mi_prune(folder, outs["memory"], options, kill_after=layers),
-            "disk": mi_prune(folder, outs["disk"], [*options, "--from-disk"], kill_after=layers),
-        }
+        expected, out = Path(work) / "memory", Path(work) / "disk"
+        until = layers if against is None else UNTIL
+        memory = mi_prune(folder, expected, options, kill_after=until)
+        resume = [*options, "--from-disk", "--resume"]
+        runs = [mi_prune(folder, out, resume, kill_after=layer) for layer in kill_after]
+        runs.append(mi_prune(folder, out, resume, kill_after=layers))
+        peak = max(run.peak_mb for run in runs)
         result: dict[str, Any] = {
-            name: {"peak_mb": run.peak_mb, "seconds": run.seconds} for name, run in runs.items()
+            "memory": {"peak_mb": memory.peak_mb, "seconds": memory.seconds, "until_layer": until},
+            "disk": {"peak_mb": peak, "seconds": round(sum(run.seconds for run in runs), 1)},
+            "peak_ratio": round(peak / memory.peak_mb, 3),
+            "predicted": predicted,
         }
-        result["peak_ratio"] = round(runs["disk"].peak_mb / runs["memory"].peak_mb, 3)
-        result["predicted"] = predicted
-        if layers is not None:
-            return result
-        for name in runs:
-            manifest = json.loads((outs[name] / "mi_prune.json").read_text(encoding="utf-8"))
-            result[name]["stages"] = {n: round(s, 1) for n, s in manifest["seconds"].items()}
-        result["same_bits"] = same_bits(outs["memory"], outs["disk"])
-        shutil.rmtree(outs["memory"])
-        if kill_after:
-            resume = [*options, "--from-disk", "--resume"]
-            kills = [mi_prune(folder, outs["resumed"], resume, kill_after=layer) for layer in kill_after]
-            mi_prune(folder, outs["resumed"], resume)
-            result["kills"] = sum(not run.ended for run in kills)
-            result["same_bits_after_kills"] = same_bits(outs["disk"], outs["resumed"])
+        if layers is None:
+            result["kills"] = sum(not run.ended for run in runs)
+            result["same_bits"] = same_bits(against or expected, out)
+            manifest = json.loads((out / "mi_prune.json").read_text(encoding="utf-8"))
+            result["disk"]["stages_behind_last_kill"] = {
+                n: round(x, 1) for n, x in manifest["seconds"].items()
+            }
         return result
 
 
@@ -152,6 +152,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--kill-after", type=int, nargs="*", default=[])
     parser.add_argument("--layers", type=int)
+    parser.add_argument(
+        "--against",
+        type=Path,
+        help="an earlier result of the same run in memory, which is then not completed again",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -172,6 +177,7 @@ def main() -> None:
         **shown,
         kill_after=args.kill_after or None,
         layers=args.layers,
+        against=args.against and args.against.name,
         seed=args.seed,
     )
     case = {
@@ -183,7 +189,9 @@ def main() -> None:
         "seed": args.seed,
         "until_layer": args.layers,
     }
-    found = row("from-disk", rerun, case, measure(args.folder, given, args.kill_after, args.layers))
+    found = row(
+        "from-disk", rerun, case, measure(args.folder, given, args.kill_after, args.layers, args.against)
+    )
     append([found], args.out)
     print(json.dumps(found["case"]), json.dumps(found["result"]))
 

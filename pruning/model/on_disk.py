@@ -30,6 +30,7 @@ from mikernels.ranks import ALONE, Ranks
 from pruning.model.architecture import without_weights
 from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
+from pruning.model.free import release_free_memory
 from pruning.model.headers import INDEX, files_by_name, stored_dtype
 from pruning.model.layers import Layers, layer_list
 from pruning.model.loaded import check_loaded, name_some
@@ -160,6 +161,7 @@ class LayersOnDisk(Layers):
         finally:
             self._held.remove(index)
             _drop_weights(layer, dtypes, self._stored)
+            release_free_memory()
 
     @contextmanager
     def around(self, body: nn.Module) -> Iterator[None]:
@@ -222,6 +224,7 @@ class LayersOnDisk(Layers):
         with self._only([]):
             _drop_weights(self._model, self._dtypes, self._stored)
             self._model.tie_weights()
+        release_free_memory()
 
     def go_on(self, identity: Mapping[str, object]) -> dict[str, Tensor]:
         assert self._out is not None  # noqa: S101, for the type checker
