@@ -16,13 +16,13 @@ from pruning.choose.evidence_file import store_evidence
 from pruning.choose.selection import decide
 from pruning.choose.sensitivity import halved_divergences
 from pruning.choose.target import Size, pruned_size
+from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.snapshot import restored
 from pruning.observe.batches import Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
 from pruning.observe.mixture import default_sources, has_samples, text_windows
 from pruning.observe.sources import builtin
-from pruning.pipeline import prune_layers
 from pruning.prepare import prepare, warn_of_few_tokens
 from pruning.progress import timed
 from pruning.report.comparison import Evaluation, cosine, evaluate

@@ -78,3 +78,26 @@ def _fitting_classes(source: str, config: PretrainedConfig) -> list[type[PreTrai
         if names - tied <= stored:
             fitting[class_] = len(stored - names)
     return [class_ for class_, left_over in fitting.items() if left_over == min(fitting.values())]
+
+
+def without_weights(
+    class_: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """An instance with all buffers, but with parameters on the `meta` device."""
+    try:
+        from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            "on_disk: expected accelerate to be installed; run: pip install 'mikernels[large]'"
+        ) from error
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as `from_pretrained` does
+    try:
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = class_(config)
+    finally:
+        torch.set_default_dtype(default)
+    model.tie_weights()
+    return model.eval()

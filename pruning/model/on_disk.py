@@ -3,7 +3,6 @@
 The model is built without weights; the tensors of a layer are read from the safetensors files when it is held.
 """
 
-import copy
 import hashlib
 import json
 import re
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -24,11 +23,11 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from mikernels.ranks import ALONE, Ranks
+from pruning.model.architecture import without_weights
 from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
 from pruning.model.free import release_free_memory
@@ -84,7 +83,7 @@ def open_folder(
         )
     stored = dtype or stored_dtype(path) or torch.float32
     computing = computing_dtype(stored, device) if dtype is None else stored
-    model = _without_weights(class_, config, stored)
+    model = without_weights(class_, config, stored)
     if model.can_generate() and (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path)
     layers = LayersOnDisk(model, path, stored, computing, device)
@@ -359,29 +358,6 @@ class LayersOnDisk(Layers):
             yield
         finally:
             setattr(module, name, all_layers)
-
-
-def _without_weights(
-    class_: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype
-) -> PreTrainedModel:
-    """An instance with all buffers, but with parameters on the `meta` device."""
-    try:
-        from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError(
-            "on_disk: expected accelerate to be installed; run: pip install 'mikernels[large]'"
-        ) from error
-    config = copy.deepcopy(config)
-    config.dtype = dtype
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # as `from_pretrained` does
-    try:
-        with init_empty_weights(include_buffers=False), no_init_weights():
-            model = class_(config)
-    finally:
-        torch.set_default_dtype(default)
-    model.tie_weights()
-    return model.eval()
 
 
 @contextmanager

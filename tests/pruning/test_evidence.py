@@ -146,7 +146,7 @@ def test_only_the_evidence_of_one_layer_is_in_memory_at_a_time(windows, monkeypa
         peak.append(alive())
         return evidence
 
-    monkeypatch.setattr("pruning.pipeline.measure_ffn", measure)
+    monkeypatch.setattr("pruning.layer_by_layer.measure_ffn", measure)
     monkeypatch.setattr("pruning.choose.evidence.measure_ffn", measure)
     if "save_statistics" in options:
         options = {"save_statistics": tmp_path / "saved"}
