@@ -68,7 +68,7 @@ def publish(path: Path, out: Path) -> None:
             sections.append(reference_table(sheet, methods))
     write_page(out / "quality.md", "Quality of pruned models", path.name, MEASURE, sections)
     first = list({sheet.model: sheet for sheet in reversed(found)}.values())[::-1]
-    panels = [(sheet, [m for m in measured(sheet) if m.notable]) for sheet in first]
+    panels = [(s, [m for m in measured(s) if m.notable]) for s in first if len(s.ratios) > 1]
     save(quality_plot.draw, out / "quality", panels)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.record import append, argument_parser, command, quantiles, row
 from benchmarks.speed.measure import UNLIMITED, Effort, take_turns
-from mikernels.adaptive.refinement import joint_counts
+from mikernels.adaptive.histograms import joint_counts
 from mikernels.tables.node_shares import gathered
 from mikernels.tables.rungs import CELLS
 from mikernels.tiling import cut

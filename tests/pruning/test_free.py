@@ -20,7 +20,7 @@ before, kept = resident(), []
 large = []
 for _ in range(30):
     large.append(torch.ones(5 * 2**20))
-    kept.append(torch.ones(3000))
+    kept.append(torch.ones(2**17))  # too large for the holes that there were
 del large
 print(resident() - before)
 release_free_memory()

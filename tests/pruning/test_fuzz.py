@@ -138,7 +138,7 @@ def test_arrays_with_one_fault_are_refused():
 
 
 SETTINGS = {"refine": (True, 0), "bos": (True, 0), "threshold": (None, -1, 0, 1e400, 10**30), "seed": (-1, 0)}
-SETTINGS["multiple_of"] = (None,)
+SETTINGS |= dict.fromkeys(("multiple_of", "target_params", "target_bytes"), (None,))
 SETTINGS["only"] = (None, *(value for value in ODD if isinstance(value, str) and value.isidentifier()))
 OPTIONS = {
     "bandwidth": (None,),

@@ -145,7 +145,7 @@ def test_the_default_calibration_is_the_builtin_text(tokenizer):
 
 def test_a_null_threshold_drops_the_same_neurons_as_its_value_in_nats(windows):
     options = {"ratio": 0.25, "multiple_of": 2, "criterion": "random-pairs", "sample_size": 128}
-    nats = null_threshold("null:0.9", 128, estimator="grid", nodes=16)
+    nats = null_threshold("null:0.9", torch.randn(128, 2), estimator="grid", nodes=16)
     dropped = []
     for threshold in ("null:0.9", nats):
         report = prune(tiny_model("Llama"), None, calibration=windows, threshold=threshold, **options)
