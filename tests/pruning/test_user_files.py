@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pruning import prune
+from pruning import Settings, prune
 from pruning.choose.origin import model_fingerprint
 from pruning.cli import main
 
@@ -118,7 +118,7 @@ def test_a_generation_config_that_cannot_be_saved_is_an_early_error(root, capsys
 
     monkeypatch.setattr("pruning.cli.load_model", load)
     monkeypatch.setattr(
-        "pruning.cli.prepare", lambda model, *_args, **_options: ([], None, None, {}, 0, False)
+        "pruning.cli.prepare", lambda model, *_args, **_options: ([], None, Settings(), {}, 0, False)
     )
     monkeypatch.setattr("pruning.cli.evaluate", None)
     assert main(["model", "--out", "new", *SHORT]) == 1
