@@ -109,7 +109,11 @@ def main() -> None:
         reference = histogram_information(others)
         options = {"layers": layer, "neurons": args.neurons, "samples": args.samples, "tokens": args.tokens}
         rerun = command(
-            "benchmarks.reliability.rectified", args.model, str(args.text), **options, seed=args.seed
+            "benchmarks.reliability.rectified",
+            Path(args.model).name,
+            args.text.name,
+            **options,
+            seed=args.seed,
         )
         for name, keywords in ESTIMATORS.items():
             case = {"model": Path(args.model).name, "text": "/".join(args.text.parts[-2:]), "layer": layer}
