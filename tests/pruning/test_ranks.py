@@ -1,11 +1,10 @@
 """Several processes prune together what one would alone."""
 
-import json
 import socket
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from results import assert_same, weights
 
 from mikernels.ranks import RankError
 from pruning import Settings, prune_folder
@@ -131,23 +130,6 @@ def folder(tmp_path):
     tiny_model("Llama").save_pretrained(tmp_path / "model", max_shard_size="20KB")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     return tmp_path
-
-
-def weights(folder):
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
-def result_of(folder):
-    manifest = json.loads((folder / "mi_prune.json").read_text())
-    del manifest["seconds"]
-    return weights(folder), manifest
-
-
-def assert_same(one, other):
-    (first, manifest), (second, expected) = result_of(one), result_of(other)
-    assert manifest == expected
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_from_disk_interrupted_at_every_layer_and_resumed(group, folder):

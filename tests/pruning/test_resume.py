@@ -1,13 +1,11 @@
 """An interrupted run from disk goes on to the same bits."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from results import assert_same, result_of, weights
 
 from pruning import Settings, prune_folder
 from pruning.model import state
@@ -23,24 +21,6 @@ def folder_of(model, path):
     model.save_pretrained(path, max_shard_size="20KB")
     tiny_tokenizer().save_pretrained(path)
     return path
-
-
-def weights(folder):
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
-def result_of(folder):
-    """Weights, and a manifest that does not depend on the time."""
-    manifest = json.loads((folder / "mi_prune.json").read_text())
-    del manifest["seconds"]
-    return weights(folder), manifest
-
-
-def assert_same(one, other):
-    (first, manifest), (second, expected) = result_of(one), result_of(other)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert manifest == expected
 
 
 class Interrupt(BaseException):

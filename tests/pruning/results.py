@@ -1,0 +1,24 @@
+"""What a run has written, to compare it with what another one has."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+
+def weights(folder):
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def result_of(folder):
+    """Weights, and a manifest that does not depend on the time."""
+    manifest = json.loads((folder / "mi_prune.json").read_text())
+    del manifest["seconds"]
+    return weights(folder), manifest
+
+
+def assert_same(one, other):
+    (first, manifest), (second, expected) = result_of(one), result_of(other)
+    assert manifest == expected
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
