@@ -24,13 +24,15 @@ MEASURE = "python -m benchmarks.quality --data DIR --full"
 
 def publish(path: Path, out: Path) -> None:
     found = sheets(path)
+    first = list({sheet.model: sheet for sheet in reversed(found)}.values())[::-1]
+    panels = [(s, [m for m in measured(s) if m.notable]) for s in first if len(s.ratios) > 1]
     sections = [
         "Quality of language models after structured pruning of their FFN neurons, by mikernels and by other packages: "
         "perplexity (lower is better) of SmolLM2-135M-Instruct, and Spearman correlation of cosine similarities with "
         "human scores of sentence pairs (higher is better) of all-MiniLM-L6-v2. Every layer drops the same share of "
         "neurons, except for methods with budgets. Methods are grouped by how they repair the loss; a group name in "
         "italics heads each part of a table, and the best value of each ratio is bold.",
-        "![Quality against the share of dropped neurons](quality.png)",
+        *(["![Quality against the share of dropped neurons](quality.png)"] if panels else []),
         "## Summary",
     ]
     for sheet in found:
@@ -67,9 +69,8 @@ def publish(path: Path, out: Path) -> None:
             sections.append(f"Paired difference from {full_label(sheet, METHODS[REFERENCE])}:")
             sections.append(reference_table(sheet, methods))
     write_page(out / "quality.md", "Quality of pruned models", path.name, MEASURE, sections)
-    first = list({sheet.model: sheet for sheet in reversed(found)}.values())[::-1]
-    panels = [(s, [m for m in measured(s) if m.notable]) for s in first if len(s.ratios) > 1]
-    save(quality_plot.draw, out / "quality", panels)
+    if panels:
+        save(quality_plot.draw, out / "quality", panels)
 
 
 def measured(sheet: Sheet) -> list[Method]:

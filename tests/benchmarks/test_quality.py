@@ -214,6 +214,7 @@ def test_from_models_to_the_page(run, tmp_path, capsys):
     assert len(stored[0]["result"]["quality"]["8x512"]["nll"]) == 8
 
     page.publish(rows, tmp_path)
+    assert not (tmp_path / "quality.png").exists()  # a line needs two ratios
     text = (tmp_path / "quality.md").read_text(encoding="utf-8")
     for sheet in sheets(rows):
         assert f"### {sheet.model}, {sheet.protocol}\n" in text
