@@ -9,7 +9,7 @@ import torch
 from benchmarks.publish import quality as page
 from benchmarks.publish import texts as texts_page
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import budgets, measure, methods, texts
+from benchmarks.quality import budgets, measure, methods, sizes, texts
 from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.measure import DENSE, Source
 from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, NOTABLE, unknown_setting
@@ -293,3 +293,13 @@ def test_every_calibration_is_measured_on_four_texts_and_shown_on_the_page(run, 
     page_text = (tmp_path / "texts.md").read_text()
     assert page_text.count("conditional MI, sequential") == 2
     assert f"{rows[0]['result']['pruned']['worst']:.3f}" in page_text
+
+
+def test_every_criterion_is_measured_on_four_texts(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "LENGTH", 32)
+    names = ["random, none", "magnitude, none", "random, lstsq", "magnitude, lstsq"]
+    assert run(sizes, "tiny", "--ratios=0.25", "--tokens=512", "--methods", *names) == 0
+    rows = load(tmp_path / "rows.jsonl")
+    assert [row["case"]["method"] for row in rows] == names
+    assert {row["case"]["calibration"]["tokens"] for row in rows} == {512}
+    assert all(len(row["result"]["pruned"]["texts"]) == 4 for row in rows)

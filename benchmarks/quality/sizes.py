@@ -1,0 +1,127 @@
+"""How much the choice of the criterion matters in models of several sizes, on four kinds of text.
+
+    python -m benchmarks.quality.sizes --data DIR --model SmolLM2-135M=FILE.gguf Qwen2.5-0.5B=FOLDER
+    python -m benchmarks.publish sizes
+
+Each criterion drops the same share of neurons of every layer, without and with repair, from one calibration; the texts
+and DIR are those of `benchmarks.quality.texts`.
+"""
+
+import gc
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.quality.calibrated import Calibrated
+from benchmarks.quality.measure import Source, add_sources, sources
+from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
+from benchmarks.quality.rivals import RIVALS
+from benchmarks.quality.tasks import evenly_spaced
+from benchmarks.quality.texts import LENGTH, calibrate, compare, evaluate, evaluation_texts
+from benchmarks.record import append, argument_parser, command, row, timed
+from pruning import Settings
+from pruning.model.size import count_parameters
+from pruning.observe.text import token_windows
+
+COMPARED = [
+    *(f"{criterion}, {repair}" for repair in REPAIRS for criterion in CRITERIA),
+    "flap, sequential",
+    "conditional-mi, sequential",
+]
+
+
+def measure(
+    source: Source,
+    data: Path,
+    calibration: str,
+    methods: Iterable[str],
+    ratios: Iterable[float],
+    *,
+    tokens: int,
+    n_windows: int,
+    seed: int,
+    out: Path,
+) -> None:
+    """Append a row for each method and ratio."""
+    model, tokenizer = source.load()
+    if not model.can_generate():
+        print(f"{source.name}: skipped, it has no perplexity")
+        return
+    model = model.float()
+    windows = {
+        name: evenly_spaced(token_windows(tokenizer, text, LENGTH), n_windows)
+        for name, text in evaluation_texts(data).items()
+    }
+    dense = evaluate(model, windows)
+    print(source.name, {name: round(value.value, 2) for name, value in dense.items()}, flush=True)
+    common = Settings(calibration_tokens=tokens, sequence_length=LENGTH, seed=seed)
+    read, spent = timed(lambda: calibrate(model, tokenizer, calibration, data, common).rectangle())
+    calibrated = Calibrated(model, read, seed=seed)
+    for ratio in ratios:
+        for name in methods:
+            method = METHODS[name]
+            if reason := method.obstacle(model):
+                print(f"{name}: skipped, {reason}")
+                continue
+            pruned, seconds = calibrated.prune(method, ratio)
+            case = {
+                "model": source.name,
+                "parameters": count_parameters(model),
+                "calibration": {"sources": calibration, "tokens": read.numel(), "length": LENGTH},
+                "method": name,
+                "ratio": ratio,
+                "settings": dict(method.settings),
+                "windows": n_windows,
+                "seed": seed,
+            }
+            result = {
+                "dense": {text: round(value.value, 4) for text, value in dense.items()},
+                "pruned": compare(dense, evaluate(pruned, windows)),
+                "parameters": count_parameters(pruned),
+                "seconds": {stage: round(s, 1) for stage, s in ({"calibration": spent} | seconds).items()},
+            }
+            again = command(
+                "benchmarks.quality.sizes",
+                data="DIR",
+                model=f"{source.name}=...",
+                calibration=calibration,
+                methods=name,
+                ratios=ratio,
+                tokens=tokens,
+                windows=n_windows,
+                seed=seed,
+            )
+            versions = RIVALS[method.rival].versions() if method.rival else None
+            append([row("quality.sizes", again, case, result, versions)], out)
+            print(source.name, name, ratio, result["pruned"]["geometric_mean"], flush=True)
+            del pruned
+            gc.collect()
+
+
+def main() -> int:
+    parser = argument_parser("benchmarks.quality.sizes", __doc__, "sizes.jsonl")
+    add_sources(parser)
+    parser.set_defaults(windows=4)
+    parser.add_argument("--calibration", default="self,builtin", metavar="SOURCES")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=COMPARED)
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.5])
+    parser.add_argument("--tokens", type=int, default=16_384, help="of calibration")
+    args = parser.parse_args()
+    models = sources(args)
+    for model in models:
+        measure(
+            model,
+            args.data,
+            args.calibration,
+            args.methods,
+            args.ratios,
+            tokens=args.tokens,
+            n_windows=args.windows,
+            seed=args.seed,
+            out=args.out,
+        )
+    return 0 if models else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
