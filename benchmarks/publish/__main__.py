@@ -7,13 +7,14 @@ Without PAGE, all pages whose rows exist are generated.
 
 from pathlib import Path
 
-from benchmarks.publish import accuracy, quality, reliability, stages, texts, throughput
+from benchmarks.publish import accuracy, quality, reliability, sizes, stages, texts, throughput
 from benchmarks.record import RESULTS, argument_parser
 
 PAGES = {
     "accuracy": ("accuracy.jsonl", accuracy.publish),
     "quality": ("quality.jsonl", quality.publish),
     "reliability": ("reliability.jsonl", reliability.publish),
+    "sizes": ("sizes.jsonl", sizes.publish),
     "stages": ("cpu.jsonl", stages.publish),
     "texts": ("texts.jsonl", texts.publish),
     "throughput": ("throughput-*.jsonl", throughput.publish),

@@ -1,9 +1,11 @@
-"""What `--plan` predicts for Llamas of 70 and 405 billion parameters, from their configs, and what planning takes.
+"""What `--plan` predicts for Llamas, from their configs, what planning takes, and what a run takes that fits.
 
     python -m benchmarks.speed.plans --size 70B
+    python -m benchmarks.speed.plans --size "one layer of 7B" --tokens 16384 --run
 
 Appends a row `plan` to `results/cpu.jsonl`: seconds and memory of planning, the exact size of the model and of the
-result, and for each stage the operations, and the time that they would take on this machine by the measured rates.
+result, and for each stage the operations, and the time that they would take on this machine by the measured rates. With
+`--run`, random weights are then pruned in memory, and the row has the seconds of each stage.
 """
 
 import json
@@ -14,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.record import append, argument_parser, command, row
-from pruning import Settings, plan
+from pruning import Settings, plan, prune
 from pruning.planning.plan import own_memory
 
+LENGTH = 512
+"""Tokens of a window of a run."""
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -40,18 +45,27 @@ SIZES = {
         "num_hidden_layers": 126,
         "num_attention_heads": 128,
     },
+    "one layer of 7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 1024,
+    },
 }
-"""Llama 3 and 3.1."""
+"""Llama 3, 3.1 and 2."""
 
 
-def measure(size: str, ratio: float, tokens: int) -> dict[str, Any]:
-    """The plan, in numbers."""
-    settings = Settings(ratio=ratio, calibration_tokens=tokens)
+def measure(size: str, ratio: float, tokens: int, *, run: bool) -> dict[str, Any]:
+    """The plan, in numbers; with `run` also the seconds that each stage takes."""
+    settings = Settings(ratio=ratio, calibration_tokens=tokens, sequence_length=LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(LLAMA | SIZES[size]), encoding="utf-8")
         before, start = own_memory(), time.perf_counter()
-        found = plan(folder, settings=settings, device="cpu")
+        found = plan(folder, settings=settings, from_disk=not run, device="cpu")
         seconds, grown = time.perf_counter() - start, own_memory() - before
+        measured = prune_random(folder, settings) if run else {}
     return {
         "planning_seconds": round(seconds, 1),
         "planning_memory_mb": round(grown / 1e6),
@@ -62,8 +76,11 @@ def measure(size: str, ratio: float, tokens: int) -> dict[str, Any]:
         "predicted_disk_gb": round(found.disk / 1e9, 2),
         "needed_tokens": found.needed_tokens,
         "rates": {name: float(f"{rate:.3g}") for name, rate in asdict(found.rates).items()},
+        "threads": torch.get_num_threads(),
+        "measured_seconds": measured,
         "stages": {
             stage.name: {
+                "predicted_seconds": round(stage.seconds, 1),
                 "predicted_hours": round(stage.seconds / 3600, 2),
                 "operations": {n: float(f"{x:.4g}") for n, x in stage.operations._asdict().items() if x},
             }
@@ -72,18 +89,30 @@ def measure(size: str, ratio: float, tokens: int) -> dict[str, Any]:
     }
 
 
+def prune_random(folder: str, settings: Settings) -> dict[str, float]:
+    """Prune random weights of the config in `folder`; the seconds of each stage."""
+    torch.manual_seed(settings.seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    windows = torch.randint(model.config.vocab_size, (settings.calibration_tokens // LENGTH, LENGTH))
+    report = prune(model, None, calibration=windows, settings=settings, progress=True)
+    return {stage: round(seconds, 1) for stage, seconds in report.seconds.items()}
+
+
 def main() -> None:
     parser = argument_parser("benchmarks.speed.plans", __doc__, "cpu.jsonl")
     parser.add_argument("--size", choices=SIZES, default="70B")
     parser.add_argument("--ratio", type=float, default=0.2)
     parser.add_argument("--tokens", type=int, default=57_344)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    case = {"model": f"Llama {args.size}", "ratio": args.ratio, "tokens": args.tokens}
-    rerun = command(
-        "benchmarks.speed.plans", size=args.size, ratio=args.ratio, tokens=args.tokens, seed=args.seed
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--run", action="store_true", help="also prune a model of this size with random weights"
     )
-    found = row("plan", rerun, case, measure(args.size, args.ratio, args.tokens))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    case = {"model": f"Llama {args.size}", "ratio": args.ratio, "tokens": args.tokens}
+    options = {n: v for n, v in vars(args).items() if n != "out"}
+    rerun = command("benchmarks.speed.plans", **options)
+    found = row("plan", rerun, case, measure(args.size, args.ratio, args.tokens, run=args.run))
     append([found], args.out)
     print(json.dumps(found["case"]), json.dumps(found["result"]))
 

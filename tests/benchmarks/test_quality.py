@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.publish import quality as page
+from benchmarks.publish import sizes as sizes_page
 from benchmarks.publish import texts as texts_page
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import budgets, measure, methods, sizes, texts
@@ -303,3 +304,9 @@ def test_every_criterion_is_measured_on_four_texts(run, tmp_path, monkeypatch):
     assert [row["case"]["method"] for row in rows] == names
     assert {row["case"]["calibration"]["tokens"] for row in rows} == {512}
     assert all(len(row["result"]["pruned"]["texts"]) == 4 for row in rows)
+    sizes_page.publish(tmp_path / "rows.jsonl", tmp_path)
+    text = (tmp_path / "sizes.md").read_text(encoding="utf-8")
+    assert f"{rows[0]['result']['pruned']['geometric_mean']:.3f}" in text
+    losses = [[entry["nll"] for entry in row["result"]["pruned"]["texts"].values()] for row in rows[:2]]
+    apart = np.mean(losses[0]) - np.mean(losses[1])
+    assert f"{abs(apart) / math.sqrt(2):.3f} (" in text  # the deviation of two values

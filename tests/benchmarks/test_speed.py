@@ -13,7 +13,7 @@ import torch
 from benchmarks.publish import throughput as page
 from benchmarks.record import load
 from benchmarks.speed import __main__ as recorder
-from benchmarks.speed import counts, layer, measure, processes
+from benchmarks.speed import counts, layer, measure, plans, processes
 from benchmarks.speed import elimination as eliminating
 from benchmarks.speed.cases import Case, Series, all_series, powers
 from benchmarks.speed.errors import errors, references
@@ -243,3 +243,17 @@ def test_processes_are_compared_on_the_first_layers(tmp_path, monkeypatch):
     assert result["largest_difference"] > 0.1
     assert result["speed_relative_to_threads"]["median"] == 2
     assert result["speed_relative_to_threads_that_never_wait"]["median"] == 1
+
+
+def test_a_run_has_the_stages_that_its_plan_predicts(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    monkeypatch.setitem(plans.SIZES, "tiny", sizes | {"num_key_value_heads": 4, "vocab_size": 64})
+    monkeypatch.setattr(plans, "LENGTH", 16)
+    monkeypatch.setattr(
+        "sys.argv",
+        ["", "--size=tiny", "--ratio=0.5", "--tokens=512", "--run", f"--out={tmp_path / 'rows.jsonl'}"],
+    )
+    plans.main()
+    (found,) = load(tmp_path / "rows.jsonl")
+    predicted, measured = found["result"]["stages"], found["result"]["measured_seconds"]
+    assert {name for name, stage in predicted.items() if stage["operations"]} <= measured.keys()
