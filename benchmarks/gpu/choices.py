@@ -100,7 +100,7 @@ def in_turn(calls: dict[str, Any], device: str, repeats: int) -> dict[str, list[
 
 def compare_choices(device: str, dry: bool, deadline: float) -> list[dict[str, Any]]:
     """Rows of `grid` by choice, of whole calls by choice, and of plain products by tile size."""
-    repeats, n, m = (1, 16, 128) if dry else (7, 4096, 4096)
+    repeats, n, m = (1, 8, 128) if dry else (7, 4096, 4096)
     tile_sizes_of_hopper = chip_of(torch.device(device)) in ("sm_90", "interpreter")
     operand = torch.randint(0, 128, (n * NODES, m), dtype=torch.int8, device=device)
     sums = torch.empty(n, n, device=device)
@@ -112,7 +112,7 @@ def compare_choices(device: str, dry: bool, deadline: float) -> list[dict[str, A
         rows += _rows("choice", in_turn(calls, device, repeats), {"precision": precision, "N": n, "M": m})
         if time.monotonic() > deadline:
             return rows
-    x = gated_activations(*((24, 8) if dry else (1024, 11008)), 0).to(device)
+    x = gated_activations(*((16, 4) if dry else (1024, 11008)), 0).to(device)
     whole = {
         "as shipped": lambda: mutual_information(x, estimator="kde", impl="triton"),
         "kde takes a logarithm for each sample": lambda: _patched(

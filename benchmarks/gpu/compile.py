@@ -162,19 +162,26 @@ def main() -> int:
     parser.add_argument("--chips", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--no-record", action="store_true", help="print only")
     parser.add_argument("--defaults-only", action="store_true", help="leave out what only autotuning tries")
-    parser.add_argument("--kernel", choices=TILE_KERNELS, help="compile only this one, with --config")
+    parser.add_argument("--kernel", choices=TILE_KERNELS, help="compile only this one")
     parser.add_argument("--precision", choices=ELEMENT, default="int8", help="of that kernel's operands")
-    parser.add_argument("--config", nargs=5, type=int, metavar=("M", "N", "BYTES_K", "WARPS", "STAGES"))
+    parser.add_argument(
+        "--config",
+        nargs=5,
+        type=int,
+        metavar=("M", "N", "BYTES_K", "WARPS", "STAGES"),
+        help="of that kernel, in place of its default",
+    )
     args = parser.parse_args()
-    if (args.kernel is None) != (args.config is None):
-        parser.error("--kernel: expected together with --config, got one of them")
+    if args.config and not args.kernel:
+        parser.error("--config: expected together with --kernel, got it alone")
     options = {name: value for name, value in vars(args).items() if name != "no_record"}
-    if args.config is None:
+    if args.kernel is None:
         del options["precision"]
-        chosen = cases(args.chips, defaults_only=args.defaults_only)
-    else:
-        nodes = 16 if args.kernel == "grid_kernel" else 0
-        chosen = [Case(args.kernel, chip, args.precision, Config(*args.config), nodes) for chip in args.chips]
+    chosen = cases(args.chips, defaults_only=args.defaults_only or args.kernel is not None)
+    if args.kernel:
+        chosen = [case for case in chosen if (case.kernel, case.precision) == (args.kernel, args.precision)]
+    if args.config:
+        chosen = [case._replace(config=Config(*args.config)) for case in chosen]
     rerun = command("benchmarks.gpu.compile", **options)
     versions = {"triton": triton.__version__}
     rows, failed = [], 0
