@@ -80,7 +80,7 @@ def prune_folder(
         dry_save(model, tokenizer)
         folder = unfinished(out)
         if ranks.is_first:
-            check_output(out, needed_bytes=layers.bytes_read, force=force)
+            check_output(out, needed_bytes=layers.bytes, force=force)
             stack.enter_context(growing_folder(out, STATE, resume=resume, force=force))
         layers.begin(folder, ranks)
         report = prune(

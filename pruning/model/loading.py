@@ -25,6 +25,7 @@ from pruning.model.headers import read_headers, stored_dtype
 from pruning.model.knobs import find_knobs
 from pruning.model.loaded import check_loaded, lacks_head
 from pruning.model.precision import working_dtype
+from pruning.model.quantized import dequantize, find_quantizer, forget_quantization
 from pruning.model.uneven import is_uneven, load_uneven
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -64,6 +65,7 @@ def load_model(
         model = load_uneven(path, dtype)
     else:
         options: dict[str, Any] = {
+            "config": config,
             "dtype": dtype or (stored_dtype(path) if path.is_dir() else None) or "auto",
             "use_safetensors": True,
             "trust_remote_code": trust_remote_code,
@@ -80,6 +82,8 @@ def load_model(
             )
             model, info = body.from_pretrained(source, **options)
         check_loaded(source, model, info)
+        if find_quantizer(config) is not None:
+            forget_quantization(model)
     tokenizer = load_tokenizer(source, model, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer
 
@@ -98,6 +102,7 @@ def class_of_folder(path: Path, *, trust_remote_code: bool) -> tuple[PretrainedC
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     if path.is_dir():
         _refuse_eight_bits(path, config)
+    dequantize(source, config)
     class_ = model_class(source, config)
     if isinstance(class_, type) and issubclass(class_, PreTrainedModel):
         check_found(class_.__name__, find_knobs(class_, config))
@@ -132,9 +137,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
         folder, gguf_file=name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     check_loaded(str(path), model, info)
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:  # save_pretrained refuses models that still count as quantized
-        quantizer.remove_quantization_config(model)
+    forget_quantization(model)
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 

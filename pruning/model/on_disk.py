@@ -37,6 +37,7 @@ from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
 from pruning.model.output_folder import sync
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
+from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors
 from pruning.model.uneven import is_uneven
 
@@ -68,18 +69,17 @@ def open_folder(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: see `pruning.load_model`; or quantized weights, layers of different widths, an index that names
-            weights that no file has, or layers with FFNs in several lists.
+        ValueError: see `pruning.load_model`; or layers of different widths, an index that names weights that no file
+            has, or layers with FFNs in several lists.
         ImportError: accelerate is not installed.
     """
     path, device = Path(source), find_device(device)
     if not path.is_dir():
         raise FileNotFoundError(f"{source}: expected a folder of safetensors to prune from disk, got none")
     config, class_ = class_of_folder(path, trust_remote_code=trust_remote_code)
-    if getattr(config, "quantization_config", None) is not None or is_uneven(config):
+    if is_uneven(config):
         raise ValueError(
-            f"{source}: expected weights of 16 bits or more, and layers of one width, to prune from disk, got others; "
-            f"load the model into memory"
+            f"{source}: expected layers of one width to prune from disk, got others; load the model into memory"
         )
     stored = dtype or stored_dtype(path) or torch.float32
     computing = computing_dtype(stored, device) if dtype is None else stored
@@ -123,7 +123,9 @@ class LayersOnDisk(Layers):
             if isinstance(module, nn.ModuleList) and list(module) == self._layers
         )
         self._body_prefix = f"{model.base_model_prefix}."
-        self._mapping = get_model_conversion_mapping(model)
+        self._quantizer = find_quantizer(model.config)
+        forget_quantization(model)
+        self._mapping = get_model_conversion_mapping(model, hf_quantizer=self._quantizer)
         self._files = files_by_name(folder)
         self._places: dict[str, str] = {}  # where each name in the files is in the model
         self._parts = self._divide()  # by layer, and None for the rest: the names in the files
@@ -139,9 +141,9 @@ class LayersOnDisk(Layers):
                     module._buffers[name] = buffer.to(device)
 
     @property
-    def bytes_read(self) -> int:
-        """Of all files."""
-        return sum(file.stat().st_size for file in set(self._files.values()))
+    def bytes(self) -> int:
+        """Of all weights in the stored dtype, de-quantized."""
+        return sum(p.numel() for p in self._model.parameters()) * self._stored.itemsize
 
     @contextmanager
     def held(self, layer: nn.Module, *, write: bool = False) -> Iterator[None]:
@@ -306,6 +308,7 @@ class LayersOnDisk(Layers):
         options = LoadStateDictConfig(
             dtype=self._stored,
             dtype_plan=self._model._get_dtype_plan(self._stored),
+            hf_quantizer=self._quantizer,
             weight_mapping=self._mapping,
             device_map={"": self._device},
         )
@@ -317,6 +320,8 @@ class LayersOnDisk(Layers):
             slices = {name: opened[self._files[name]].get_slice(name) for name in names}
             with _quiet():
                 info, _ = convert_and_load_state_dict_in_model(self._model, slices, options)
+        if self._quantizer is not None:
+            forget_quantization(self._model)
         problems = [
             f"{name}: {tuple(got)} instead of {tuple(shape)}" for name, got, shape in info.mismatched_keys
         ]

@@ -18,6 +18,7 @@ from pruning.model.ffn import FFN, bind_ffns, switch_biases_on
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import Knob, set_entry
 from pruning.model.layers import layer_list
+from pruning.model.quantized import dequantize
 from pruning.planning.work import FFNShape, LayerShape
 from pruning.prepare import chosen_ffns
 from pruning.settings import Settings
@@ -71,6 +72,7 @@ def model_shapes(
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{source}: expected a folder with config.json to plan for, got none")
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    dequantize(str(source), config)
     class_ = model_class(str(path), config)
     in_config = getattr(config, "dtype", None)
     found = (
