@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.publish.page import conditions, latest, write_page
+from benchmarks.quality.glue_tasks import MAX_LENGTH
 from benchmarks.quality.measure import DENSE
 from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, REPAIRS
 from benchmarks.record import Row
@@ -77,7 +78,8 @@ def publish(path: Path, out: Path) -> None:
         "Encoders that were fine-tuned on tasks of GLUE, then pruned without labels and not trained again: the score "
         "on the official development set (higher is better), by criterion, repair and share of the FFN neurons that "
         "every layer loses. Means over seeds of fine-tuning and pruning, with their "
-        f"{percent(CONFIDENCE)} intervals.",
+        f"{percent(CONFIDENCE)} intervals; in parentheses the share of the examples that are classified as by the "
+        "dense model.",
         "## Spread over criteria",
         "How much the choice of the criterion matters: the standard deviation of the score over the "
         f"{len(CRITERIA)} criteria, which is taken for each seed, by size of the model. The sampling error is that of "
@@ -142,12 +144,12 @@ def describe(sheet: Sheet) -> str:
     case = next(row["case"] for row in sheet.rows if row["case"]["method"] != DENSE)
     training, text = case["training"], case["calibration"]
     frozen = training["frozen_layers"]
-    kept = f" and its {frozen} lowest layers" if frozen else ""
+    kept = f" and the {frozen} lowest layers" if frozen else ""
     return (
         f"{case['measure'].capitalize()} on {case['test_examples']:,} examples. Fine-tuned on {training['examples']:,} "
         f"examples in {training['epochs']} epochs (batches of {training['batch_size']}, learning rate "
-        f"{training['learning_rate']:g}), without the embeddings{kept}; sentences are cut to 128 tokens. Calibrated on "
-        f"about {text['tokens']:,} tokens of the training set. {conditions(sheet.rows)}"
+        f"{training['learning_rate']:g}), all but the embeddings{kept}; sentences are cut to {MAX_LENGTH} tokens. "
+        f"Calibrated on about {text['tokens']:,} tokens of the training set. {conditions(sheet.rows)}"
     )
 
 
@@ -166,7 +168,9 @@ def score_table(sheet: Sheet) -> str:
         score = scores.get((name, ratio))
         if score is None:
             return ""
-        return f"**{score}**" if score.value == best[ratio] else str(score)
+        same = np.mean([row["result"]["agreement"] for row in sheet.of(name, ratio).values()])
+        shown = f"**{score}**" if score.value == best[ratio] else str(score)
+        return f"{shown} ({same:.0%})".replace("%", " %")
 
     lines = [
         ["parameters of the whole model", *(_change(sheet, ratio) for ratio in sheet.ratios)],

@@ -179,7 +179,7 @@ def stored(tmp_path):
         for seed in range(3):
             common = {"model": model, "task": "CoLA", "measure": "Matthews correlation", "test_examples": 400}
             common |= {"seed": seed, "training": asdict(Training(seed=seed))}
-            sizes = {"dense_parameters": parameters, "agreement": 1.0}
+            sizes = {"dense_parameters": parameters, "agreement": 0.75}
             case = common | {"method": "dense", "ratio": 0.0}
             append([row("glue", "", case, sizes | {"score": 0.6, "parameters": parameters})], path)
             for i, criterion in enumerate(CRITERIA):
@@ -199,8 +199,8 @@ def test_page_shows_means_over_seeds_and_the_spread_over_criteria(stored, tmp_pa
     text = (tmp_path / "glue.md").read_text(encoding="utf-8")
     small, large = text[text.index("## small, CoLA") :], text[text.index("## large, CoLA") :]
     half = 4.302653 * 0.01 / 3**0.5  # 97.5 % quantile of Student's t with 2 degrees of freedom
-    assert cells(small, "| random ")[1] == f"0.310 ± {half:.3f}"
-    assert cells(large, "| conditional MI ")[1] == f"**0.370 ± {half:.3f}**"
+    assert cells(small, "| random ")[1] == f"0.310 ± {half:.3f} (75 %)"
+    assert cells(large, "| conditional MI ")[1] == f"**0.370 ± {half:.3f}** (75 %)"
     assert cells(small, "| parameters")[1] == "1.4 M (-30 %)"
     deviation = np.std(np.arange(len(CRITERIA)), ddof=1)
     spreads = [line for line in text.splitlines() if line.startswith("| CoLA")]
