@@ -7,11 +7,12 @@ Without PAGE, all pages whose rows exist are generated.
 
 from pathlib import Path
 
-from benchmarks.publish import accuracy, quality, reliability, sizes, stages, texts, throughput
+from benchmarks.publish import accuracy, glue, quality, reliability, sizes, stages, texts, throughput
 from benchmarks.record import RESULTS, argument_parser
 
 PAGES = {
     "accuracy": ("accuracy.jsonl", accuracy.publish),
+    "glue": ("glue.jsonl", glue.publish),
     "quality": ("quality.jsonl", quality.publish),
     "reliability": ("reliability.jsonl", reliability.publish),
     "sizes": ("sizes.jsonl", sizes.publish),

@@ -22,6 +22,7 @@ from pruning.choose.origin import Origin, estimator_name, model_fingerprint
 from pruning.choose.sensitivity import halved_divergences
 from pruning.model.ffn import find_ffns
 from pruning.model.surgery import update_config
+from pruning.observe.batches import Inputs, Windows
 from pruning.observe.calibration import comparison_batches
 from pruning.observe.capture import Statistics
 from pruning.repair.separate import prune_separately
@@ -40,8 +41,8 @@ class Observation(NamedTuple):
     seconds: Seconds
 
 
-def observe(model: PreTrainedModel, windows: Tensor, seed: int) -> Observation:
-    """Capture the activations of every FFN on windows `[n, L]`, and measure each FFN in turn."""
+def observe(model: PreTrainedModel, windows: Tensor | Inputs, seed: int) -> Observation:
+    """Capture the activations of every FFN on windows `[n, L]` or batches, and measure each FFN in turn."""
     settings = Settings(seed=seed)
     batches = windows.split(settings.batch_size)
     seconds: Seconds = {}
@@ -62,12 +63,14 @@ def add_divergence(
 class Calibrated:
     """A dense model and its observation on the calibration windows `[n, L]`, made when first needed.
 
+    The calibration may be batches of padded sequences instead, which rivals do not read.
+
     Shared stages count in the seconds of each method that needs them, as if that method had run alone. Repairs of
     methods with `more` see the windows `more` instead.
     """
 
     def __init__(
-        self, model: PreTrainedModel, windows: Tensor, *, more: Tensor | None = None, seed: int = 0
+        self, model: PreTrainedModel, windows: Tensor | Inputs, *, more: Tensor | None = None, seed: int = 0
     ) -> None:
         self.model = model
         self.windows = windows
@@ -79,10 +82,11 @@ class Calibrated:
 
     def settings(self, method: Method, ratio: float) -> Settings:
         """Settings without rounding of widths, so that all methods drop the same number of neurons."""
+        windows = self.windows if isinstance(self.windows, Inputs) else Windows(list(self.windows))
         common: dict[str, Any] = {
             "multiple_of": 1,
-            "calibration_tokens": self.windows.numel(),
-            "sequence_length": self.windows.shape[1],
+            "calibration_tokens": windows.n_tokens,
+            "sequence_length": windows.longest,
             "seed": self.seed,
         }
         return Settings(ratio=ratio, **common | dict(method.settings))
@@ -119,7 +123,7 @@ class Calibrated:
         save_evidence(evidence, self._path, self._origin)
         return seconds
 
-    def _prune_ours(self, settings: Settings, windows: Tensor) -> tuple[PreTrainedModel, Seconds]:
+    def _prune_ours(self, settings: Settings, windows: Tensor | Inputs) -> tuple[PreTrainedModel, Seconds]:
         model = copy.deepcopy(self.model)
         _, seconds = self._observed
         if settings.budget == "kl":
