@@ -1,40 +1,43 @@
 """The public functions: documented here, checked, then handed to torch's operators."""
 
-from typing import TYPE_CHECKING, Any, Protocol, Union, Unpack
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from mikernels import ops  # registers torch.ops.mikernels
+from mikernels.arrays import Samples, as_given, pairs_as_given
+from mikernels.errors import SamplesValueError
 from mikernels.numbers import integer, real
 from mikernels.options import LARGEST, Options, plain, resolve, shows_options, to_operator
 from mikernels.pairs import Pairs
 from mikernels.ranks import Ranks
 from mikernels.validation import as_samples, refuse_meta
 
-if TYPE_CHECKING:
-    import numpy as np
+
+@overload
+def mutual_information(
+    x: Tensor, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Tensor: ...
 
 
-class Array(Protocol):
-    """What NumPy reads as an array: a DataFrame, an xarray or JAX array, and others."""
-
-    def __array__(self) -> Any: ...
-
-
-Samples = Union[Tensor, "np.ndarray", Array, list[Any], tuple[Any, ...]]
+@overload
+def mutual_information(
+    x: Samples, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Any: ...
 
 
 @shows_options()
 def mutual_information(
     x: Samples, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
-) -> Tensor:
+) -> Any:
     """Estimate the mutual information of every pair of variables by kernel density estimation, in nats.
 
     Args:
-        x: `[M, N]` samples of N variables; M >= 8, and N >= 2 without `y`. A dense torch tensor, a NumPy array,
-            anything that NumPy reads as one (a DataFrame, a list of rows), of real numbers of at most 64 bits:
-            integers, booleans and 8-bit floats are converted exactly. One dimension is one variable.
+        x: `[M, N]` samples of N variables; M >= 8, and N >= 2 without `y`. A dense torch tensor, a NumPy array or a
+            list of rows; an array with DLPack (JAX, CuPy, the array API standard); a table of pandas, polars or
+            pyarrow, or an AnnData, whose columns have different names; a sparse matrix of SciPy. Of real numbers of at
+            most 64 bits: integers, booleans and 8-bit floats are converted exactly. One dimension is one variable.
         y: `[M, K]` samples of other variables, taken together with those of `x`. Without it, pairs are within `x`.
         process_group: of `torch.distributed` (`torch.distributed.group.WORLD` is that of all processes). All of its
             processes call with the same samples and options and share out the work; each returns what one process
@@ -81,7 +84,9 @@ def mutual_information(
         device: where to compute; by default where `x` is. It must have float64, which Apple's MPS does not.
 
     Returns:
-        `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with everything.
+        `[N, N]`, symmetric, or `[N, K]` with `y`: float32, as an array of the kind of `x` where that is: a tensor on
+        the device; a table with its names, labeled as by its `corr` (of pandas for an AnnData); NumPy's for a list or a
+        sparse matrix. A constant variable has 0 with everything.
         The diagonal is what a copy of the variable would share with it (with equal values in the same order). For a
         column of discrete values that is its entropy. For a continuous one, whose information about itself is infinite,
         it only tells where the estimator saturates: it is no entropy, and values are not to be divided by it. Smoothing
@@ -108,20 +113,27 @@ def mutual_information(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return ops.matrix(*_prepare(x, y, options), ranks)
+            return as_given(ops.matrix(*_prepare(x, y, options), ranks), x, y)
     xs, ys, resolved = _prepare(x, y, options)
-    return torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved))
+    return as_given(torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved)), x, y)
+
+
+@overload
+def top_pairs(
+    x: Tensor, k: int, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Pairs: ...
+
+
+@overload
+def top_pairs(
+    x: Samples, k: int, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Any: ...
 
 
 @shows_options()
 def top_pairs(
-    x: Samples,
-    k: int,
-    y: Samples | None = None,
-    *,
-    process_group: Any = None,
-    **options: Unpack[Options],
-) -> Pairs:
+    x: Samples, k: int, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Any:
     """Find the k pairs with the highest mutual information, without building the N x N matrix.
 
     Args:
@@ -129,7 +141,8 @@ def top_pairs(
         k: number of pairs, at least 1; all pairs if there are fewer.
 
     Returns:
-        Columns and nats, the highest first. Within `x` each pair comes once, as `first < second`.
+        `Pairs`, columns and nats as arrays of the kind of `x`, the highest first. Within `x` each pair comes once, as
+        `first < second`. For a table or an AnnData, a table with the columns `first` and `second`, names, and `mi`.
 
     Raises:
         TypeError, ValueError: see `mutual_information`; ValueError for k < 1.
@@ -137,10 +150,33 @@ def top_pairs(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return ops.best(*_prepare(x, y, options), _number_of_pairs(k), ranks)
+            return pairs_as_given(ops.best(*_prepare(x, y, options), _number_of_pairs(k), ranks), x, y)
     k = _number_of_pairs(k)
     xs, ys, resolved = _prepare(x, y, options)
-    return Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
+    pairs = Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
+    return pairs_as_given(pairs, x, y)
+
+
+@overload
+def pairs_above(
+    x: Tensor,
+    threshold: float,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Pairs: ...
+
+
+@overload
+def pairs_above(
+    x: Samples,
+    threshold: float,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Any: ...
 
 
 @shows_options()
@@ -151,7 +187,7 @@ def pairs_above(
     *,
     process_group: Any = None,
     **options: Unpack[Options],
-) -> Pairs:
+) -> Any:
     """Find every pair whose mutual information exceeds `threshold` nats, without building the N x N matrix.
 
     Arguments, results and errors are those of `top_pairs`. Memory grows with the number of pairs found.
@@ -159,12 +195,13 @@ def pairs_above(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return ops.above(*_prepare(x, y, options), _nats(threshold), ranks)
+            return pairs_as_given(ops.above(*_prepare(x, y, options), _nats(threshold), ranks), x, y)
     threshold = _nats(threshold)
     xs, ys, resolved = _prepare(x, y, options)
     if xs.device.type == "meta":  # the number of pairs depends on the values
         refuse_meta("x")
-    return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
+    pairs = Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
+    return pairs_as_given(pairs, x, y)
 
 
 def _number_of_pairs(k: object) -> int:
@@ -183,9 +220,11 @@ def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, T
     options = plain(options)
     xs = as_samples(x, "x", options.get("device"))
     if y is None and xs.shape[1] < 2:
-        raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
+        raise SamplesValueError(
+            f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}"
+        )
     resolved = resolve(options, xs.shape[0])
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
-        raise ValueError(f"y: expected as many samples as in x ({xs.shape[0]}), got {ys.shape[0]}")
+        raise SamplesValueError(f"y: expected as many samples as in x ({xs.shape[0]}), got {ys.shape[0]}")
     return xs, ys, resolved

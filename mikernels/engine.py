@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mikernels import reference
+from mikernels.devices import require_float64
 from mikernels.method import Method, run_tiles
 from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
@@ -18,7 +19,7 @@ from mikernels.ranks import ALONE, Ranks
 from mikernels.transforms import Variables, transform_samples
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.tuning.calibration import Calibration
-from mikernels.validation import read_values, require_float64
+from mikernels.validation import read_values
 
 
 def compute_blocks(

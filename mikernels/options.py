@@ -21,8 +21,8 @@ from typing import (
 
 import torch
 
+from mikernels.devices import require_float64
 from mikernels.numbers import flag, integer, real
-from mikernels.validation import require_float64
 
 Estimator = Literal["grid", "kde", "renyi2", "adaptive"]
 Transform = Literal["rank", "standardize"]

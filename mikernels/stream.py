@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples
+from mikernels.arrays import Samples, kind_of
 from mikernels.atoms import codes_of_sorted, spread
+from mikernels.devices import require_float64
 from mikernels.isolation import isolated
 from mikernels.memory import CPU_MEMORY_BUDGET
 from mikernels.options import make_problem, plain
@@ -17,7 +19,7 @@ from mikernels.tiling import tiles
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram, product_bytes
 from mikernels.transforms import hash32
-from mikernels.validation import as_samples, read_values, require_float64
+from mikernels.validation import as_samples, read_values
 
 VALUE_BYTES = 48
 """Memory for one value of a batch while its rank is found: six 64-bit numbers."""
@@ -57,6 +59,7 @@ class GridStream:
         samples = as_samples(reference, "reference", options["device"])
         require_float64(samples.device)
         samples = read_values(samples, "reference")
+        self._kind = kind_of(reference)
         n_samples, n_variables = samples.shape
         if n_variables < 2:
             raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
@@ -122,13 +125,16 @@ class GridStream:
                 counts += integer_gram(features[:, rows], features[:, cols])
             self.n_samples += len(part)
 
-    @isolated()
-    def mutual_information(self) -> Tensor:
-        """The estimate over all samples seen so far: `[N, N]` float32, in nats.
+    def mutual_information(self) -> Any:
+        """The estimate over all samples seen so far: `[N, N]` float32, in nats, of the kind of the reference.
 
         Raises:
             ValueError: no samples were added yet.
         """
+        return self._kind.matrix(self._estimate())
+
+    @isolated()
+    def _estimate(self) -> Tensor:
         if self.n_samples == 0:
             raise ValueError(
                 "stream: expected at least one call of update before mutual_information, got none"

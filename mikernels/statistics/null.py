@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples, mutual_information
+from mikernels.api import mutual_information
+from mikernels.arrays import Samples, shaped_as_given
 from mikernels.caches import cached
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
@@ -114,9 +115,9 @@ class Null:
         # As many draws lie above it as a share of 1 - q allows.
         return float(self.values[min(len(self.values) - 1, int(q * len(self.values)))])
 
-    @isolated()
-    def p_value(self, mi: Samples | float) -> Tensor:
-        """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64.
+    def p_value(self, mi: Samples | float) -> Any:
+        """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64, of the
+        kind and shape of `mi`; a tensor for a number.
 
         `(1 + draws at or above) / (1 + draws)`, which is never 0, and beyond the upper percent that of the fitted tail.
 
@@ -126,7 +127,9 @@ class Null:
         Source: B. Phipson, G. K. Smyth, Permutation p-values should never be zero, Stat. Appl. Genet. Mol. Biol. 9
         (2010), DOI 10.2202/1544-6115.1585.
         """
-        return self._p_value(self._read(mi))
+        with isolated():
+            found = self._p_value(self._read(mi))
+        return shaped_as_given(found, mi)
 
     @isolated()
     def fdr_threshold(self, mi: Samples, rate: float) -> float:

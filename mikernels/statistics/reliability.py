@@ -23,7 +23,8 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples, mutual_information
+from mikernels.api import mutual_information
+from mikernels.arrays import Samples
 from mikernels.isolation import isolated
 from mikernels.numbers import real
 from mikernels.options import Options, plain, shows_options
