@@ -5,9 +5,10 @@ from typing import Any, Unpack, overload
 import torch
 from torch import Tensor
 
-from mikernels import ops  # registers torch.ops.mikernels
-from mikernels.arrays import Samples, as_given, pairs_as_given
+from mikernels import engine, ops  # ops registers torch.ops.mikernels
+from mikernels.arrays import Samples, as_given, pairs_as_given, to_tensor, with_note
 from mikernels.errors import SamplesValueError
+from mikernels.memory import Workspace
 from mikernels.numbers import integer, real
 from mikernels.options import LARGEST, Options, plain, resolve, shows_options, to_operator
 from mikernels.pairs import Pairs
@@ -17,19 +18,34 @@ from mikernels.validation import as_samples, refuse_meta
 
 @overload
 def mutual_information(
-    x: Tensor, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+    x: Tensor,
+    y: Samples | None = None,
+    *,
+    out: Tensor | None = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
 ) -> Tensor: ...
 
 
 @overload
 def mutual_information(
-    x: Samples, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+    x: Samples,
+    y: Samples | None = None,
+    *,
+    out: Any = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
 ) -> Any: ...
 
 
 @shows_options()
 def mutual_information(
-    x: Samples, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+    x: Samples,
+    y: Samples | None = None,
+    *,
+    out: Any = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
 ) -> Any:
     """Estimate the mutual information of every pair of variables by kernel density estimation, in nats.
 
@@ -39,6 +55,8 @@ def mutual_information(
             pyarrow, or an AnnData, whose columns have different names; a sparse matrix of SciPy. Of real numbers of at
             most 64 bits: integers, booleans and 8-bit floats are converted exactly. One dimension is one variable.
         y: `[M, K]` samples of other variables, taken together with those of `x`. Without it, pairs are within `x`.
+        out: a tensor or a writable NumPy array, such as a `numpy.memmap`, to write the result to and to return: float32
+            `[N, N]` or `[N, K]`, on the device where it is computed.
         process_group: of `torch.distributed` (`torch.distributed.group.WORLD` is that of all processes). All of its
             processes call with the same samples and options and share out the work; each returns what one process
             would, and an error of one is raised on all. By default, this process computes alone.
@@ -95,11 +113,14 @@ def mutual_information(
         are detached. They remember the options and M for the null (`mikernels.Null`).
 
     Raises:
-        TypeError: an input that is not a dense array of real numbers, or an option that does not exist.
-        ValueError: a wrong shape, fewer than 8 samples, NaN, infinite or masked values, integers beyond 2^53,
-            different sample counts, an impossible value of an option, or a memory budget that is too small; a process
-            of the group that has other samples or options.
-        RuntimeError: another process of the group has failed.
+        SamplesError: a TypeError for an input that is no array of real numbers; a ValueError for a wrong shape, fewer
+            than 8 samples, NaN, infinite or masked values, integers beyond 2^53, or different sample counts.
+        UnsupportedError: a ValueError for a device, an `impl` or a `precision` that cannot run here.
+        WorkspaceError: a ValueError for a memory budget that is too small.
+        TypeError: an option that does not exist.
+        ValueError: an impossible value of another option, or of `out`; a process of the group that has other samples or
+            options.
+        RankError: a RuntimeError for another process of the group that has failed.
 
     Numbers of other libraries (NumPy's, 0-d tensors) are options too. Results do not depend on torch's defaults (dtype,
     device, TF32) or on the mode of the caller (autocast, inference mode), and leave them as they are.
@@ -113,9 +134,40 @@ def mutual_information(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return as_given(ops.matrix(*_prepare(x, y, options), ranks), x, y)
+            xs, ys, resolved = _prepare(x, y, options)
+            into = None if out is None else _place(out, xs, ys)
+            mi = ops.matrix(xs, ys, resolved, ranks, into)
+        return as_given(mi, x, y) if out is None else with_note(out, mi)
     xs, ys, resolved = _prepare(x, y, options)
-    return as_given(torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved)), x, y)
+    if out is None:
+        return as_given(torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved)), x, y)
+    into = _place(out, xs, ys)
+    torch.ops.mikernels.mutual_information_out(xs, ys, *to_operator(resolved), into)
+    return with_note(out, into)
+
+
+@shows_options()
+def workspace_bytes(x: Samples, y: Samples | None = None, **options: Unpack[Options]) -> Workspace:
+    """Find out how much memory a call of `mutual_information`, `top_pairs` or `pairs_above` takes, without computing.
+
+    Args:
+        x, y, options: see `mutual_information`. Only shapes and dtypes matter: tensors on the meta device, without
+            values, will do, with `device` for where to compute.
+
+    Returns:
+        Bytes beyond inputs and result: the least that `memory_budget` accepts, and what these options take. On a GPU
+        without `memory_budget` that depends on what is free now. Tables of constants, and lists of pairs while they are
+        sorted, are not in it.
+
+    Raises:
+        MikernelsError, TypeError, ValueError: see `mutual_information`; UnsupportedError for `impl="reference"`, which
+            does not work in pieces.
+    """
+    device = plain(options).get("device")
+    xs, ys, resolved = _prepare(x, y, options | {"device": None})
+    if device is None:
+        device = torch.device("cpu") if xs.is_meta else xs.device
+    return engine.workspace(xs, ys, resolved, torch.device(device))
 
 
 @overload
@@ -202,6 +254,25 @@ def pairs_above(
         refuse_meta("x")
     pairs = Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
     return pairs_as_given(pairs, x, y)
+
+
+def _place(out: Any, x: Tensor, y: Tensor | None) -> Tensor:
+    """`out` as a tensor of the same memory, if the matrix can be written to it."""
+    shape, kind = (x.shape[1], (x if y is None else y).shape[1]), type(out).__name__
+    if not isinstance(out, Tensor) and getattr(getattr(out, "flags", None), "writeable", False):
+        given = out
+        out = to_tensor(out, "out")
+        if given.size and out.data_ptr() != given.ctypes.data:  # a copy
+            kind = f"a {kind} of strides or byte order that torch does not have"
+            out = None
+    if not isinstance(out, Tensor):
+        raise ValueError(f"out: expected a tensor or a writable NumPy array, got {kind}")
+    if out.shape != shape or out.dtype != torch.float32 or out.device != x.device:
+        raise ValueError(
+            f"out: expected shape {list(shape)} in torch.float32 on {x.device}, got shape {list(out.shape)} in "
+            f"{out.dtype} on {out.device}"
+        )
+    return out.detach()
 
 
 def _number_of_pairs(k: object) -> int:

@@ -100,15 +100,15 @@ class Kind:
         if self.table is not None:
             names = (self if others is None else others).names
             found = self.table.matrix(found, self.names, range(mi.shape[1]) if names is None else names)
-        return _with_note(found, mi)
+        return with_note(found, mi)
 
     def pairs(self, pairs: Pairs, others: "Kind | None" = None) -> Any:
         """The pairs as arrays of the kind, or as a table with the names in place of the columns."""
         if self.table is None:
-            return Pairs(*(_with_note(self.give(t), t) for t in pairs))
+            return Pairs(*(with_note(self.give(t), t) for t in pairs))
         first, second, mi = (self.give(t) for t in pairs)
         names = (self if others is None else others).names
-        return _with_note(
+        return with_note(
             self.table.frame(
                 {
                     "first": frames.take(self.names, first),
@@ -157,7 +157,8 @@ def shaped_as_given(values: Tensor, given: object) -> Any:
     return found if kind.table is None else kind.table.like(given, found)
 
 
-def _with_note(array: Any, tensor: Tensor) -> Any:
+def with_note(array: Any, tensor: Tensor) -> Any:
+    """`array`, which remembers what `tensor` was made with."""
     if (note := recall(tensor)) is not None:
         remember(array, note)
     return array

@@ -10,6 +10,7 @@ from torch import Tensor
 from mikernels.arrays import Samples, kind_of
 from mikernels.atoms import codes_of_sorted, spread
 from mikernels.devices import require_float64
+from mikernels.errors import SamplesValueError, WorkspaceError
 from mikernels.isolation import isolated
 from mikernels.memory import CPU_MEMORY_BUDGET
 from mikernels.options import make_problem, plain
@@ -62,7 +63,7 @@ class GridStream:
         self._kind = kind_of(reference)
         n_samples, n_variables = samples.shape
         if n_variables < 2:
-            raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
+            raise SamplesValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
         problem = make_problem("grid", nodes, bandwidth, n_samples)
         nodes = problem.nodes
         self._nodes = nodes
@@ -71,7 +72,7 @@ class GridStream:
         sample = n_variables * (nodes + VALUE_BYTES)
         budget = CPU_MEMORY_BUDGET if options["memory_budget"] is None else options["memory_budget"]
         if counts + 64 * sample > budget:
-            raise ValueError(
+            raise WorkspaceError(
                 f"memory_budget: expected at least {counts + 64 * sample} bytes for the counts of {n_variables} "
                 f"variables at {nodes} nodes, got {budget}"
             )
@@ -111,7 +112,9 @@ class GridStream:
         n_variables = len(self._sorted)
         samples = read_values(as_samples(batch, "batch", self._sorted.device, min_samples=1), "batch")
         if samples.shape[1] != n_variables:
-            raise ValueError(f"batch: expected {n_variables} variables (columns), got {samples.shape[1]}")
+            raise SamplesValueError(
+                f"batch: expected {n_variables} variables (columns), got {samples.shape[1]}"
+            )
         # The wider dtype of both: rounding a batch to the reference's would make other values equal.
         dtype = torch.promote_types(samples.dtype, self._sorted.dtype)
         samples, self._sorted = samples.to(dtype), self._sorted.to(dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mikernels.arrays import Samples, as_given
 from mikernels.devices import require_float64
+from mikernels.errors import SamplesValueError
 from mikernels.isolation import isolated
 from mikernels.numbers import integer
 from mikernels.transforms import transform_samples
@@ -53,9 +54,11 @@ def _conditional(x: Samples, given: Samples, seed: int, device: torch.device | s
     xs, zs = as_samples(x, "x", device), as_samples(given, "given", device)
     require_float64(xs.device)
     if len(zs) != len(xs):
-        raise ValueError(f"given: expected as many samples as in x ({len(xs)}), got {len(zs)}")
+        raise SamplesValueError(f"given: expected as many samples as in x ({len(xs)}), got {len(zs)}")
     if zs.shape[1] >= len(zs) - 1:
-        raise ValueError(f"given: expected fewer than {len(zs) - 1} variables (columns), got {zs.shape[1]}")
+        raise SamplesValueError(
+            f"given: expected fewer than {len(zs) - 1} variables (columns), got {zs.shape[1]}"
+        )
     ranked = transform_samples(read_values(xs, "x"), "rank", seed=seed)
     z = transform_samples(read_values(zs.to(xs.device), "given"), "rank", seed=seed + 1)
     a, b = (_standard(v.scores(dtype=torch.float64)) for v in (ranked, z))  # [N, M], [K, M]

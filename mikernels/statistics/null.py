@@ -25,6 +25,7 @@ from torch import Tensor
 from mikernels.api import mutual_information
 from mikernels.arrays import Samples, shaped_as_given
 from mikernels.caches import cached
+from mikernels.errors import SamplesValueError
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
 from mikernels.options import Options, plain, resolve, shows_options
@@ -147,7 +148,9 @@ class Null:
         """
         mi, rate = self._read(mi), real(rate, "rate", "a share between 0 and 1")
         if mi.ndim != 2 or mi.shape[0] != mi.shape[1] or len(mi) < 2:
-            raise ValueError(f"mi: expected a square matrix of 2 or more variables, got {list(mi.shape)}")
+            raise SamplesValueError(
+                f"mi: expected a square matrix of 2 or more variables, got {list(mi.shape)}"
+            )
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a share between 0 and 1, got {rate!r}")
         row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
@@ -182,7 +185,7 @@ class Null:
         array = torch.tensor(mi, dtype=torch.float64) if isinstance(mi, int | float) else as_tensor(mi, "mi")
         estimates = array.float().contiguous()
         if bool(torch.isnan(estimates).any()):  # it would count as above every draw
-            raise ValueError("mi: expected estimates in nats, got NaN")
+            raise SamplesValueError("mi: expected estimates in nats, got NaN")
         return estimates
 
 
@@ -255,7 +258,9 @@ def shifted_null(
     ys = xs if y is None else as_samples(y, "y", xs.device)
     n_samples = len(xs)
     if y is None and xs.shape[1] < 2:
-        raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
+        raise SamplesValueError(
+            f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}"
+        )
     # As many columns as leave enough shifts to average over.
     n_rows, n_cols = (min(v.shape[1], max(2, math.isqrt(draws // LEAST_SHIFTS))) for v in (xs, ys))
     n_shifts = min(max(-(-draws // (n_rows * n_cols)), LEAST_SHIFTS), MOST_SHIFTS)
