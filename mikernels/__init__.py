@@ -1,7 +1,10 @@
 """Pairwise mutual information of many variables by kernel density estimation, in nats."""
 
-from mikernels.api import mutual_information, pairs_above, top_pairs
+from mikernels.api import mutual_information, pairs_above, top_pairs, workspace_bytes
 from mikernels.caches import clear_caches
+from mikernels.errors import MikernelsError, RankError, SamplesError, UnsupportedError, WorkspaceError
+from mikernels.memory import Workspace
+from mikernels.options import Options
 from mikernels.pairs import Pairs
 from mikernels.statistics.gaussian import gaussian_conditional_information
 from mikernels.statistics.null import Null, null_distribution, shifted_null
@@ -12,9 +15,16 @@ from mikernels.version import __version__
 
 __all__ = [
     "GridStream",
+    "MikernelsError",
     "Null",
+    "Options",
     "Pairs",
+    "RankError",
     "Reliability",
+    "SamplesError",
+    "UnsupportedError",
+    "Workspace",
+    "WorkspaceError",
     "__version__",
     "bits",
     "clear_caches",
@@ -27,4 +37,5 @@ __all__ = [
     "shifted_null",
     "split_half_reliability",
     "top_pairs",
+    "workspace_bytes",
 ]

@@ -1,41 +1,62 @@
 """The public functions: documented here, checked, then handed to torch's operators."""
 
-from typing import TYPE_CHECKING, Any, Protocol, Union, Unpack
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from mikernels import ops  # registers torch.ops.mikernels
+from mikernels import engine, ops  # ops registers torch.ops.mikernels
+from mikernels.arrays import Samples, as_given, pairs_as_given, to_tensor, with_note
+from mikernels.errors import SamplesValueError
+from mikernels.memory import Workspace
 from mikernels.numbers import integer, real
 from mikernels.options import LARGEST, Options, plain, resolve, shows_options, to_operator
 from mikernels.pairs import Pairs
 from mikernels.ranks import Ranks
 from mikernels.validation import as_samples, refuse_meta
 
-if TYPE_CHECKING:
-    import numpy as np
+
+@overload
+def mutual_information(
+    x: Tensor,
+    y: Samples | None = None,
+    *,
+    out: Tensor | None = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Tensor: ...
 
 
-class Array(Protocol):
-    """What NumPy reads as an array: a DataFrame, an xarray or JAX array, and others."""
-
-    def __array__(self) -> Any: ...
-
-
-Samples = Union[Tensor, "np.ndarray", Array, list[Any], tuple[Any, ...]]
+@overload
+def mutual_information(
+    x: Samples,
+    y: Samples | None = None,
+    *,
+    out: Any = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Any: ...
 
 
 @shows_options()
 def mutual_information(
-    x: Samples, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
-) -> Tensor:
+    x: Samples,
+    y: Samples | None = None,
+    *,
+    out: Any = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Any:
     """Estimate the mutual information of every pair of variables by kernel density estimation, in nats.
 
     Args:
-        x: `[M, N]` samples of N variables; M >= 8, and N >= 2 without `y`. A dense torch tensor, a NumPy array,
-            anything that NumPy reads as one (a DataFrame, a list of rows), of real numbers of at most 64 bits:
-            integers, booleans and 8-bit floats are converted exactly. One dimension is one variable.
+        x: `[M, N]` samples of N variables; M >= 8, and N >= 2 without `y`. A dense torch tensor, a NumPy array or a
+            list of rows; an array with DLPack (JAX, CuPy, the array API standard); a table of pandas, polars or
+            pyarrow, or an AnnData, whose columns have different names; a sparse matrix of SciPy. Of real numbers of at
+            most 64 bits: integers, booleans and 8-bit floats are converted exactly. One dimension is one variable.
         y: `[M, K]` samples of other variables, taken together with those of `x`. Without it, pairs are within `x`.
+        out: a tensor or a writable NumPy array, such as a `numpy.memmap`, to write the result to and to return: float32
+            `[N, N]` or `[N, K]`, on the device where it is computed.
         process_group: of `torch.distributed` (`torch.distributed.group.WORLD` is that of all processes). All of its
             processes call with the same samples and options and share out the work; each returns what one process
             would, and an error of one is raised on all. By default, this process computes alone.
@@ -81,7 +102,9 @@ def mutual_information(
         device: where to compute; by default where `x` is. It must have float64, which Apple's MPS does not.
 
     Returns:
-        `[N, N]`, symmetric, or `[N, K]` with `y`: float32 on the device. A constant variable has 0 with everything.
+        `[N, N]`, symmetric, or `[N, K]` with `y`: float32, as an array of the kind of `x` where that is: a tensor on
+        the device; a table with its names, labeled as by its `corr` (of pandas for an AnnData); NumPy's for a list or a
+        sparse matrix. A constant variable has 0 with everything.
         The diagonal is what a copy of the variable would share with it (with equal values in the same order). For a
         column of discrete values that is its entropy. For a continuous one, whose information about itself is infinite,
         it only tells where the estimator saturates: it is no entropy, and values are not to be divided by it. Smoothing
@@ -90,11 +113,14 @@ def mutual_information(
         are detached. They remember the options and M for the null (`mikernels.Null`).
 
     Raises:
-        TypeError: an input that is not a dense array of real numbers, or an option that does not exist.
-        ValueError: a wrong shape, fewer than 8 samples, NaN, infinite or masked values, integers beyond 2^53,
-            different sample counts, an impossible value of an option, or a memory budget that is too small; a process
-            of the group that has other samples or options.
-        RuntimeError: another process of the group has failed.
+        SamplesError: a TypeError for an input that is no array of real numbers; a ValueError for a wrong shape, fewer
+            than 8 samples, NaN, infinite or masked values, integers beyond 2^53, or different sample counts.
+        UnsupportedError: a ValueError for a device, an `impl` or a `precision` that cannot run here.
+        WorkspaceError: a ValueError for a memory budget that is too small.
+        TypeError: an option that does not exist.
+        ValueError: an impossible value of another option, or of `out`; a process of the group that has other samples or
+            options.
+        RankError: a RuntimeError for another process of the group that has failed.
 
     Numbers of other libraries (NumPy's, 0-d tensors) are options too. Results do not depend on torch's defaults (dtype,
     device, TF32) or on the mode of the caller (autocast, inference mode), and leave them as they are.
@@ -108,20 +134,58 @@ def mutual_information(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return ops.matrix(*_prepare(x, y, options), ranks)
+            xs, ys, resolved = _prepare(x, y, options)
+            into = None if out is None else _place(out, xs, ys)
+            mi = ops.matrix(xs, ys, resolved, ranks, into)
+        return as_given(mi, x, y) if out is None else with_note(out, mi)
     xs, ys, resolved = _prepare(x, y, options)
-    return torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved))
+    if out is None:
+        return as_given(torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved)), x, y)
+    into = _place(out, xs, ys)
+    torch.ops.mikernels.mutual_information_out(xs, ys, *to_operator(resolved), into)
+    return with_note(out, into)
+
+
+@shows_options()
+def workspace_bytes(x: Samples, y: Samples | None = None, **options: Unpack[Options]) -> Workspace:
+    """Find out how much memory a call of `mutual_information`, `top_pairs` or `pairs_above` takes, without computing.
+
+    Args:
+        x, y, options: see `mutual_information`. Only shapes and dtypes matter: tensors on the meta device, without
+            values, will do, with `device` for where to compute.
+
+    Returns:
+        Bytes beyond inputs and result: the least that `memory_budget` accepts, and what these options take. On a GPU
+        without `memory_budget` that depends on what is free now. Tables of constants, and lists of pairs while they are
+        sorted, are not in it.
+
+    Raises:
+        MikernelsError, TypeError, ValueError: see `mutual_information`; UnsupportedError for `impl="reference"`, which
+            does not work in pieces.
+    """
+    device = plain(options).get("device")
+    xs, ys, resolved = _prepare(x, y, options | {"device": None})
+    if device is None:
+        device = torch.device("cpu") if xs.is_meta else xs.device
+    return engine.workspace(xs, ys, resolved, torch.device(device))
+
+
+@overload
+def top_pairs(
+    x: Tensor, k: int, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Pairs: ...
+
+
+@overload
+def top_pairs(
+    x: Samples, k: int, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Any: ...
 
 
 @shows_options()
 def top_pairs(
-    x: Samples,
-    k: int,
-    y: Samples | None = None,
-    *,
-    process_group: Any = None,
-    **options: Unpack[Options],
-) -> Pairs:
+    x: Samples, k: int, y: Samples | None = None, *, process_group: Any = None, **options: Unpack[Options]
+) -> Any:
     """Find the k pairs with the highest mutual information, without building the N x N matrix.
 
     Args:
@@ -129,7 +193,8 @@ def top_pairs(
         k: number of pairs, at least 1; all pairs if there are fewer.
 
     Returns:
-        Columns and nats, the highest first. Within `x` each pair comes once, as `first < second`.
+        `Pairs`, columns and nats as arrays of the kind of `x`, the highest first. Within `x` each pair comes once, as
+        `first < second`. For a table or an AnnData, a table with the columns `first` and `second`, names, and `mi`.
 
     Raises:
         TypeError, ValueError: see `mutual_information`; ValueError for k < 1.
@@ -137,10 +202,33 @@ def top_pairs(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return ops.best(*_prepare(x, y, options), _number_of_pairs(k), ranks)
+            return pairs_as_given(ops.best(*_prepare(x, y, options), _number_of_pairs(k), ranks), x, y)
     k = _number_of_pairs(k)
     xs, ys, resolved = _prepare(x, y, options)
-    return Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
+    pairs = Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
+    return pairs_as_given(pairs, x, y)
+
+
+@overload
+def pairs_above(
+    x: Tensor,
+    threshold: float,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Pairs: ...
+
+
+@overload
+def pairs_above(
+    x: Samples,
+    threshold: float,
+    y: Samples | None = None,
+    *,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Any: ...
 
 
 @shows_options()
@@ -151,7 +239,7 @@ def pairs_above(
     *,
     process_group: Any = None,
     **options: Unpack[Options],
-) -> Pairs:
+) -> Any:
     """Find every pair whose mutual information exceeds `threshold` nats, without building the N x N matrix.
 
     Arguments, results and errors are those of `top_pairs`. Memory grows with the number of pairs found.
@@ -159,12 +247,32 @@ def pairs_above(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return ops.above(*_prepare(x, y, options), _nats(threshold), ranks)
+            return pairs_as_given(ops.above(*_prepare(x, y, options), _nats(threshold), ranks), x, y)
     threshold = _nats(threshold)
     xs, ys, resolved = _prepare(x, y, options)
     if xs.device.type == "meta":  # the number of pairs depends on the values
         refuse_meta("x")
-    return Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
+    pairs = Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
+    return pairs_as_given(pairs, x, y)
+
+
+def _place(out: Any, x: Tensor, y: Tensor | None) -> Tensor:
+    """`out` as a tensor of the same memory, if the matrix can be written to it."""
+    shape, kind = (x.shape[1], (x if y is None else y).shape[1]), type(out).__name__
+    if not isinstance(out, Tensor) and getattr(getattr(out, "flags", None), "writeable", False):
+        given = out
+        out = to_tensor(out, "out")
+        if given.size and out.data_ptr() != given.ctypes.data:  # a copy
+            kind = f"a {kind} of strides or byte order that torch does not have"
+            out = None
+    if not isinstance(out, Tensor):
+        raise ValueError(f"out: expected a tensor or a writable NumPy array, got {kind}")
+    if out.shape != shape or out.dtype != torch.float32 or out.device != x.device:
+        raise ValueError(
+            f"out: expected shape {list(shape)} in torch.float32 on {x.device}, got shape {list(out.shape)} in "
+            f"{out.dtype} on {out.device}"
+        )
+    return out.detach()
 
 
 def _number_of_pairs(k: object) -> int:
@@ -183,9 +291,11 @@ def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, T
     options = plain(options)
     xs = as_samples(x, "x", options.get("device"))
     if y is None and xs.shape[1] < 2:
-        raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
+        raise SamplesValueError(
+            f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}"
+        )
     resolved = resolve(options, xs.shape[0])
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
-        raise ValueError(f"y: expected as many samples as in x ({xs.shape[0]}), got {ys.shape[0]}")
+        raise SamplesValueError(f"y: expected as many samples as in x ({xs.shape[0]}), got {ys.shape[0]}")
     return xs, ys, resolved

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from mikernels import reference
-from mikernels.method import Method, run_tiles
+from mikernels.devices import require_float64
+from mikernels.errors import UnsupportedError
+from mikernels.memory import Workspace
+from mikernels.method import Method, needs_of, run_tiles
 from mikernels.options import Impl, Options, Precision, Problem, grid_floor
 from mikernels.pairs import Block
 from mikernels.provenance import Provenance
 from mikernels.ranks import ALONE, Ranks
-from mikernels.transforms import Variables, transform_samples
+from mikernels.transforms import Variables, transform_samples, transformed_dtype
 from mikernels.tuning.bandwidth import leave_one_out_bandwidth
 from mikernels.tuning.calibration import Calibration
-from mikernels.validation import read_values, require_float64
+from mikernels.validation import read_values
 
 
 def compute_blocks(
@@ -67,11 +70,31 @@ def compute_blocks(
         yield Block(row, col, mi)
 
 
+def workspace(x: Tensor, y: Tensor | None, options: Options, device: torch.device) -> Workspace:
+    """Memory that `compute_blocks` takes on a device for inputs of these shapes and dtypes; values are not read.
+
+    Raises:
+        WorkspaceError: the budget of the options is too small.
+        UnsupportedError: see `compute_blocks`; or the reference, which has no budget.
+    """
+    impl, precision = choose_implementation(options, device)
+    if impl == "reference":
+        raise UnsupportedError("impl: expected one that works in pieces, got 'reference'")
+    problem = Problem(options["estimator"], options["nodes"], options["bandwidth"] or 1.0)  # type: ignore[arg-type]
+    method = _load_method(problem, impl, precision, device, options["autotune"])
+    inputs = 0
+    for samples in (x,) if y is None else (x, y):
+        inputs += samples.numel() * transformed_dtype(samples.dtype, options["transform"]).itemsize
+    needs = needs_of(method, len(x), max(x.shape[1], 0 if y is None else y.shape[1]), inputs)
+    pieces = needs.pieces(needs.budget(options["memory_budget"], device))
+    return Workspace(needs.workspace(1, 1), needs.workspace(*pieces))
+
+
 def choose_implementation(options: Options, device: torch.device) -> tuple[Impl, Precision]:
     """Replace `"auto"` by what suits the device, and check that an explicit choice can run there.
 
     Raises:
-        ValueError: a precision that the implementation does not have on this device.
+        UnsupportedError: a precision that the implementation does not have on this device.
     """
     estimator, impl, precision = options["estimator"], options["impl"], options["precision"]
     if impl == "auto":
@@ -94,7 +117,7 @@ def choose_implementation(options: Options, device: torch.device) -> tuple[Impl,
     if precision == "auto":
         return impl, possible[0]
     if precision not in possible:
-        raise ValueError(
+        raise UnsupportedError(
             f"precision: expected one of {', '.join(map(repr, possible))} for {estimator!r} with "
             f"transform={options['transform']!r} and impl={impl!r} on {device}, got {precision!r}"
         )

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mikernels.memory import fit_pieces
+from mikernels.memory import Needs, fit_pieces
 from mikernels.pairs import Block
 from mikernels.ranks import ALONE, Ranks
 from mikernels.tiling import cut, tiles
@@ -38,6 +38,17 @@ class Method(Protocol):
         """
 
 
+def needs_of(method: Method, n_samples: int, n_variables: int, inputs: int) -> Needs:
+    """What a method needs memory for, with so many variables in the larger input and bytes of transformed inputs."""
+    return Needs(
+        tile=method.tile,
+        n_variables=n_variables,
+        tile_bytes=lambda size: method.tile_bytes(size, n_samples),
+        panel_bytes=method.panel_bytes(n_samples),
+        inputs=inputs,
+    )
+
+
 def run_tiles(
     method: Method,
     x: Variables,
@@ -51,18 +62,12 @@ def run_tiles(
         ranks: processes that share out the blocks, which are cut as on one process.
 
     Raises:
-        ValueError: `memory_budget` (bytes) does not hold the smallest tile.
+        WorkspaceError: `memory_budget` (bytes) does not hold the smallest tile.
     """
     others = x if y is None else y
-    tile, panel_size = fit_pieces(
-        tile=method.tile,
-        n_variables=max(len(x), len(others)),
-        tile_bytes=lambda size: method.tile_bytes(size, x.n_samples),
-        panel_bytes=method.panel_bytes(x.n_samples),
-        used=sum(v.data.nbytes for v in (x, y) if v is not None),
-        memory_budget=memory_budget,
-        device=x.data.device,
-    )
+    inputs = sum(v.data.nbytes for v in (x, y) if v is not None)
+    needs = needs_of(method, x.n_samples, max(len(x), len(others)), inputs)
+    tile, panel_size = fit_pieces(needs, memory_budget, x.data.device)
     tile, panel_size = ranks.least(tile, panel_size)  # a device with less free memory decides for all
     panel_size = panel_size // tile * tile
     number = 0

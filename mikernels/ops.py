@@ -27,6 +27,7 @@ PAIRS = "(Tensor, Tensor, Tensor)"
 TAGS = (torch.Tag.cudagraph_unsafe,)
 
 torch.library.define("mikernels::mutual_information", f"({INPUTS}) -> Tensor", tags=TAGS)
+torch.library.define("mikernels::mutual_information_out", f"({INPUTS}, Tensor(a!) out) -> ()", tags=TAGS)
 torch.library.define("mikernels::top_pairs", f"({INPUTS}, int k) -> {PAIRS}", tags=TAGS)
 torch.library.define("mikernels::pairs_above", f"({INPUTS}, float threshold) -> {PAIRS}", tags=TAGS)
 
@@ -41,18 +42,21 @@ def _empty_pairs(x: Tensor, n_pairs: int | torch.SymInt) -> Pairs:
 
 
 @isolated()
-def matrix(x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE) -> Tensor:
+def matrix(
+    x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE, out: Tensor | None = None
+) -> Tensor:
     """The matrix for resolved options.
 
     Args:
         ranks: processes that share out its blocks; all of them get the whole matrix.
+        out: to write the matrix to, `[N, K]` float32 on the device of x.
 
     Raises:
         ValueError: see `mikernels.mutual_information`; or the processes have other samples or options.
         RankError: another process cannot be reached.
     """
     _check_same(x, y, options, ranks)
-    mi = _empty_matrix(x, y)
+    mi = _empty_matrix(x, y) if out is None else out
     if ranks.count > 1:
         mi.fill_(-0.0)  # plus which every number is itself
     note = provenance_of(options, len(x))
@@ -119,6 +123,17 @@ def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
 @torch.library.register_fake("mikernels::mutual_information")
 def _(x: Tensor, y: Tensor | None, *options: Any) -> Tensor:
     return _empty_matrix(x, y)
+
+
+@torch.library.impl("mikernels::mutual_information_out", "CompositeExplicitAutograd")
+def _(x: Tensor, y: Tensor | None, *options_and_out: Any) -> None:
+    *options, out = options_and_out
+    matrix(x, y, from_operator(options), out=out)
+
+
+@torch.library.register_fake("mikernels::mutual_information_out")
+def _(x: Tensor, y: Tensor | None, *options_and_out: Any) -> None:
+    pass
 
 
 @torch.library.impl("mikernels::top_pairs", "CompositeExplicitAutograd")

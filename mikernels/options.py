@@ -1,6 +1,7 @@
 """Every option, defined and checked in one place, and the numbers that fix an estimate.
 
-To add an option, add a line to `Options` and describe it in `mikernels.mutual_information`.
+To add an option, add a line at the end of `Options`, with a default in its schema (docs/api-stability.md), and describe
+it in `mikernels.mutual_information`.
 """
 
 import inspect
@@ -21,8 +22,9 @@ from typing import (
 
 import torch
 
+from mikernels.devices import require_float64
+from mikernels.errors import UnsupportedError
 from mikernels.numbers import flag, integer, real
-from mikernels.validation import require_float64
 
 Estimator = Literal["grid", "kde", "renyi2", "adaptive"]
 Transform = Literal["rank", "standardize"]
@@ -91,7 +93,9 @@ def _read_device(value: Any, name: str) -> torch.device | None:
         torch.empty(0, device=device)
     # Torch without CUDA raises an AssertionError.
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{name}: expected a device of this machine, got {value!r} ({error})") from None
+        raise UnsupportedError(
+            f"{name}: expected a device of this machine, got {value!r} ({error})"
+        ) from None
     require_float64(device)
     return device
 

@@ -21,6 +21,8 @@ class Block(NamedTuple):
 class Pairs(NamedTuple):
     """Pairs of variables, the highest mutual information first; equal values in order of their indices.
 
+    Arrays of the kind of the samples: tensors for tensors.
+
     Attributes:
         first: `[P]` int64, column of x.
         second: `[P]` int64, column of y, or of x where there is no y (then `first < second`).

@@ -1,10 +1,12 @@
-"""What an estimate was made with, remembered by the tensor that holds it.
+"""What an estimate was made with, remembered by the array that holds it.
 
 The matrices of `mutual_information` and the values of `Pairs` carry a note of the numbers that fix their distribution,
-so that a null can refuse estimates that it is not for. A note is an attribute of the tensor: it is saved and loaded
-with it, and lost as soon as an operation makes a new tensor.
+so that a null can refuse estimates that it is not for. A note is an attribute of a tensor: it is saved and loaded
+with it, and lost as soon as an operation makes a new tensor. Other arrays have no room for one: theirs is kept here as
+long as the array lives.
 """
 
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -26,13 +28,24 @@ def provenance_of(options: Options, n_samples: int) -> Provenance:
     return {"n_samples": n_samples} | {name: options[name] for name in names}  # type: ignore[literal-required]
 
 
-def remember(mi: Tensor, provenance: Provenance) -> None:
-    setattr(mi, ATTRIBUTE, provenance)
+_notes: dict[int, Provenance] = {}
+"""Of living arrays that are no tensors, by `id`."""
+
+
+def remember(mi: object, provenance: Provenance) -> None:
+    if isinstance(mi, Tensor):
+        setattr(mi, ATTRIBUTE, provenance)
+        return
+    try:
+        weakref.finalize(mi, _notes.pop, id(mi), None).atexit = False
+    except TypeError:  # an array that knows not when it ends
+        return
+    _notes[id(mi)] = provenance
 
 
 def recall(mi: object) -> Provenance | None:
-    """The note of a tensor; None for anything else."""
-    return getattr(mi, ATTRIBUTE, None)
+    """The note of an array; None if it has none."""
+    return getattr(mi, ATTRIBUTE, None) if isinstance(mi, Tensor) else _notes.get(id(mi))
 
 
 def describe(provenance: Provenance) -> str:

@@ -9,11 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mikernels.errors import RankError
+
 T = TypeVar("T")
-
-
-class RankError(RuntimeError):
-    """Another process has failed, or cannot be reached any more."""
 
 
 class Ranks:

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples
+from mikernels.arrays import Samples, kind_of
 from mikernels.atoms import codes_of_sorted, spread
+from mikernels.devices import require_float64
+from mikernels.errors import SamplesValueError, WorkspaceError
 from mikernels.isolation import isolated
 from mikernels.memory import CPU_MEMORY_BUDGET
 from mikernels.options import make_problem, plain
@@ -17,7 +20,7 @@ from mikernels.tiling import tiles
 from mikernels.torch_impl.grid import joint_to_mi
 from mikernels.torch_impl.integer import integer_gram, product_bytes
 from mikernels.transforms import hash32
-from mikernels.validation import as_samples, read_values, require_float64
+from mikernels.validation import as_samples, read_values
 
 VALUE_BYTES = 48
 """Memory for one value of a batch while its rank is found: six 64-bit numbers."""
@@ -57,9 +60,10 @@ class GridStream:
         samples = as_samples(reference, "reference", options["device"])
         require_float64(samples.device)
         samples = read_values(samples, "reference")
+        self._kind = kind_of(reference)
         n_samples, n_variables = samples.shape
         if n_variables < 2:
-            raise ValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
+            raise SamplesValueError(f"reference: expected at least 2 variables (columns), got {n_variables}")
         problem = make_problem("grid", nodes, bandwidth, n_samples)
         nodes = problem.nodes
         self._nodes = nodes
@@ -68,7 +72,7 @@ class GridStream:
         sample = n_variables * (nodes + VALUE_BYTES)
         budget = CPU_MEMORY_BUDGET if options["memory_budget"] is None else options["memory_budget"]
         if counts + 64 * sample > budget:
-            raise ValueError(
+            raise WorkspaceError(
                 f"memory_budget: expected at least {counts + 64 * sample} bytes for the counts of {n_variables} "
                 f"variables at {nodes} nodes, got {budget}"
             )
@@ -108,7 +112,9 @@ class GridStream:
         n_variables = len(self._sorted)
         samples = read_values(as_samples(batch, "batch", self._sorted.device, min_samples=1), "batch")
         if samples.shape[1] != n_variables:
-            raise ValueError(f"batch: expected {n_variables} variables (columns), got {samples.shape[1]}")
+            raise SamplesValueError(
+                f"batch: expected {n_variables} variables (columns), got {samples.shape[1]}"
+            )
         # The wider dtype of both: rounding a batch to the reference's would make other values equal.
         dtype = torch.promote_types(samples.dtype, self._sorted.dtype)
         samples, self._sorted = samples.to(dtype), self._sorted.to(dtype)
@@ -122,13 +128,16 @@ class GridStream:
                 counts += integer_gram(features[:, rows], features[:, cols])
             self.n_samples += len(part)
 
-    @isolated()
-    def mutual_information(self) -> Tensor:
-        """The estimate over all samples seen so far: `[N, N]` float32, in nats.
+    def mutual_information(self) -> Any:
+        """The estimate over all samples seen so far: `[N, N]` float32, in nats, of the kind of the reference.
 
         Raises:
             ValueError: no samples were added yet.
         """
+        return self._kind.matrix(self._estimate())
+
+    @isolated()
+    def _estimate(self) -> Tensor:
         if self.n_samples == 0:
             raise ValueError(
                 "stream: expected at least one call of update before mutual_information, got none"

@@ -108,8 +108,8 @@ def transform_samples(x: Tensor, transform: Transform, *, seed: int, most_atoms:
     `most_atoms`: cells of a column for atoms under the rank transform (`mikernels.atoms`); 0 ranks all together.
     """
     n_samples, n_variables = x.shape
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    data = x.new_empty(n_variables, n_samples, dtype=torch.int32 if transform == "rank" else wide)
+    dtype = transformed_dtype(x.dtype, transform)
+    data = x.new_empty(n_variables, n_samples, dtype=dtype)
     constant = torch.empty(n_variables, dtype=torch.bool, device=x.device)
     found: list[Atoms] = []
     has_atoms = False
@@ -122,8 +122,15 @@ def transform_samples(x: Tensor, transform: Transform, *, seed: int, most_atoms:
             has_atoms |= atoms is not None
             found.append(atoms or Atoms.none(len(values), n_samples, x.device))
         else:
-            data[columns] = _standardized(values, torch.maximum(low.abs(), high.abs())).to(wide)
+            data[columns] = _standardized(values, torch.maximum(low.abs(), high.abs())).to(dtype)
     return Variables(data, constant, Atoms(*map(torch.cat, zip(*found, strict=True))) if has_atoms else None)
+
+
+def transformed_dtype(dtype: torch.dtype, transform: Transform) -> torch.dtype:
+    """Of what `transform_samples` makes of values of a dtype."""
+    if transform == "rank":
+        return torch.int32
+    return torch.float64 if dtype in (torch.float64, torch.int64, torch.uint64) else torch.float32
 
 
 def _standardized(values: Tensor, largest: Tensor) -> Tensor:

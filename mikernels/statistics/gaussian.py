@@ -4,14 +4,18 @@ Joint tables of three variables are no matrix product. If the normal scores of t
 conditional information is `-1/2 log(1 - r^2)` with their partial correlation r. It sees monotone dependence only.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples
+from mikernels.arrays import Samples, as_given
+from mikernels.devices import require_float64
+from mikernels.errors import SamplesValueError
 from mikernels.isolation import isolated
 from mikernels.numbers import integer
 from mikernels.transforms import transform_samples
-from mikernels.validation import as_samples, read_values, require_float64
+from mikernels.validation import as_samples, read_values
 
 EXPLAINED = 1e-4
 """Of the norm of a variable: less than this is rounding, and the given variables determine it."""
@@ -19,10 +23,9 @@ RIDGE = 1e-9
 """Added to the correlations of the given variables, so that copies among them do no harm."""
 
 
-@isolated()
 def gaussian_conditional_information(
     x: Samples, given: Samples, *, seed: int = 0, device: torch.device | str | None = None
-) -> Tensor:
+) -> Any:
     """Information that every pair of columns of `x [M, N]` shares beyond `given [M, K]`, in nats.
 
     Assumes a Gaussian copula: dependence that is not monotone is missed, and what a column of `given` says by other
@@ -34,7 +37,7 @@ def gaussian_conditional_information(
         seed: for the order of equal values.
 
     Returns:
-        `[N, N]` float32, symmetric; infinite on the diagonal, and 0 for a column
+        `[N, N]` float32, symmetric, as an array of the kind of `x`; infinite on the diagonal, and 0 for a column
         that is constant or that the given ones determine.
 
     Raises:
@@ -43,13 +46,19 @@ def gaussian_conditional_information(
 
     Source: T. M. Cover, J. A. Thomas, Elements of Information Theory, 2006, eq. 8.56, with the conditional covariance.
     """
-    seed = integer(seed, "seed") % 2**32
+    return as_given(_conditional(x, given, integer(seed, "seed") % 2**32, device), x)
+
+
+@isolated()
+def _conditional(x: Samples, given: Samples, seed: int, device: torch.device | str | None) -> Tensor:
     xs, zs = as_samples(x, "x", device), as_samples(given, "given", device)
     require_float64(xs.device)
     if len(zs) != len(xs):
-        raise ValueError(f"given: expected as many samples as in x ({len(xs)}), got {len(zs)}")
+        raise SamplesValueError(f"given: expected as many samples as in x ({len(xs)}), got {len(zs)}")
     if zs.shape[1] >= len(zs) - 1:
-        raise ValueError(f"given: expected fewer than {len(zs) - 1} variables (columns), got {zs.shape[1]}")
+        raise SamplesValueError(
+            f"given: expected fewer than {len(zs) - 1} variables (columns), got {zs.shape[1]}"
+        )
     ranked = transform_samples(read_values(xs, "x"), "rank", seed=seed)
     z = transform_samples(read_values(zs.to(xs.device), "given"), "rank", seed=seed + 1)
     a, b = (_standard(v.scores(dtype=torch.float64)) for v in (ranked, z))  # [N, M], [K, M]

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples, mutual_information
+from mikernels.api import mutual_information
+from mikernels.arrays import Samples, shaped_as_given
 from mikernels.caches import cached
+from mikernels.errors import SamplesValueError
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
 from mikernels.options import Options, plain, resolve, shows_options
@@ -114,9 +116,9 @@ class Null:
         # As many draws lie above it as a share of 1 - q allows.
         return float(self.values[min(len(self.values) - 1, int(q * len(self.values)))])
 
-    @isolated()
-    def p_value(self, mi: Samples | float) -> Tensor:
-        """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64.
+    def p_value(self, mi: Samples | float) -> Any:
+        """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64, of the
+        kind and shape of `mi`; a tensor for a number.
 
         `(1 + draws at or above) / (1 + draws)`, which is never 0, and beyond the upper percent that of the fitted tail.
 
@@ -126,7 +128,9 @@ class Null:
         Source: B. Phipson, G. K. Smyth, Permutation p-values should never be zero, Stat. Appl. Genet. Mol. Biol. 9
         (2010), DOI 10.2202/1544-6115.1585.
         """
-        return self._p_value(self._read(mi))
+        with isolated():
+            found = self._p_value(self._read(mi))
+        return shaped_as_given(found, mi)
 
     @isolated()
     def fdr_threshold(self, mi: Samples, rate: float) -> float:
@@ -144,7 +148,9 @@ class Null:
         """
         mi, rate = self._read(mi), real(rate, "rate", "a share between 0 and 1")
         if mi.ndim != 2 or mi.shape[0] != mi.shape[1] or len(mi) < 2:
-            raise ValueError(f"mi: expected a square matrix of 2 or more variables, got {list(mi.shape)}")
+            raise SamplesValueError(
+                f"mi: expected a square matrix of 2 or more variables, got {list(mi.shape)}"
+            )
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a share between 0 and 1, got {rate!r}")
         row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
@@ -179,7 +185,7 @@ class Null:
         array = torch.tensor(mi, dtype=torch.float64) if isinstance(mi, int | float) else as_tensor(mi, "mi")
         estimates = array.float().contiguous()
         if bool(torch.isnan(estimates).any()):  # it would count as above every draw
-            raise ValueError("mi: expected estimates in nats, got NaN")
+            raise SamplesValueError("mi: expected estimates in nats, got NaN")
         return estimates
 
 
@@ -252,7 +258,9 @@ def shifted_null(
     ys = xs if y is None else as_samples(y, "y", xs.device)
     n_samples = len(xs)
     if y is None and xs.shape[1] < 2:
-        raise ValueError(f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}")
+        raise SamplesValueError(
+            f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}"
+        )
     # As many columns as leave enough shifts to average over.
     n_rows, n_cols = (min(v.shape[1], max(2, math.isqrt(draws // LEAST_SHIFTS))) for v in (xs, ys))
     n_shifts = min(max(-(-draws // (n_rows * n_cols)), LEAST_SHIFTS), MOST_SHIFTS)

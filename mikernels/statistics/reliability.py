@@ -23,7 +23,9 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples, mutual_information
+from mikernels.api import mutual_information
+from mikernels.arrays import Samples
+from mikernels.errors import SamplesValueError
 from mikernels.isolation import isolated
 from mikernels.numbers import real
 from mikernels.options import Options, plain, shows_options
@@ -72,7 +74,9 @@ def split_half_reliability(
     options = plain(options)
     xs = as_samples(x, "x", options.get("device"), min_samples=2 * MIN_SAMPLES)
     if xs.shape[1] < 3:
-        raise ValueError(f"x: expected at least 3 variables (columns) to rank, got shape {list(xs.shape)}")
+        raise SamplesValueError(
+            f"x: expected at least 3 variables (columns) to rank, got shape {list(xs.shape)}"
+        )
     xs = read_values(xs, "x")
     seed = options.get("seed", 0)
     generator = torch.Generator().manual_seed(seed % 2**64)
@@ -85,7 +89,7 @@ def split_half_reliability(
         quarters = _parts(_read_groups(groups, len(xs)), 4, generator)
         halves = [torch.cat(quarters[0::2]), torch.cat(quarters[1::2])]
     if min(map(len, halves)) < MIN_SAMPLES:
-        raise ValueError(
+        raise SamplesValueError(
             f"groups: expected groups that fill two halves with at least {MIN_SAMPLES} samples each, got halves of "
             f"{len(halves[0])} and {len(halves[1])}"
         )
@@ -108,7 +112,7 @@ def split_half_reliability(
 def _read_groups(groups: Samples, n_samples: int) -> Tensor:
     labels = as_tensor(groups, "groups").cpu()
     if labels.shape != (n_samples,):
-        raise ValueError(
+        raise SamplesValueError(
             f"groups: expected one label for each of {n_samples} samples, got shape {list(labels.shape)}"
         )
     return labels.unique(return_inverse=True)[1]
@@ -170,7 +174,9 @@ def _spearman(a: Tensor, b: Tensor) -> float:
     centred = ranks - ranks.mean(1, keepdim=True)
     norms = centred.norm(dim=1)
     if not bool((norms > 0).all()):
-        raise ValueError("x: expected pairs of different mutual information, got the same value for all")
+        raise SamplesValueError(
+            "x: expected pairs of different mutual information, got the same value for all"
+        )
     return float((centred[0] * centred[1]).sum() / (norms[0] * norms[1]))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 import triton
 
+from mikernels.errors import UnsupportedError
 from mikernels.method import Method
 from mikernels.options import Precision, Problem
 from mikernels.triton_impl.adaptive_kernels import Adaptive
@@ -27,10 +28,10 @@ def chip_of(device: torch.device) -> str:
     """The key of `CHIPS` for a device.
 
     Raises:
-        ValueError: the device cannot run the kernels.
+        UnsupportedError: the device cannot run the kernels.
     """
     if reason := unsupported(device):
-        raise ValueError(f"impl: 'triton' {reason}; use impl='torch' or 'auto'")
+        raise UnsupportedError(f"impl: 'triton' {reason}; use impl='torch' or 'auto'")
     if triton.knobs.runtime.interpret:
         return "interpreter"
     if torch.version.hip is not None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from mikernels.validation import require_float64
+from mikernels.devices import require_float64
 
 
 def find_device(name: str | None) -> str:

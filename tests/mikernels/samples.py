@@ -70,7 +70,7 @@ def rounding(method: Method) -> dict:
 
 
 def mutual_information(*args, **keywords) -> Tensor:
-    return mikernels.mutual_information(*args, **keywords).cpu()
+    return torch.as_tensor(mikernels.mutual_information(*args, **keywords)).cpu()
 
 
 def top_pairs(*args, **keywords) -> Pairs:

@@ -24,7 +24,7 @@ def values() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def expected(values) -> torch.Tensor:
+def expected(values) -> np.ndarray:
     return mutual_information(values)
 
 
@@ -78,27 +78,27 @@ def test_arrays_of_one_meaning_give_the_same_as_their_values(values, convert):
     plain = (
         array.detach().double() if isinstance(array, torch.Tensor) else np.asarray(array, dtype=np.float64)
     )
-    assert torch.equal(mutual_information(array), mutual_information(plain))
+    assert np.array_equal(mutual_information(array), mutual_information(plain))
 
 
 def test_numpy_bfloat16_of_ml_dtypes_is_read_exactly():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     array = x.float().numpy().astype(ml_dtypes.bfloat16)
-    assert torch.equal(mutual_information(array), mutual_information(x))
+    assert np.array_equal(mutual_information(array), mutual_information(x))
 
 
 def test_booleans_are_zeros_and_ones():
     x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert torch.equal(mutual_information(x), mutual_information(x.double()))
-    assert torch.equal(mutual_information(x.numpy()), mutual_information(x.double()))
+    assert np.array_equal(mutual_information(x), mutual_information(x.double()))
+    assert np.array_equal(mutual_information(x.numpy()), mutual_information(x.double()))
 
 
 def test_one_dimension_is_one_variable(values):
     column = mutual_information(values, values[:, 1])
     assert column.shape == (4, 1)
-    assert torch.equal(column, mutual_information(values, values[:, 1:2]))
-    assert torch.equal(mutual_information(values[:, 0], values), mutual_information(values[:, :1], values))
+    assert np.array_equal(column, mutual_information(values, values[:, 1:2]))
+    assert np.array_equal(mutual_information(values[:, 0], values), mutual_information(values[:, :1], values))
 
 
 @pytest.mark.parametrize(
@@ -129,17 +129,17 @@ def test_other_inputs_are_refused_by_name(values, convert, error, words):
 
 @pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), torch.tensor(3)])
 def test_integers_of_other_libraries_are_settings(values, number):
-    assert torch.equal(top_pairs(values, number).mi, top_pairs(values, 3).mi)
-    assert torch.equal(mutual_information(values, nodes=number), mutual_information(values, nodes=3))
-    assert torch.equal(mutual_information(values, seed=number), mutual_information(values, seed=3))
+    assert np.array_equal(top_pairs(values, number).mi, top_pairs(values, 3).mi)
+    assert np.array_equal(mutual_information(values, nodes=number), mutual_information(values, nodes=3))
+    assert np.array_equal(mutual_information(values, seed=number), mutual_information(values, seed=3))
 
 
 @pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25), torch.tensor(0.25), np.array(0.25)])
 def test_numbers_of_other_libraries_are_settings(values, number):
-    assert torch.equal(
+    assert np.array_equal(
         mutual_information(values, bandwidth=number), mutual_information(values, bandwidth=0.25)
     )
-    assert torch.equal(pairs_above(values, number).mi, pairs_above(values, 0.25).mi)
+    assert np.array_equal(pairs_above(values, number).mi, pairs_above(values, 0.25).mi)
 
 
 @pytest.mark.parametrize("name", ["nodes", "seed", "memory_budget"])
@@ -165,7 +165,7 @@ def test_streams_read_the_same_arrays(values):
     stream, plain = GridStream(values.astype(np.int16)), GridStream(values.astype(np.float32))
     stream.update(values.astype(np.int16))
     plain.update(values.astype(np.float32))
-    assert torch.equal(stream.mutual_information(), plain.mutual_information())
+    assert np.array_equal(stream.mutual_information(), plain.mutual_information())
 
 
 def test_streams_do_not_round_a_batch_to_the_type_of_the_reference(values):
@@ -173,14 +173,14 @@ def test_streams_do_not_round_a_batch_to_the_type_of_the_reference(values):
     stream, plain = GridStream(values.astype(np.int16)), GridStream(values)
     stream.update(shifted)
     plain.update(shifted)
-    assert torch.equal(stream.mutual_information(), plain.mutual_information())
+    assert np.array_equal(stream.mutual_information(), plain.mutual_information())
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint64])
 def test_wide_integers_of_a_compiled_graph_are_read_exactly(dtype):
     x = (torch.arange(40)[:, None] * torch.tensor([1, 3, 7]) % 41 + 2**52).to(dtype)
     compiled = torch.compile(lambda v: mutual_information(v), fullgraph=True, backend="eager")
-    assert torch.equal(compiled(x), mutual_information(x.double()))
+    assert np.array_equal(compiled(x), mutual_information(x.double()))
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_statistics_take_the_same_numbers(values):
     assert null is null_distribution(64, draws=30, estimator="grid", nodes=5)
     assert null.quantile(np.float32(0.5)) == null.quantile(0.5)
     mi = mutual_information(values, nodes=5)
-    assert null.fdr_threshold(mi.numpy(), np.float32(0.5)) == null.fdr_threshold(mi, 0.5)
-    assert torch.equal(null.p_value(mi.tolist()), null.p_value(mi))
+    assert null.fdr_threshold(torch.from_numpy(mi), np.float32(0.5)) == null.fdr_threshold(mi, 0.5)
+    assert np.array_equal(null.p_value(mi.tolist()), null.p_value(mi))
     reliability = Reliability(1000, 0.5, 2 / 3)
     assert samples_for(reliability, np.float64(0.9)) == samples_for(reliability, 0.9)
     with pytest.raises(ValueError, match="mi: expected estimates in nats, got NaN"):
@@ -215,7 +215,7 @@ def test_statistics_take_the_same_numbers(values):
 
 def test_flags_of_other_libraries_are_flags(values):
     for true in (np.True_, torch.tensor(True), 1):
-        assert torch.equal(
+        assert np.array_equal(
             mutual_information(values, calibrate=true), mutual_information(values, calibrate=True)
         )
     with pytest.raises(ValueError, match="autotune: expected True or False, got 'no'"):
@@ -227,15 +227,15 @@ def test_tables_of_pandas_are_read_with_their_missing_values():
     table = pandas.DataFrame(np.random.default_rng(0).integers(-9, 9, (64, 3)))
     expected = mutual_information(table.to_numpy())
     for dtype in ("int8", "Int64", "Float64", "float32"):
-        assert torch.equal(mutual_information(table.astype(dtype)), expected)
-    assert torch.equal(mutual_information(table, table[1]), mutual_information(table, table[[1]]))
+        assert np.array_equal(mutual_information(table.astype(dtype)), expected)
+    assert np.array_equal(mutual_information(table, table[1]), mutual_information(table, table[[1]]))
     mixed = table.astype({0: "float32", 1: "Int64", 2: "int8"}).assign(flag=table[0] > 0)
-    assert torch.equal(mutual_information(mixed)[:3, :3], expected)
+    assert np.array_equal(np.asarray(mutual_information(mixed))[:3, :3], expected)
     missing = table.astype("Int64")
     missing.iloc[3, 1] = pandas.NA
     with pytest.raises(ValueError, match=r"x: expected finite values, got 1 NaN .* column 1"):
         mutual_information(missing)
-    with pytest.raises(TypeError, match=r"x: expected .*object"):
+    with pytest.raises(ValueError, match=r"x: expected integers between"):
         mutual_information(table.astype("Int64") + 2**60 + 1)
     with pytest.raises(TypeError, match="x: expected"):
         mutual_information(table.assign(text="a"))
@@ -243,8 +243,8 @@ def test_tables_of_pandas_are_read_with_their_missing_values():
 
 def test_values_of_mutual_information_are_read_like_samples(values):
     mi = mutual_information(values)
-    for array in (mi.numpy(), mi.double(), mi.tolist()):
-        assert torch.allclose(bits(array).float(), bits(mi), rtol=1e-6, atol=0)  # of two roundings
-        assert torch.allclose(information_correlation(array).float(), information_correlation(mi))
+    for array in (torch.from_numpy(mi), mi.astype(float), mi.tolist()):
+        assert np.allclose(bits(array), bits(mi), rtol=1e-6, atol=0)  # of two roundings
+        assert np.allclose(information_correlation(array), information_correlation(mi), rtol=1e-5)
     null = null_distribution(64, draws=30, estimator="grid")
     assert null.p_value(0.25) == null.p_value(torch.tensor(0.25))

@@ -114,3 +114,21 @@ def test_without_the_finite_check_the_estimates_are_the_same():
     assert torch.equal(mutual_information(x, check_finite=False), mutual_information(x))
     x[3, 1] = torch.nan
     assert mutual_information(x, check_finite=False).shape == (5, 5)
+
+
+def test_out_is_an_operator_that_torch_knows():
+    x, out = correlated(40, 5), torch.empty(5, 5)
+    arguments = (x, None, *to_operator(resolve({}, 40)), out)
+    torch.library.opcheck(
+        torch.ops.mikernels.mutual_information_out.default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def doubled(x, out):
+        mutual_information(2 * x, out=out)
+        return 2 * out
+
+    assert torch.equal(doubled(x, out), 2 * mutual_information(x))
+    assert torch.equal(out, mutual_information(x))

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -128,7 +129,7 @@ def test_batches_of_any_float_type(dtype):
 def test_numpy_batches():
     x = correlated(60, 4)
     mi = streamed(x.numpy(), [x.numpy()]).mutual_information()
-    assert torch.equal(mi, streamed(x, [x]).mutual_information())
+    assert np.array_equal(mi, streamed(x, [x]).mutual_information())
 
 
 def test_reading_the_matrix_changes_nothing():

@@ -1,0 +1,283 @@
+"""Results come back in the kind of array that came in, with its names; other libraries are used for real."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from mikernels import (
+    GridStream,
+    Pairs,
+    bits,
+    gaussian_conditional_information,
+    information_correlation,
+    mutual_information,
+    null_distribution,
+    pairs_above,
+    provenance,
+    top_pairs,
+)
+
+NAMES = ["height", "weight", "age", "income"]
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    """`[64, 4]` float32 small integers, of which the first two columns depend on each other."""
+    values = np.random.default_rng(0).integers(-20, 20, (64, 4)).astype(np.float32)
+    values[:, 1] += 2 * values[:, 0]
+    return values
+
+
+@pytest.fixture(scope="module")
+def expected(values) -> np.ndarray:
+    return mutual_information(torch.from_numpy(values)).numpy()
+
+
+def jax_array(values):
+    return pytest.importorskip("jax.numpy").asarray(values)
+
+
+def strict_array(values):
+    return pytest.importorskip("array_api_strict").asarray(values)
+
+
+class Shared:
+    """An array of a library of its own: nothing but DLPack."""
+
+    def __init__(self, values, device=None):
+        self.values, self.device = values, device
+
+    def __dlpack__(self, **keywords):
+        return self.values.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self.device or self.values.__dlpack_device__()
+
+
+ARRAYS = [jax_array, strict_array, np.asarray, torch.from_numpy]
+
+
+@pytest.mark.parametrize("make", ARRAYS, ids=["jax", "array_api_strict", "numpy", "torch"])
+def test_every_function_answers_in_the_kind_of_array_that_came(make, values, expected):
+    x = make(values)
+    mi = mutual_information(x)
+    pairs = top_pairs(x, 2)
+    null = null_distribution(64, draws=50)
+    stream = GridStream(x)
+    stream.update(x)
+    results = [
+        mi,
+        mutual_information(x, x[:, 0] if make is not strict_array else make(values[:, 0])),
+        gaussian_conditional_information(x, make(values[:, 3:])),
+        stream.mutual_information(),
+        bits(mi),
+        information_correlation(mi),
+        null.p_value(mi),
+        *pairs,
+        *pairs_above(x, 0.1),
+    ]
+    assert {type(result) for result in results} == {type(x)}
+    assert isinstance(pairs, Pairs)
+    assert np.array_equal(np.asarray(mi), expected)
+    assert [int(pairs.first[0]), int(pairs.second[0])] == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "float16", "bfloat16"])
+def test_types_of_jax_are_read_exactly(values, dtype):
+    x = jax_array(values).astype(dtype)
+    assert np.array_equal(mutual_information(x), mutual_information(np.asarray(x, dtype=np.float32)))
+
+
+def test_arrays_that_numpy_alone_can_read_give_those_of_numpy(values, expected):
+    for array in (values.tolist(), Shared(values)):
+        mi = mutual_information(array)
+        assert type(mi) is np.ndarray
+        assert np.array_equal(mi, expected)
+
+
+def test_dlpack_of_any_strides_is_read(values, expected):
+    """torch ends the process at a negative stride."""
+    for view in (values[::-1][::-1], values[:, ::-1], np.asfortranarray(values), values[::2, 1:]):
+        assert np.array_equal(mutual_information(Shared(view)), mutual_information(view.copy()))
+
+
+@pytest.mark.parametrize(("device", "words"), [((8, 0), "8 0"), ((2, 0), "2 0"), ((99, 1), "99 1")])
+def test_arrays_on_devices_that_torch_does_not_have_are_refused_by_name(values, device, words):
+    if torch.cuda.is_available() and device[0] == 2:
+        pytest.skip("torch has this device")
+    with pytest.raises(TypeError, match=rf"x: expected an array on a device .*Shared on {words}; copy it"):
+        mutual_information(Shared(values, device))
+
+
+def test_nothing_is_copied_that_torch_can_address(values):
+    from mikernels.arrays import to_tensor
+
+    frozen = values.copy()
+    frozen.flags.writeable = False
+    for array in (values, np.asfortranarray(values), values[::2, 1:], frozen, Shared(values)):
+        source = array.values if isinstance(array, Shared) else array
+        assert to_tensor(array, "x").data_ptr() == source.ctypes.data
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(values)
+    assert np.shares_memory(to_tensor(table, "x").numpy(), table.to_numpy())
+
+
+def pandas_table(values):
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame(values, columns=NAMES)
+
+
+def polars_table(values):
+    polars = pytest.importorskip("polars")
+    return polars.DataFrame(values, schema=NAMES, orient="row")
+
+
+def arrow_table(values):
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.table([pyarrow.array(column.copy()) for column in values.T], names=NAMES)
+
+
+def columns_of(table):
+    return list(table.column_names if hasattr(table, "column_names") else table.columns)
+
+
+TABLES = pytest.mark.parametrize(
+    "make", [pandas_table, polars_table, arrow_table], ids=["pandas", "polars", "pyarrow"]
+)
+
+
+@TABLES
+def test_tables_give_tables_with_their_names(make, values, expected):
+    x = make(values)
+    mi = mutual_information(x)
+    assert type(mi) is type(x)
+    assert columns_of(mi) == NAMES
+    assert np.array_equal(np.asarray(mi), expected)
+    for function in (bits, information_correlation, null_distribution(64, draws=50).p_value):
+        assert columns_of(function(mi)) == NAMES
+        assert np.allclose(np.asarray(function(mi)), function(expected), atol=1e-6)
+    crossed = mutual_information(x, make(values)[["age"]] if make is pandas_table else x.select(["age"]))
+    assert columns_of(crossed) == ["age"]
+    assert columns_of(mutual_information(x, values[:, :2])) == (
+        [0, 1] if make is pandas_table else ["0", "1"]
+    )
+    assert columns_of(gaussian_conditional_information(x, values[:, :1])) == NAMES
+
+
+@TABLES
+def test_pairs_of_a_table_are_a_table_of_names(make, values):
+    x = make(values)
+    for found in (top_pairs(x, 3), pairs_above(x, 0.0)):
+        assert type(found) is type(x)
+        assert columns_of(found) == ["first", "second", "mi"]
+        assert [str(found["first"][0]), str(found["second"][0])] == ["height", "weight"]
+    assert np.allclose(np.asarray(top_pairs(x, 3)["mi"]), top_pairs(values, 3).mi)
+    crossed = top_pairs(x, 1, values[:, :1])
+    assert [str(crossed["first"][0]), int(str(crossed["second"][0]))] == ["height", 0]
+
+
+def test_pandas_labels_rows_and_columns_as_its_corr_does(values):
+    x = pandas_table(values)
+    mi = mutual_information(x)
+    assert mi.index.equals(x.corr().index)
+    assert mi.columns.equals(x.corr().columns)
+    numbered = x.set_axis(range(4), axis=1)
+    assert list(top_pairs(numbered, 1)["first"]) == [0]
+    column = mutual_information(x, x["income"])
+    assert list(column.columns) == ["income"]
+    p_values = null_distribution(64, draws=50).p_value(mi["age"])
+    assert p_values.name == "age"
+    assert list(p_values.index) == NAMES
+
+
+@TABLES
+def test_missing_values_and_several_types_in_one_table(make, values):
+    x = make(values)
+    flags = values[:, 2] > 0
+    if make is pandas_table:
+        mixed = x.astype({"height": "int8", "weight": "Int32"}).assign(flag=flags)
+        hole = mixed.assign(flag=mixed["flag"].astype("boolean").where(mixed.index != 3))
+        text = x.assign(text="a", more="b")
+    elif make is polars_table:
+        polars = pytest.importorskip("polars")
+        mixed = x.with_columns(polars.col("height").cast(polars.Int8), flag=flags)
+        hole = mixed.with_columns(flag=polars.Series([None, *flags[1:].tolist()]))
+        text = x.with_columns(text=polars.lit("a"), more=polars.lit("b"))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        mixed = x.append_column("flag", pyarrow.array(flags))
+        hole = x.append_column("flag", pyarrow.array([None, *flags[1:].tolist()]))
+        text = x.append_column("text", [["a"] * 64]).append_column("more", [["b"] * 64])
+    plain = np.column_stack([values, flags])
+    assert np.array_equal(np.asarray(mutual_information(mixed)), mutual_information(plain))
+    with pytest.raises(ValueError, match=r"x: expected finite values, got 1 NaN .* column 4"):
+        mutual_information(hole)
+    with pytest.raises(
+        TypeError, match=r"x: expected columns of real numbers, got \w+ in 'text', and 2 such of 6"
+    ):
+        mutual_information(text)
+
+
+def test_columns_of_one_name_are_refused(values):
+    table = pandas_table(values).set_axis(["a", "b", "b", "c"], axis=1)
+    with pytest.raises(
+        ValueError, match="x: expected columns of different names, got 'b' more than once; rename"
+    ):
+        top_pairs(table, 1)
+
+
+@TABLES
+def test_empty_tables_are_refused(make, values):
+    for empty in (make(values[:0]), type(make(values))() if make is not arrow_table else make(values)[:0]):
+        with pytest.raises(ValueError, match=r"x: expected at least 8 samples \(rows\), got 0"):
+            mutual_information(empty)
+
+
+@pytest.mark.parametrize("form", ["csr_matrix", "csc_array", "coo_array"])
+def test_sparse_matrices_are_read_a_few_columns_at_a_time(values, form, monkeypatch):
+    sparse = pytest.importorskip("scipy.sparse")
+    x = np.where(values > 0, values, 0)
+    monkeypatch.setattr("mikernels.frames.CHUNK_BYTES", 64 * 4 * 3)  # three columns and one
+    mi = mutual_information(getattr(sparse, form)(x))
+    assert type(mi) is np.ndarray
+    assert np.array_equal(mi, mutual_information(x))
+    with pytest.raises(TypeError, match=r"x: expected a sparse matrix of real numbers .* complex64"):
+        mutual_information(getattr(sparse, form)(x.astype(np.complex64)))
+
+
+def test_a_sparse_matrix_beyond_the_memory_is_refused():
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(
+        ValueError, match=r"x: expected a sparse matrix of at most .* GB when dense, got 40000 GB"
+    ):
+        mutual_information(sparse.csc_array((10**8, 10**5), dtype=np.float32))
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_the_variables_of_an_anndata_keep_their_names(values, is_sparse):
+    anndata, sparse = pytest.importorskip("anndata"), pytest.importorskip("scipy.sparse")
+    cells = anndata.AnnData(sparse.csr_matrix(values) if is_sparse else values)
+    cells.var_names = NAMES
+    mi = mutual_information(cells)
+    assert list(mi.index) == list(mi.columns) == NAMES
+    assert np.array_equal(mi.to_numpy(), mutual_information(values))
+    cells.varp["mutual_information"] = mi
+    assert list(top_pairs(cells, 1).iloc[0])[:2] == NAMES[:2]
+    cells.var_names = ["a", "a", "b", "c"]
+    with pytest.raises(ValueError, match="'a' more than once; call var_names_make_unique"):
+        mutual_information(cells)
+    with pytest.raises(TypeError, match="x: expected an AnnData with values in X"):
+        mutual_information(anndata.AnnData(shape=(64, 3)))
+
+
+@pytest.mark.parametrize("make", [np.asarray, pandas_table, polars_table, arrow_table, jax_array])
+def test_every_kind_remembers_what_it_was_made_with(make, values):
+    mi = mutual_information(make(values), nodes=8)
+    with pytest.raises(ValueError, match=r"mi: expected estimates made with .*nodes=16.* got .*nodes=8"):
+        null_distribution(64, draws=50).p_value(mi)
+    kept = len(provenance._notes)
+    del mi
+    gc.collect()
+    assert len(provenance._notes) < kept
