@@ -26,9 +26,11 @@ architectures: $(VENV)/.test
 test-rivals: $(VENV)/.rivals
 	$(BIN)/python -m pytest tests/rivals
 
-# Every configuration of every kernel, compiled for chips that need not be present.
+# Every configuration of every kernel, compiled for chips that need not be present, and the cases of the kernels in
+# Triton's interpreter of which `test` runs a sample.
 check-kernels: $(VENV)/.test
 	TRITON_INTERPRET=0 $(BIN)/python -m benchmarks.gpu.compile --no-record
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/mikernels -m interpreted --numprocesses=auto --dist=worksteal
 
 check-wheel: | $(BIN)/python
 	$(BIN)/python tests/packaging/check_wheel.py --torch '$(TORCH)'
