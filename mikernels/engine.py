@@ -3,7 +3,6 @@
 import functools
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -43,23 +42,46 @@ def compute_blocks(
             or an implementation or a precision that cannot run.
     """
     require_float64(x.device)
-    impl, precision = choose_implementation(options, x.device)
+    choose_implementation(options, x.device)  # before the first long step
     x = read_values(x, "x", check=options["check_finite"])
     if y is not None:
         y = read_values(y, "y", check=options["check_finite"])
-    problem = Problem(options["estimator"], options["nodes"], _bandwidth(x, y, options))
-    transform = partial(transform_samples, transform=options["transform"], most_atoms=problem.most_atoms)
-    xs = transform(x, seed=options["seed"])
-    # Another seed: ties of x and y ranked in the same order would look like shared information.
-    ys = None if y is None else transform(y, seed=options["seed"] + 1)
-    columns = xs if ys is None else ys
+    problem = problem_of(x, y, options)
+    xs = transformed(x, problem, options)
+    ys = None if y is None else transformed(y, problem, options, second=True)
     if note is not None:
-        note["atoms"] = xs.has_atoms | columns.has_atoms
+        note["atoms"] = xs.has_atoms | (xs if ys is None else ys).has_atoms
+    yield from estimate(xs, ys, problem, options, ranks)
+
+
+def problem_of(x: Tensor, y: Tensor | None, options: Options) -> Problem:
+    """The estimator that resolved options name, with the bandwidth that was given or that the samples choose."""
+    return Problem(options["estimator"], options["nodes"], _bandwidth(x, y, options))
+
+
+def transformed(x: Tensor, problem: Problem, options: Options, *, second: bool = False) -> Variables:
+    """`x [M, N]` as the kernels see it.
+
+    Args:
+        second: whether these are the other variables of a call. Ties of both ranked in the same order would look like
+            shared information, so their seed is another.
+    """
+    seed = options["seed"] + second
+    return transform_samples(x, options["transform"], seed=seed, most_atoms=problem.most_atoms)
+
+
+def estimate(
+    xs: Variables, ys: Variables | None, problem: Problem, options: Options, ranks: Ranks = ALONE
+) -> Iterator[Block]:
+    """Blocks of the matrix of transformed variables; see `compute_blocks`."""
+    columns = xs if ys is None else ys
+    device = xs.data.device
+    impl, precision = choose_implementation(options, device)
     calibration = Calibration(xs, columns, problem) if options["calibrate"] else None
     if impl == "reference":
         blocks = iter([_reference_block(xs, columns, problem)] if ranks.is_first else [])
     else:
-        method = _load_method(problem, impl, precision, x.device, options["autotune"])
+        method = _load_method(problem, impl, precision, device, options["autotune"])
         blocks = run_tiles(method, xs, ys, options["memory_budget"], ranks)
     for block in blocks:
         row, col, mi = block

@@ -54,6 +54,11 @@ class Variables:
     def __len__(self) -> int:
         return self.data.shape[0]
 
+    def __getitem__(self, columns: slice) -> "Variables":
+        """Some of the variables."""
+        atoms = None if self.atoms is None else Atoms(*(t[columns] for t in self.atoms))
+        return Variables(self.data[columns], self.constant[columns], atoms)
+
     @property
     def n_samples(self) -> int:
         return self.data.shape[1]

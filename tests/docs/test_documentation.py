@@ -23,6 +23,7 @@ from tiny import reload_here
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = re.compile(r"<!-- needs: ([\w ]+) -->")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 
 
@@ -68,6 +69,9 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run_in_order(page, workplace):
+    for packages in NEEDS.findall(page.read_text("utf-8")):
+        for package in packages.split():
+            pytest.importorskip(package)
     namespace: dict[str, object] = {}
     for code in blocks(page, "python"):
         exec(compile(code, page.name, "exec"), namespace)  # noqa: S102
