@@ -41,6 +41,7 @@ from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns
 from pruning.model.layers import IN_MEMORY, Layers
+from pruning.model.size import count_parameters
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import Plan, Solution, add_input_biases, prune_ffns, update_config
 from pruning.observe.batches import Inputs, Windows
@@ -214,6 +215,7 @@ def _prune(
     tokens = load_windows(statistics) if windows is None and statistics is not None else windows
     notes: dict[str, Any] = {"calibration": origin.calibration}
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
+    notes["parameters"] = {"before": count_parameters(model)}
     if origin.model:
         notes["model_fingerprint"] = origin.model
     if statistics is not None:
@@ -267,6 +269,7 @@ def _prune(
         )
         _shrink(ffns, complete, settings)
     update_config(model, ffns)
+    notes["parameters"]["after"] = count_parameters(model)
     warn_of_unmeasured(layers)
     report = Report(asdict(settings), n_tokens, layers, seconds, decision.candidates, notes)
     if settings.text and tokenizer is not None and ranks.is_first:

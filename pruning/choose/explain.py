@@ -129,7 +129,9 @@ def explain(
     return PrunedLayer(
         name=ffn.name,
         kept=kept,
-        **reasons,
+        dropped=dropped,
+        partner=reasons["partner"],
+        mi=reasons["mi"],
         linear_r2=explained_variance(statistics, kept, dropped),
         saliency=saliency_of(ffn, statistics, settings.criterion)[dropped],
         median_mi=float(mi.median()),

@@ -78,7 +78,9 @@ def take_picture(
     mi.fill_diagonal_(0.0)
     order = by_similarity(mi)
     length = len(evidence.damage) - 1
-    steps = torch.linspace(0, length, min(POINTS, length + 1)).round().long() if length else torch.empty(0).long()
+    steps = (
+        torch.linspace(0, length, min(POINTS, length + 1)).round().long() if length else torch.empty(0).long()
+    )
     tokens, activation = exciting_tokens(statistics, redundant)
     return Picture(
         shown=shown.cpu()[order],

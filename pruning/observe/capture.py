@@ -29,8 +29,8 @@ class Statistics:
         n_tokens: number of calibration tokens; of an expert, those routed to it.
         mean: `[N]` float64.
         covariance: `[N, N]` float32, normalized by `n_tokens`; tokens of an expert weigh as much as its gate squared.
-        tokens: `[M]` int64 on the CPU, which tokens of the calibration the sample holds (`pruning.observe.excerpts`); -1
-            for rows that are no tokens, None if unknown.
+        tokens: `[M]` int64 on the CPU, which tokens of the calibration the sample holds (`pruning.observe.excerpts`);
+            -1 for rows that are no tokens, None if unknown.
         is_enough: whether these are enough tokens to rank and repair neurons by; an expert may get fewer.
     """
 
@@ -115,9 +115,7 @@ class Recorder:
             sample = self._merge(sample)
         covariance = mirror(self._scatter).div_(self._weight or 1)
         del self._scatter  # nothing can be added any more
-        return Statistics(
-            self.name, sample, self.n_tokens, self._mean, covariance, tokens=self._tokens
-        )
+        return Statistics(self.name, sample, self.n_tokens, self._mean, covariance, tokens=self._tokens)
 
     def _merge(self, sample: Tensor) -> Tensor:
         """Make the moments those of all processes; returns the sample of all tokens."""
