@@ -1,6 +1,8 @@
 """The arguments of `mi-prune`."""
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -48,6 +50,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("the following arguments are required: --out")
     if args.json and args.sweep is None and not args.plan:
         parser.error("argument --json: expected --sweep or --plan with it")
+    if args.report is not None and args.plan:
+        parser.error("argument --report: expected none with --plan")
+    args.command = shlex.join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
     return args
 
 
@@ -103,6 +108,12 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--evaluation-tokens", type=int, default=8192, help="tokens to evaluate on")
     parser.add_argument("--prompt", help="show how the dense and the pruned model continue this text")
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write a page that shows what was dropped and why, and what it cost, or the curve of a --sweep; of an "
+        "earlier result, mi-report does that",
+    )
     parser.add_argument(
         "--verify", action="store_true", help="reload the result in a fresh process and compare the outputs"
     )

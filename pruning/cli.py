@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pruning.observe.batches import Windows
 from pruning.observe.calibration import Calibration
 from pruning.observe.mixture import Weighted, has_samples, text_windows
 from pruning.observe.sources import BUILTIN, builtin, open_sources
-from pruning.paths import check_paths
+from pruning.paths import check_paths, check_report
 from pruning.pipeline import prune
 from pruning.planning.plan import plan, plan_text
 from pruning.prepare import calibration_or_default, prepare
@@ -39,12 +39,13 @@ from pruning.report.comparison import closing_table, evaluate, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
 from pruning.report.manifest import Report, plain_json
+from pruning.report.page import write_html
 from pruning.report.quality import check_prompt
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
 from pruning.settings import Settings
-from pruning.sweeping import sweep, sweep_json, sweep_table
-from pruning.terminal import any_encoding, describe, discard_output, warnings_in_one_line
+from pruning.sweeping import Swept, sweep, sweep_json, sweep_table
+from pruning.terminal import Saved, any_encoding, describe, discard_output, warnings_in_one_line
 
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse(argv)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        saved, launch = _Saved(args.save_statistics), Launch()
+        saved, launch = Saved(args.save_statistics), Launch()
         try:
             with (
                 warnings_in_one_line(quiet=args.quiet or not launch.is_first) as warned,
@@ -80,28 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-class _Saved:
-    """What a run that ends with an error has already saved, for its message."""
-
-    def __init__(self, statistics: str | None) -> None:
-        self._statistics = statistics
-        self._before = self._written()
-        self.out: Path | None = None
-
-    def __str__(self) -> str:
-        names = [f"the statistics in {self._statistics}"] if self._written() != self._before else []
-        names += [f"the pruned model in {self.out}"] if self.out is not None else []
-        return f" (already saved: {' and '.join(names)})" if names else ""
-
-    def _written(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._statistics) if self._statistics else None
-        except (OSError, ValueError):
-            return None
-        return (status.st_ino, status.st_mtime_ns) if status is not None else None
-
-
-def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Launch, device: str) -> None:
+def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Launch, device: str) -> None:
     start = time.perf_counter()
     # Find every error in the input before the first long step.
     options = {f.name: getattr(args, f.name) for f in fields(Settings)}
@@ -125,12 +105,11 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
         _plan(args, settings, device)
         return
     if args.sweep is not None:
-        _sweep(args, settings, calibration, evaluation, device)
+        _sweep(args, settings, calibration, evaluation, inputs, device)
         return
     out = Path(args.out)
-    check_paths(
-        out, inputs, statistics=args.statistics, save_statistics=args.save_statistics, force=args.force
-    )
+    targets = {name: getattr(args, name) for name in ("statistics", "save_statistics", "report")}
+    check_paths(out, inputs, **targets, force=args.force)
 
     if args.resume and not args.from_disk:
         raise ValueError("--resume: expected --from-disk with it, got none")
@@ -144,6 +123,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
             f"Kept {report.neurons_after:,} of {report.neurons_before:,} neurons. Saved to {out}. "
             f"{time.perf_counter() - start:.0f} s in total: {stages}."
         )
+        _write_report(args)
         return
     model, tokenizer, stored, stored_dtypes = _load(args, device)
     computing = model.dtype
@@ -212,7 +192,8 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
     dense = dense._replace(weight_bytes=dense_bytes)
     pruned = pruned._replace(weight_bytes=weight_bytes(model))
 
-    report.notes |= {"model": args.model}
+    report.notes |= {"model": args.model, "command": args.command}
+    report.notes["weight_bytes"] = {"before": dense_bytes, "after": pruned.weight_bytes}
     for name in ("target_params", "target_bytes"):
         if (target := getattr(args, name)) is not None:
             report.settings[name] = target
@@ -242,6 +223,7 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
     names = [str(dtype).removeprefix("torch.") for dtype in (stored, computing)]
     precision = names[0] if stored == computing else f"{names[0]}, computed in {names[1]}"
     print(f"\nSaved to {out} in {precision}. {time.perf_counter() - start:.0f} s in total: {stages}.")
+    _write_report(args)
     if args.verify:
         if compared is None:
             n_tokens = settings.sequence_length
@@ -258,6 +240,13 @@ def _run(args: argparse.Namespace, saved: _Saved, warned: list[str], launch: Lau
                 f"{out}: expected the reloaded model to give the outputs of the model in memory, got a difference of "
                 f"{difference:.3g} of the largest output"
             )
+
+
+def _write_report(args: argparse.Namespace, sweep: Sequence[Swept] = ()) -> None:
+    """Write the page of the result, or of a sweep, if there is to be one, and say where."""
+    if args.report is not None:
+        write_html([] if sweep else args.out, args.report, sweep=sweep)
+        print(f"Report: {args.report}", file=sys.stderr if args.json else sys.stdout)
 
 
 def _load(
@@ -323,7 +312,12 @@ def _plan(args: argparse.Namespace, settings: Settings, device: str) -> None:
 
 
 def _sweep(
-    args: argparse.Namespace, settings: Settings, calibration: Calibration, evaluation: Weighted, device: str
+    args: argparse.Namespace,
+    settings: Settings,
+    calibration: Calibration,
+    evaluation: Weighted,
+    inputs: dict[str, str],
+    device: str,
 ) -> None:
     """Show what several ratios give, and save nothing.
 
@@ -336,6 +330,8 @@ def _sweep(
                 f"--{option.replace('_', '-')}: expected none with --sweep, which has the whole model in memory and "
                 f"saves nothing"
             )
+    if args.report is not None:
+        check_report(args.report, inputs)
     model, tokenizer, _, stored_dtypes = _load(args, device)
     other = replace(settings, seed=settings.seed ^ 1)
     evaluation = evaluation or open_sources([BUILTIN], builtin_half=1)
@@ -351,6 +347,7 @@ def _sweep(
         progress=not args.quiet,
     )
     print(sweep_json(found) if args.json else sweep_table(found))
+    _write_report(args, found)
 
 
 def _prune_from_disk(
@@ -383,7 +380,7 @@ def _prune_from_disk(
         resume=args.resume,
         process_group=launch.group,
         progress=launch.is_first and not args.quiet,
-        notes={"warnings": warned},
+        notes={"command": args.command, "warnings": warned},
     )
 
 

@@ -33,6 +33,7 @@ if __name__ == "__main__":
         "--evaluate=builtin",
         f"--evaluate={argparse.__file__}",  # a text of another kind than those that it is calibrated on
         "--verify",
+        "--report=build/smollm2-pruned.html",
         "--prompt=The most important thing about a good programming language is",
     ]
     sys.exit(main(arguments + sys.argv[1:]))

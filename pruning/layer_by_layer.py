@@ -1,12 +1,15 @@
 """Choosing, pruning and repairing layer after layer."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from mikernels.ranks import ALONE, Ranks
 from pruning.choose.evidence import Evidence, measure_ffn, order_neurons
 from pruning.choose.explain import PrunedLayer
+from pruning.choose.picture import MOST
 from pruning.choose.selection import Decision, select
 from pruning.model.ffn import FFN
 from pruning.model.layers import IN_MEMORY, Layers, by_layer
@@ -116,6 +119,7 @@ def _prune_layer(
         visit.statistics.clear()
     else:
         evidence = [stored[position] for position in positions]
+    spacing = math.ceil(len(decision.widths) / MOST)
     with timed(seconds, "select"):
         layers = [
             select(
@@ -127,6 +131,7 @@ def _prune_layer(
                 seed=decision.seed,
                 ranks=ranks,
                 reasons=reasons,
+                picture=reasons and position % spacing == 0,
             )
             for ffn, layer, position in zip(visit.ffns, evidence, positions, strict=True)
         ]
@@ -136,11 +141,13 @@ def _prune_layer(
     with timed(seconds, "repair"):
         if settings.repair == "sequential":
             keep = dict(zip(visit.ffns, kept, strict=True))
-            prune_and_fit(keep, visit.examples, refine=settings.refine, seed=settings.seed, ranks=ranks)
+            errors = prune_and_fit(
+                keep, visit.examples, refine=settings.refine, seed=settings.seed, ranks=ranks
+            )
         else:
-            prune_separately(visit.ffns, kept, statistics, settings.repair)
+            errors = prune_separately(visit.ffns, kept, statistics, settings.repair)
             add_input_biases(visit.ffns)  # before the layer is written
         parts = [part for ffn in visit.ffns for part in ffn.projections]
         weights = [w for part in parts for w in (part.parameter, part.bias_parameter) if w is not None]
         ranks.copy_first(*dict.fromkeys(weights))  # whatever chips they were computed on
-    return layers
+    return [replace(layer, repair_error=error) for layer, error in zip(layers, errors, strict=True)]

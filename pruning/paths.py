@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pruning.choose.evidence_file import is_evidence, read_origin
 from pruning.model.output_folder import check_output
+from pruning.report.page import check_packages
 
 
 def check_paths(
@@ -15,6 +16,7 @@ def check_paths(
     *,
     statistics: str | Path | None = None,
     save_statistics: str | Path | None = None,
+    report: str | Path | None = None,
     force: bool = False,
 ) -> None:
     """Check everything that a run will read, write or replace.
@@ -22,8 +24,10 @@ def check_paths(
     Args:
         inputs: what is read, by option: files, folders, or names of other things.
         statistics, save_statistics: see `pruning.prune`.
+        report: a page to write.
 
     Raises:
+        ImportError: see `check_report`.
         ValueError: a file inside of the folder `out`, or a file to save in the place of an input.
         OSError: a file is missing or a folder, or a place cannot be written to.
     """
@@ -35,6 +39,9 @@ def check_paths(
         named["--statistics"] = statistics
     if save_statistics is not None:
         named["--save-statistics"] = save_statistics
+    if report is not None:
+        check_report(report, named)
+        named["--report"] = report
     for option, path in named.items():
         if _is_within(path, out):
             raise ValueError(
@@ -52,6 +59,31 @@ def check_paths(
         check_statistics_target(save_statistics)
     check_output(out, force=force)
     check_writable(out.resolve().parent, out.resolve().name)
+
+
+def check_report(path: str | Path, inputs: Mapping[str, str | Path] | None = None) -> None:
+    """Raise unless a page can be made and written to `path`.
+
+    Args:
+        inputs: see `check_paths`; the page may replace none of them.
+
+    Raises:
+        ImportError: a package is missing.
+        ValueError: a name that does not end with .html, or an input.
+        OSError: the folder is missing or not writable, or there is a folder in its place.
+    """
+    check_packages()
+    path = Path(path)
+    if path.suffix.lower() != ".html":
+        raise ValueError(f"--report: expected the name of a file that ends with .html, got {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"--report: expected a file, got the folder {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--report: expected an existing folder, got {path.parent}")
+    for option, given in (inputs or {}).items():
+        if os.path.exists(given) and _is_within(path, given):
+            raise ValueError(f"--report: expected a file beside the input of {option}, {given}, got {path}")
+    check_writable(path.parent, path.name)
 
 
 def check_statistics_target(path: str | Path) -> None:

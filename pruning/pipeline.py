@@ -41,10 +41,12 @@ from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns
 from pruning.model.layers import IN_MEMORY, Layers
+from pruning.model.size import count_parameters
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import Plan, Solution, add_input_biases, prune_ffns, update_config
 from pruning.observe.batches import Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
+from pruning.observe.excerpts import Excerpt, excerpts
 from pruning.observe.mixture import has_samples
 from pruning.paths import check_statistics_target
 from pruning.prepare import (
@@ -56,7 +58,7 @@ from pruning.prepare import (
     warn_of_few_tokens,
     warn_of_unmeasured,
 )
-from pruning.progress import timed
+from pruning.progress import Stages, timed
 from pruning.report.manifest import Report
 from pruning.settings import Settings
 
@@ -160,7 +162,7 @@ def _prune(
     origin = Origin(estimator_name(settings.estimator, settings.nodes), "")
     if save_statistics is not None:
         check_statistics_target(save_statistics)
-    if statistics is not None or save_statistics is not None:
+    if not source.on_disk:
         find_ffns(model)  # raises before the model is read
         origin = replace(origin, model=model_fingerprint(model))
     lacks_divergence = settings.budget == "kl" and (statistics is None or not has_divergence(statistics))
@@ -186,7 +188,7 @@ def _prune(
     if statistics is not None:
         evidence = load_evidence(statistics, ffns, estimator=origin.estimator, model=origin.model)
         origin = read_origin(statistics)
-    seconds: dict[str, float] = {}
+    seconds = Stages()
     own = windows is not None and has_samples(calibration)  # others stood in for them until here
     if ranks.count > 1:
         given = {
@@ -205,12 +207,17 @@ def _prune(
     comparison = comparison_batches(windows, settings.batch_size) if windows is not None else ()
     if windows is not None:
         identity = calibration_identity(windows, settings)
+        if ranks.count > 1:
+            identity["processes"] = ranks.count
         if statistics is not None:
             check_calibration(identity, origin.calibration, str(statistics))
         origin = replace(origin, calibration=origin.calibration or identity)
     tokens = load_windows(statistics) if windows is None and statistics is not None else windows
     notes: dict[str, Any] = {"calibration": origin.calibration}
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
+    notes["parameters"] = {"before": count_parameters(model)}
+    if origin.model:
+        notes["model_fingerprint"] = origin.model
     if statistics is not None:
         notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
     n_tokens = windows.n_tokens if windows is not None else 0
@@ -262,8 +269,26 @@ def _prune(
         )
         _shrink(ffns, complete, settings)
     update_config(model, ffns)
+    notes["parameters"]["after"] = count_parameters(model)
     warn_of_unmeasured(layers)
-    return Report(asdict(settings), n_tokens, layers, seconds, decision.candidates, notes)
+    report = Report(asdict(settings), n_tokens, layers, seconds, decision.candidates, notes)
+    if settings.text and tokenizer is not None and ranks.is_first:
+        report.excerpts = _excerpts(layers, tokens, tokenizer, origin.calibration.get("processes", 1))
+    return report
+
+
+def _excerpts(
+    layers: Sequence[PrunedLayer],
+    windows: Windows | Inputs | None,
+    tokenizer: PreTrainedTokenizerBase,
+    n_processes: int,
+) -> dict[int, Excerpt]:
+    """The text around the tokens in the pictures, where the model reads nothing but one text."""
+    if not isinstance(windows, Windows) or windows.decoder_start is not None:
+        return {}
+    pictures = [layer.picture for layer in layers if layer.picture is not None]
+    named = [token for picture in pictures for token in picture.tokens.flatten().tolist()]
+    return excerpts(windows, tokenizer, named, n_processes)
 
 
 def _complete_layers(

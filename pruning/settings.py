@@ -61,6 +61,8 @@ class Settings:
         sample_size: M, tokens used for the MI estimate.
         estimator, nodes: see `mikernels.mutual_information`.
         seed: for the sample of tokens and for random criteria.
+        text: keep a few words of the calibration around the tokens that excite the most redundant neurons, for the
+            report (`pruning.report`). They are saved with the result; without them it holds no text.
 
     Raises:
         ValueError: a value is out of range, or two options exclude each other.
@@ -119,6 +121,11 @@ class Settings:
     estimator: Annotated[Estimator, "estimator of mutual information (MI)"] = "grid"
     nodes: Annotated[int, "nodes per neuron of the grid estimator"] = 16
     seed: Annotated[int, "random seed"] = 0
+    text: Annotated[
+        bool,
+        "keep no words of the calibration text in the result: without this the report shows a few around the tokens "
+        "that excite the most redundant neurons",
+    ] = True
 
     def __post_init__(self) -> None:
         for field in fields(self):

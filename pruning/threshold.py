@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from mikernels import null_distribution, shifted_null
+from mikernels import Null, null_distribution, shifted_null
 from mikernels.options import Estimator, Problem
 from mikernels.statistics.null import LEAST_EXCEEDANCES
 from mikernels.transforms import transform_samples
@@ -46,10 +46,16 @@ def null_threshold(
         ValueError: see `null_level` and `mikernels.null_distribution`.
     """
     q = null_level(threshold)
+    return layer_null(q, sample, estimator=estimator, nodes=nodes, seed=seed).quantile(q)
+
+
+def layer_null(q: float, sample: Tensor, *, estimator: Estimator, nodes: int, seed: int = 0) -> Null:
+    """What independent neurons of a layer share, from as many draws as its quantile `q` needs.
+
+    Args, Raises: see `null_threshold`.
+    """
     draws = max(DRAWS, round(LEAST_EXCEEDANCES / (1 - q)))
     most_atoms = Problem(estimator, nodes, 0.0).most_atoms
     if transform_samples(sample[:, :COLUMNS], "rank", seed=seed, most_atoms=most_atoms).has_atoms:
-        return shifted_null(sample, estimator=estimator, nodes=nodes, draws=draws, seed=seed).quantile(q)
-    return null_distribution(len(sample), estimator=estimator, nodes=nodes, draws=draws, seed=seed).quantile(
-        q
-    )
+        return shifted_null(sample, estimator=estimator, nodes=nodes, draws=draws, seed=seed)
+    return null_distribution(len(sample), estimator=estimator, nodes=nodes, draws=draws, seed=seed)

@@ -261,6 +261,8 @@ def _tensors_of(evidence: Evidence) -> dict[str, Tensor]:
         "order": evidence.order,
         "damage": evidence.damage,
     }
+    if statistics.tokens is not None:
+        tensors["tokens"] = statistics.tokens
     if evidence.all_pairs is not None:
         tensors["mi"] = evidence.all_pairs
     if evidence.divergence is not None:
@@ -295,7 +297,14 @@ def _evidence_of(ffn: FFN, path: Path) -> Evidence:
             entries[key] = file.get_tensor(f"{ffn.name}.{key}").to(device)
         name = f"{ffn.name}.divergence"
         divergence = float(file.get_tensor(name)) if name in stored else None
+        name = f"{ffn.name}.tokens"  # files of earlier versions have none
+        tokens = file.get_tensor(name) if name in stored else None
     statistics = Statistics(
-        ffn.name, entries["sample"], int(entries["n_tokens"]), entries["mean"], entries["covariance"]
+        ffn.name,
+        entries["sample"],
+        int(entries["n_tokens"]),
+        entries["mean"],
+        entries["covariance"],
+        tokens=tokens,
     )
     return Evidence(statistics, entries.get("mi"), entries["order"], entries["damage"], divergence)

@@ -10,16 +10,22 @@ from torch import Tensor
 
 from mikernels.ranks import ALONE, Ranks
 from pruning.choose.evidence import Evidence
+from pruning.choose.picture import Picture, take_picture
 from pruning.choose.scores import magnitude, saliency_of
 from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.capture import Statistics
 from pruning.repair.separate import PREDICTION_RIDGE, predict
 from pruning.settings import Settings
-from pruning.threshold import null_threshold
+from pruning.threshold import layer_null
 
-_PLAIN = dict.fromkeys(("median_mi", "null_mi", "sensitivity"), torch.float64) | {"n_tokens": torch.int64}
+NULL_LEVEL = 0.999
+"""Share of the pairs of independent neurons that have less mutual information than `null_mi`."""
+_PLAIN = dict.fromkeys(("median_mi", "null_mi", "sensitivity", "repair_error"), torch.float64)
+_PLAIN |= {"n_tokens": torch.int64}
 """The fields of `PrunedLayer` that are numbers."""
+_PICTURE = "picture."
+"""Prefix of the fields of a picture."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class PrunedLayer:
         sensitivity: of the model to this layer, which determined its width; 1 under the uniform budget.
         n_tokens: that reached it. Below `pruning.observe.capture.MIN_TOKENS` nothing was measured: the saliency is the
             norm of the weights, the partner -1, MI and R^2 0, and the null NaN.
+        repair_error: of the repaired FFN: the squared error of its output on the calibration, relative to the square of
+            the output that it should have (`pruning.repair`), before refining; NaN if nothing was measured.
+        picture: a closer look, if one was taken.
     """
 
     name: str
@@ -52,6 +61,8 @@ class PrunedLayer:
     null_mi: float
     sensitivity: float
     n_tokens: int
+    repair_error: float = math.nan
+    picture: Picture | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -60,17 +71,19 @@ class PrunedLayer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the name, by field."""
+        picture = {} if self.picture is None else self.picture.tensors()
         return {
             field.name: torch.as_tensor(getattr(self, field.name), dtype=_PLAIN.get(field.name))
             for field in fields(self)
-            if field.name != "name"
-        }
+            if field.name not in ("name", "picture")
+        } | {f"{_PICTURE}{name}": tensor for name, tensor in picture.items()}
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor]) -> "PrunedLayer":
         """The inverse of `tensors`."""
         values: dict[str, Any] = {n: t.item() if n in _PLAIN else t for n, t in tensors.items()}
-        return cls(name, **values)
+        picture = {n.removeprefix(_PICTURE): values.pop(n) for n in tensors if n.startswith(_PICTURE)}
+        return cls(name, **values, picture=Picture(**picture) if picture else None)
 
     def as_json(self) -> dict[str, Any]:
         """The entry of the manifest."""
@@ -87,6 +100,7 @@ class PrunedLayer:
             "null_mi_nats": round(self.null_mi, 6),
             "sensitivity": float(f"{self.sensitivity:.6g}"),
             "tokens": self.n_tokens,
+            "repair_error": float(f"{self.repair_error:.6g}"),
             "kept": self.kept.tolist(),
             "dropped": columns,
         }
@@ -99,27 +113,32 @@ def explain(
     sensitivity: float,
     settings: Settings,
     ranks: Ranks = ALONE,
+    *,
+    picture: bool = False,
 ) -> PrunedLayer:
-    """Describe the selection of the neurons `kept` in one layer; `ranks` share out its mutual information."""
+    """Describe the selection of the neurons `kept` in one layer, with or without a `picture`; `ranks` share out its
+    mutual information."""
     statistics = evidence.statistics
     if not statistics.is_enough:
         return unexplained(ffn, evidence, kept, sensitivity)
     dropped = complement(kept, ffn.width)
     mi = evidence.mi_between(dropped, kept, settings, ranks)
     best = mi.max(1)
-    null = null_threshold("null:0.999", statistics.sample, estimator=settings.estimator, nodes=settings.nodes)
+    null = layer_null(NULL_LEVEL, statistics.sample, estimator=settings.estimator, nodes=settings.nodes)
+    reasons = {"dropped": dropped, "partner": kept[best.indices], "mi": best.values}
     return PrunedLayer(
         name=ffn.name,
         kept=kept,
         dropped=dropped,
-        partner=kept[best.indices],
-        mi=best.values,
+        partner=reasons["partner"],
+        mi=reasons["mi"],
         linear_r2=explained_variance(statistics, kept, dropped),
         saliency=saliency_of(ffn, statistics, settings.criterion)[dropped],
         median_mi=float(mi.median()),
-        null_mi=null,
+        null_mi=null.quantile(NULL_LEVEL),
         sensitivity=sensitivity,
         n_tokens=statistics.n_tokens,
+        picture=take_picture(evidence, reasons, null, settings, ranks) if picture else None,
     )
 
 

@@ -79,6 +79,7 @@ def select(
     seed: int,
     ranks: Ranks = ALONE,
     reasons: bool = True,
+    picture: bool = False,
 ) -> PrunedLayer:
     """Select the neurons to keep in one layer, and explain the selection.
 
@@ -86,12 +87,13 @@ def select(
         width, sensitivity, seed: see `Decision`.
         ranks: processes that have the same evidence: the first one selects, and all explain.
         reasons: whether to measure them.
+        picture: whether to take a closer look (`pruning.choose.picture`).
     """
     device = ffn.output.weight.device
     ((kept,),) = ranks.each_once([lambda: _kept(ffn, evidence, width, settings, [seed])], device)
     if not reasons:
         return unexplained(ffn, evidence, kept, sensitivity)
-    return explain(ffn, evidence, kept, sensitivity, settings, ranks)
+    return explain(ffn, evidence, kept, sensitivity, settings, ranks, picture=picture)
 
 
 def _widths(

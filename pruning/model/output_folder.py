@@ -19,6 +19,8 @@ except ImportError:  # Windows
 MANIFEST = "mi_prune.json"
 """The file that marks a folder as an earlier result, which `force` may replace. Its entry `files` lists all files of
 the result."""
+PICTURES = "mi_prune_pictures.json.gz"
+"""The file beside it with a closer look at the layers."""
 
 
 def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Removing neurons from a model, so that its config describes the result."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,13 +13,20 @@ from pruning.model.knobs import read_entry, set_entry
 
 
 class Solution(NamedTuple):
-    """A new output projection: `weight [d, kept]`, `bias [d]` or None."""
+    """A new output projection.
+
+    Attributes:
+        weight: `[d, kept]`.
+        bias: `[d]` or None.
+        error: the squared error of the output, relative to the square of what it should be; NaN if unknown.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    error: float = math.nan
 
     def to(self, dtype: torch.dtype) -> "Solution":
-        return Solution(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        return Solution(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype), self.error)
 
 
 class Plan(NamedTuple):

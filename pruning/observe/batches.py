@@ -92,7 +92,7 @@ class Inputs:
     @property
     def n_tokens(self) -> int:
         """Tokens of text without padding, or examples of anything else."""
-        return sum(map(_n_tokens, self.batches))
+        return sum(map(count_tokens, self.batches))
 
     @property
     def longest(self) -> int:
@@ -151,6 +151,15 @@ def select_tokens(values: Tensor, real: Tensor | None) -> Tensor:
     return rows[real.flatten().to(rows.device)]
 
 
+def count_tokens(batch: Batch) -> int:
+    """Tokens of text in a batch without padding, or examples of anything else."""
+    inputs = by_name(batch)
+    if "input_ids" not in inputs:
+        return len(next(iter(inputs.values())))
+    real = real_positions(inputs)
+    return inputs["input_ids"].numel() if real is None else int(real.sum())
+
+
 def unpadded(ids: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
     """The sequences of a batch `[B, L]` without their padding on either side.
 
@@ -174,13 +183,6 @@ def _spread(length: int, count: int) -> list[int]:
     """`count` of the indices below `length`, evenly spread; all if there are fewer."""
     count = min(count, length)
     return [i * length // count for i in range(count)]
-
-
-def _n_tokens(batch: Mapping[str, Tensor]) -> int:
-    if "input_ids" not in batch:
-        return len(next(iter(batch.values())))
-    real = real_positions(batch)
-    return batch["input_ids"].numel() if real is None else int(real.sum())
 
 
 def _batch(sequences: Sequence[Tensor], padding: int) -> Batch:

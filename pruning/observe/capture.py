@@ -11,7 +11,7 @@ from mikernels.ranks import ALONE, Ranks
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import body_of, without_cache
-from pruning.observe.batches import Batch, model_inputs
+from pruning.observe.batches import Batch, count_tokens, model_inputs
 from pruning.observe.moments import add_gram, mirror
 from pruning.observe.neurons import Masks, Neurons, observed_neurons
 
@@ -29,6 +29,8 @@ class Statistics:
         n_tokens: number of calibration tokens; of an expert, those routed to it.
         mean: `[N]` float64.
         covariance: `[N, N]` float32, normalized by `n_tokens`; tokens of an expert weigh as much as its gate squared.
+        tokens: `[M]` int64 on the CPU, which tokens of the calibration the sample holds (`pruning.observe.excerpts`);
+            -1 for rows that are no tokens, None if unknown.
         is_enough: whether these are enough tokens to rank and repair neurons by; an expert may get fewer.
     """
 
@@ -38,6 +40,7 @@ class Statistics:
     mean: Tensor
     covariance: Tensor
     is_enough: bool = True
+    tokens: Tensor | None = None
 
     def second_moment(self, rows: Tensor, columns: Tensor) -> Tensor:
         """`E[z z^T]` of the neurons `rows` with the neurons `columns`, `[rows, columns]` float64."""
@@ -75,6 +78,7 @@ class Recorder:
         # Equal seeds draw equal keys, so that the sample holds the same tokens for every FFN.
         self._generator = torch.Generator().manual_seed(seed + ranks.index)
         self._keys = torch.empty(0, dtype=torch.float64)
+        self._tokens = torch.empty(0, dtype=torch.int64)
         self._sample: Tensor | None = None
         self._mean = torch.zeros(width, dtype=torch.float64, device=device)
         self._scatter = torch.zeros(width, width, device=device)  # sum (z - mean) (z - mean)^T
@@ -83,10 +87,11 @@ class Recorder:
     def of(cls, ffn: FFN, sample_size: int, *, seed: int, ranks: Ranks = ALONE) -> "Recorder":
         return cls(ffn.name, ffn.width, sample_size, seed=seed, device=ffn.output.weight.device, ranks=ranks)
 
-    def add(self, z: Tensor, gates: Tensor | None = None) -> None:
+    def add(self, z: Tensor, gates: Tensor | None = None, tokens: Tensor | None = None) -> None:
         """Add the activations `z [T, N]` of T tokens.
 
         Args:
+            tokens: `[T]`, which tokens of the calibration of this process these are.
             gates: `[T]`, by which a mixture multiplies the outputs of this expert. The moments weigh each token by the
                 square of its gate, which is how much its error counts in the output of the mixture.
 
@@ -100,7 +105,7 @@ class Recorder:
                 f"{z.numel()} values"
             )
         if len(z):
-            self._add_sample(z)
+            self._add_sample(z, torch.full((len(z),), -1) if tokens is None else tokens.cpu())
             self._add_moments(z, gates)
 
     def finish(self) -> Statistics:
@@ -110,7 +115,7 @@ class Recorder:
             sample = self._merge(sample)
         covariance = mirror(self._scatter).div_(self._weight or 1)
         del self._scatter  # nothing can be added any more
-        return Statistics(self.name, sample, self.n_tokens, self._mean, covariance)
+        return Statistics(self.name, sample, self.n_tokens, self._mean, covariance, tokens=self._tokens)
 
     def _merge(self, sample: Tensor) -> Tensor:
         """Make the moments those of all processes; returns the sample of all tokens."""
@@ -127,15 +132,19 @@ class Recorder:
         # Rows travel only if their keys are among the smallest of all.
         before = sum(self._ranks.gather(len(self._keys))[: self._ranks.index])
         mine = order[(order >= before) & (order < before + len(self._keys))].sort().values
+        places = order.argsort().argsort()
+        tokens = torch.where(self._tokens < 0, -1, self._tokens * self._ranks.count + self._ranks.index)
+        self._tokens = self._ranks.rows(tokens[mine - before])[places]
         rows = self._ranks.rows(sample[(mine - before).to(sample.device)])
-        return rows[order.argsort().argsort().to(rows.device)]
+        return rows[places.to(rows.device)]
 
-    def _add_sample(self, z: Tensor) -> None:
+    def _add_sample(self, z: Tensor, tokens: Tensor) -> None:
         # Each token draws a random key. Keeping the smallest keys gives a uniform sample without replacement.
         keys = torch.cat([self._keys, torch.rand(len(z), generator=self._generator, dtype=torch.float64)])
         pool = z.detach() if self._sample is None else torch.cat([self._sample, z.detach()])
         kept = keys.argsort()[: self.sample_size]
         self._keys, self._sample = keys[kept], pool[kept.to(pool.device)]
+        self._tokens = torch.cat([self._tokens, tokens])[kept]
 
     def _add_moments(self, z: Tensor, gates: Tensor | None) -> None:
         # Chan, Golub, LeVeque 1983; the batch is centered first, so that large means cost no precision.
@@ -184,14 +193,16 @@ def capture(
     """
     recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
     n_tokens = dict.fromkeys(ffns if among is None else among, 0)
+    start = end = 0
 
     def observe(part: Neurons) -> None:
         n_tokens[part.ffn] += len(part.z)
         if part.ffn in recorders:
-            recorders[part.ffn].add(part.z, part.gates)
+            recorders[part.ffn].add(part.z, part.gates, part.tokens(start, end))
 
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
+            start, end = end, end + count_tokens(batch)
             inputs = model_inputs(batch, model.device)
             body = body_of(model, inputs)
             with observed_neurons(model, list(n_tokens), Masks.of(inputs), observe):
@@ -218,6 +229,11 @@ def prepare_experts(ffns: Sequence[FFN], statistics: Sequence[Statistics], *, mo
     for ffn, layer in zip(ffns, statistics, strict=True):
         if ffn.is_routed or layer.n_tokens < most:
             size = 1 << len(layer.sample).bit_length() >> 1
-            layer = replace(layer, sample=layer.sample[:size], is_enough=layer.n_tokens >= MIN_TOKENS)
+            layer = replace(
+                layer,
+                sample=layer.sample[:size],
+                tokens=None if layer.tokens is None else layer.tokens[:size],
+                is_enough=layer.n_tokens >= MIN_TOKENS,
+            )
         result.append(layer)
     return result

@@ -35,6 +35,13 @@ class Neurons(NamedTuple):
     gates: Tensor | None
     n_rows: int
 
+    def tokens(self, start: int, end: int) -> Tensor | None:
+        """`[t]`, which tokens of the calibration these are, if `start` to `end` are those of the batch; None for rows
+        that are no tokens of it, such as those of an image."""
+        if self.token is not None:
+            return start + self.token
+        return torch.arange(start, end) if len(self.z) == end - start else None
+
 
 OnNeurons = Callable[[Neurons], Tensor | None]
 """Gets the neurons of an FFN; may return `[t, d]` to add to its output."""

@@ -1,7 +1,9 @@
 """Repairing each FFN on its own, in closed form, from the moments of its activations in the dense model."""
 
+import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from pruning.model.ffn import FFN
@@ -19,7 +21,7 @@ def prune_separately(
     kept: Iterable[Tensor],
     statistics: Iterable[Statistics],
     repair: Repair,
-) -> None:
+) -> list[float]:
     """Prune and repair the FFNs in place: all of them, or none if one cannot be repaired.
 
     An existing bias is refitted; only `repair="bias"` adds one.
@@ -27,6 +29,9 @@ def prune_separately(
     Args:
         kept: for each FFN the neurons to keep, ascending.
         repair: see `repair_projection`.
+
+    Returns:
+        The error of each FFN (`Solution`).
 
     Raises:
         ValueError: see `repair_projection`.
@@ -37,8 +42,11 @@ def prune_separately(
         intercept = repair == "bias" or bias is not None
         way: Repair = repair if activations.is_enough else "none"
         solution = repair_projection(weight, bias, keep, activations, way, intercept=intercept)
+        if activations.is_enough:
+            solution = solution._replace(error=output_error(weight, bias, keep, solution, activations))
         plans.append(Plan(ffn, keep, solution.to(weight.dtype)))
     prune_ffns(plans)
+    return [plan.solution.error for plan in plans]
 
 
 def repair_projection(
@@ -82,6 +90,28 @@ def repair_projection(
     prediction = predict(among, across)
     constant = statistics.mean[drop] - prediction @ statistics.mean[keep]
     return Solution(kept_weight + dropped_weight @ prediction, _add(new_bias, dropped_weight @ constant))
+
+
+def output_error(
+    weight: Tensor, bias: Tensor | None, keep: Tensor, solution: Solution, statistics: Statistics
+) -> float:
+    """The mean square of the error of the output with the solution, relative to that of the dense output.
+
+    Args:
+        weight, bias: of the dense projection.
+        keep: the kept neurons, which the solution is for.
+    """
+    weight, covariance = weight.detach().float(), statistics.covariance
+    change = weight.index_add(1, keep, solution.weight.float(), alpha=-1)  # [d, N]
+    offset = torch.zeros_like(statistics.mean[:1]) if bias is None else bias.detach().double()
+    lost = offset if solution.bias is None else offset - solution.bias.double()
+
+    def mean_square(projection: Tensor, constant: Tensor) -> float:
+        varying = (projection @ covariance * projection).sum(dtype=torch.float64)
+        return float(varying + (projection.double() @ statistics.mean + constant).square().sum())
+
+    total = mean_square(weight, offset)
+    return mean_square(change, lost) / total if total else math.nan
 
 
 def predict(among: Tensor, across: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Repair in the order of the layers: fit each pruned FFN to the hidden states of the dense model after its layer."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class Examples:
         gram: `[N, N]` float32, the weighted sum of the products of its neurons in the pruned stream; if it has a bias,
             a neuron that is always 1 comes last.
         cross: `[N, d]` float32, that of the products of its neurons with the targets.
+        energy: that of the squares of the targets.
         n_tokens: how many.
         read, target, weight: by batch of t tokens its inputs `[t, d]`, the targets `[t, d]` float32 and the weights of
             the tokens `[t]` float32; empty unless it is refined.
@@ -51,6 +53,7 @@ class Examples:
         size = ffn.width + (ffn.output.bias is not None)
         self.gram = torch.zeros(size, size, device=ffn.output.weight.device)
         self.cross = self.gram.new_zeros(size, ffn.output.out_features)
+        self.energy = 0.0
         self.n_tokens = 0
         self.read: list[Tensor] = []
         self.target: list[Tensor] = []
@@ -62,9 +65,10 @@ class Examples:
         if self._ffn.output.bias is not None:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         root = weight.sqrt()[:, None]
-        z = z * root
+        z, weighted = z * root, target * root
         add_gram(self.gram, z)
-        self.cross.addmm_(z.t(), target * root)
+        self.cross.addmm_(z.t(), weighted)
+        self.energy += float(weighted.square().sum(dtype=torch.float64))
         self.n_tokens += len(z)
         if self._keep:
             self.read.append(part.read)
@@ -177,9 +181,11 @@ def _visit_layer(
     examples = {ffn: Examples(ffn, keep=refine) for ffn in ffns if fit}
     bypasses = []
     behind = pruned.passes(index) if fit else repeat(None)
+    start = end = 0
     for batch, (ahead, after) in enumerate(zip(dense.passes(index, advance=True), behind, strict=fit)):
+        start, end = end, end + dense.tokens[batch]
         for part in ahead.parts if recorders else ():
-            recorders[part.ffn].add(part.z, part.gates)
+            recorders[part.ffn].add(part.z, part.gates, part.tokens(start, end))
         if after is not None:
             _add_examples(examples, ahead, after, dense.find_form(index))
             if index < dense.last:
@@ -220,7 +226,7 @@ def prune_and_fit(
     refine: bool,
     seed: int,
     ranks: Ranks = ALONE,
-) -> None:
+) -> list[float]:
     """Prune the FFNs of one layer, with the output projections that come closest to the targets.
 
     Args:
@@ -229,14 +235,19 @@ def prune_and_fit(
         seed: for the order of tokens when refining.
         ranks: processes that have examples of their own, and together fit to all of them.
 
+    Returns:
+        The error of each FFN (`Solution`) before refining.
+
     Raises:
         ValueError: activations that are not finite.
     """
-    prune_ffns([Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()])
+    plans = [Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()]
+    prune_ffns(plans)
     for ffn in keep if refine else ():
         learned = examples[ffn]
         read, target, weight = map(torch.cat, (learned.read, learned.target, learned.weight))
         refine_ffn(ffn, read, target, weight, seed=seed, ranks=ranks)
+    return [plan.solution.error for plan in plans]
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Solution:
@@ -266,7 +277,10 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Sol
     missing = cross - gram @ dense.t()
     change = ridge(gram, missing, PULL_TO_DENSE, n_free=int(bias is not None)).t().float()
     fitted = dense + change  # [d, size]
-    return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1])
+    energy = ranks.total(examples.energy)
+    explained = (fitted.t() * (2 * cross - gram @ fitted.t())).sum(dtype=torch.float64)
+    error = max(1 - float(explained) / energy, 0.0) if energy else math.nan
+    return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1], error)
 
 
 def _shares(behind: LayerPass, lacking: Tensor, form: Form) -> list[Tensor]:

@@ -17,7 +17,7 @@ from pruning.model.ffn import FFN
 from pruning.model.first_call import Call, first_call
 from pruning.model.forward import body_of, without_cache
 from pruning.model.layers import IN_MEMORY, Layers, layer_list
-from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
+from pruning.observe.batches import Batch, count_tokens, model_inputs, real_positions, select_tokens
 from pruning.observe.neurons import Masks, Neurons, OnNeurons, observed_neurons
 from pruning.repair.form import ADVICE, Form, Run, find_form
 
@@ -63,6 +63,7 @@ class Stream:
         ffns: those to prune of each layer.
         last: the index of the last layer with FFNs to prune.
         hidden: `[B, L, d]` of each batch, the input of the next layer.
+        tokens: of each batch, how many, without padding.
 
     Raises:
         ValueError: the layers with FFNs are not one after the other in one list, or a layer does not read the output
@@ -84,6 +85,7 @@ class Stream:
         self._real: list[Tensor | None] = []  # by batch: the positions that are not padding
         self._forms: dict[int, Form] = {}
         self.hidden: list[Tensor] = []
+        self.tokens = [count_tokens(batch) for batch in batches]
         by_shape: dict[torch.Size, list[Call]] = {}
         for batch in batches:
             inputs = model_inputs(batch, model.device)

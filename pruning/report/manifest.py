@@ -12,6 +12,11 @@ import transformers
 
 import mikernels
 from pruning.choose.explain import PrunedLayer
+from pruning.choose.picture import Picture
+from pruning.observe.excerpts import Excerpt
+
+SCHEMA = 1
+"""Version of the entries of the manifest and of the pictures (docs/pruning.md); manifests without one are older."""
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Report:
             seed; the least one was used. Empty if there was one candidate.
         notes: further entries for the manifest, such as an evaluation.
         files: of the saved result, relative to its folder; empty before it is saved.
+        excerpts: a few words of the calibration around the tokens in the pictures of the layers, by token.
     """
 
     settings: dict[str, Any]
@@ -36,6 +42,7 @@ class Report:
     candidates: dict[int, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    excerpts: dict[int, Excerpt] = field(default_factory=dict)
 
     @property
     def widths(self) -> list[int]:
@@ -51,19 +58,66 @@ class Report:
         return sum(self.widths)
 
     def manifest(self) -> str:
-        """The report as JSON. In each layer, the lists under `dropped` are the columns of one table."""
+        """The report as JSON, without the pictures of the layers (`pictures`). In each layer, the lists under `dropped`
+        are the columns of one table."""
+        return json.dumps(self.document(), indent=1, allow_nan=False) + "\n"
+
+    def document(self) -> dict[str, Any]:
+        """What `manifest` is the text of."""
         document = {
+            "schema": SCHEMA,
             "settings": self.settings,
             "calibration_tokens": self.calibration_tokens,
             "neurons": {"before": self.neurons_before, "after": self.neurons_after, "widths": self.widths},
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            "peak_bytes": getattr(self.seconds, "peak_bytes", {}),
             "versions": versions(),
             "candidates": self.candidates,
             "files": self.files,
             **self.notes,
             "layers": [layer.as_json() for layer in self.layers],
         }
-        return json.dumps(plain_json(document), indent=1, allow_nan=False) + "\n"
+        plain: dict[str, Any] = plain_json(document)
+        return plain
+
+    def pictures(self) -> dict[str, Any]:
+        """A closer look at the layers (`pruning.choose.picture`), in types that JSON has: the table of the map is its
+        part above the diagonal, row by row."""
+        layers = [
+            {"name": layer.name} | _picture_json(layer.picture, self.excerpts)
+            for layer in self.layers
+            if layer.picture is not None
+        ]
+        plain: dict[str, Any] = plain_json({"schema": SCHEMA, "layers": layers})
+        return plain
+
+
+def _picture_json(picture: Picture, excerpts: Mapping[int, Excerpt]) -> dict[str, Any]:
+    row, column = torch.triu_indices(len(picture.mi), len(picture.mi), offset=1)
+    examples = [
+        [
+            {"token": token, "activation": _short(value)}
+            | ({"excerpt": list(excerpts[token])} if token in excerpts else {})
+            for token, value in zip(tokens, values, strict=True)
+        ]
+        for tokens, values in zip(picture.tokens.tolist(), picture.activation.tolist(), strict=True)
+    ]
+    return {
+        "map": {
+            "neurons": picture.shown,
+            "mi_nats": [round(value, 4) for value in picture.mi[row, column].tolist()],
+        },
+        "damage": {"dropped": picture.steps, "share": [_short(x) for x in picture.damage.tolist()]},
+        "redundant": {
+            "neuron": picture.redundant,
+            "p_value": [_short(x) for x in picture.p_value.tolist()],
+            "excited_by": examples,
+        },
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def versions() -> dict[str, str]:

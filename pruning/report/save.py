@@ -1,11 +1,13 @@
 """Saving a pruned model with its tokenizer and manifest."""
 
+import gzip
+import json
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import find_ffns
-from pruning.model.output_folder import MANIFEST, check_output, complete_folder, files_in, sync
+from pruning.model.output_folder import MANIFEST, PICTURES, check_output, complete_folder, files_in, sync
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
 from pruning.model.state import STATE
@@ -63,6 +65,8 @@ def complete(
             tokenizer.save_pretrained(folder)
         if source is not None:
             copy_companions(Path(source), folder)
+        pictures = json.dumps(report.pictures(), separators=(",", ":"), allow_nan=False)
+        (folder / PICTURES).write_bytes(gzip.compress(pictures.encode(), mtime=0))
         files = files_in(folder) - {STATE}
         report.files = sorted({MANIFEST, *files})
         for name in files:

@@ -17,6 +17,7 @@ from torch.distributed.run import get_args_parser
 from pruning.cli import main
 from pruning.planning import plan
 from pruning.planning.rates import Rates
+from pruning.report_command import main as mi_report
 
 from tiny import reload_here
 
@@ -86,6 +87,8 @@ def test_mi_prune_commands_run_in_order(page, workplace, monkeypatch):
             arguments = arguments[arguments.index("pruning.cli") + 1 :]
         if program in ("mi-prune", "torchrun"):
             assert main([*arguments, "--quiet"]) == 0, command
+        elif program == "mi-report":
+            assert mi_report(arguments) == 0, command
 
 
 def test_torchrun_knows_its_arguments():
@@ -131,7 +134,8 @@ def test_targets_and_extras_exist(page):
             named = re.findall(r"\[([\w,]+)\]", command)
             assert all(extra in extras for names in named for extra in names.split(",")), command
         else:
-            assert program in ("mi-prune", "torchrun", "python", "git", "cd", "TRITON_INTERPRET=1"), command
+            known = ("mi-prune", "mi-report", "torchrun", "python", "git", "cd", "TRITON_INTERPRET=1")
+            assert program in known, command
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

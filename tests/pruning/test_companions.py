@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 from pruning import prune
 from pruning.cli import main
-from pruning.model.output_folder import MANIFEST
+from pruning.model.output_folder import MANIFEST, PICTURES
 from pruning.report import companions
 from pruning.report.companions import copy_companions, source_folder
 from pruning.report.save import save_pruned
@@ -86,7 +86,7 @@ def test_everything_that_is_not_weights_comes_along_and_replaces_nothing(
         assert (out / name).read_text() != "stale", name
     listed = json.loads((out / MANIFEST).read_text())["files"]
     on_disk = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert on_disk == {*COME, *WRITTEN, "model.safetensors", MANIFEST} == set(listed)
+    assert on_disk == {*COME, *WRITTEN, "model.safetensors", MANIFEST, PICTURES} == set(listed)
     assert torch.equal(outputs(AutoModel.from_pretrained(out).eval(), windows), outputs(bert, windows))
     save_pruned(bert, tokenizer, report, out, source=source, force=True)  # knows all files as its own
 
@@ -94,7 +94,7 @@ def test_everything_that_is_not_weights_comes_along_and_replaces_nothing(
 def test_without_a_source_nothing_comes_along(bert, windows, tokenizer, tmp_path):
     report = prune(bert, None, calibration=windows, ratio=0.25, multiple_of=2)
     save_pruned(bert, tokenizer, report, tmp_path / "out")
-    assert set(report.files) == {*WRITTEN, "model.safetensors", MANIFEST}
+    assert set(report.files) == {*WRITTEN, "model.safetensors", MANIFEST, PICTURES}
 
 
 @pytest.mark.parametrize("modules", ["no json", "[]", "{}", "[1]", '[{"path": 3}]', '[{"path": "/"}]'])

@@ -133,6 +133,7 @@ def test_the_error_for_a_missing_or_wrong_file_names_it(tmp_path, llama):
 )
 def test_only_the_evidence_of_one_layer_is_in_memory_at_a_time(windows, monkeypatch, tmp_path, options):
     measured, peak = [], []
+    monkeypatch.setattr("pruning.choose.picture.SHOWN", 24)  # maps smaller than a layer, as of large models
 
     def alive():
         gc.collect()
@@ -175,6 +176,7 @@ def test_only_pairs_of_a_dropped_and_a_kept_neuron_are_measured_unless_all_decid
     windows, monkeypatch, options
 ):
     shapes, estimate = [], mikernels.mutual_information
+    monkeypatch.setattr("pruning.choose.picture.SHOWN", 24)
 
     def recorded(x, y=None, **keywords):
         shapes.append((x.shape[1], None if y is None else y.shape[1]))
@@ -182,8 +184,9 @@ def test_only_pairs_of_a_dropped_and_a_kept_neuron_are_measured_unless_all_decid
 
     monkeypatch.setattr(mikernels, "mutual_information", recorded)
     report = prune(tiny_model("Llama"), None, calibration=windows, ratio=0.25, **options, **OPTIONS)
-    expected = (40, None) if options == {"criterion": "random-pairs"} else (10, 30)
-    assert shapes == [expected] * len(report.layers)
+    # Beside them, those of the map in the report.
+    expected = [(40, None)] if options == {"criterion": "random-pairs"} else [(10, 30), (24, 24)]
+    assert shapes == expected * len(report.layers)
 
 
 def test_gathered_evidence_is_what_a_run_saves(saved, windows):

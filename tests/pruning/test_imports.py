@@ -47,6 +47,7 @@ FOLDERS = [
     "terminal",
     "arguments",
     "launch",
+    "report_command",
     "cli",
     "demo",
 ]

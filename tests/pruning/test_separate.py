@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pruning.choose.explain import explained_variance
 from pruning.model.ffn import find_ffns
 from pruning.model.surgery import complement
-from pruning.repair.separate import prune_separately, repair_projection
+from pruning.repair.separate import output_error, prune_separately, repair_projection
 
 from tiny import assert_unchanged, state_of, statistics_of, tiny_model
 
@@ -37,6 +37,23 @@ def test_least_squares_is_never_worse_than_no_repair_on_its_own_data(intercept, 
     repaired = repair_projection(neurons, None, keep, statistics, "lstsq", intercept=intercept)
     assert (repaired.bias is not None) == intercept
     assert error(z, neurons, keep, repaired) <= error(z, neurons, keep, cut) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("repair", "intercept"),
+    [("none", True), ("none", False), ("lstsq", True), ("lstsq", False), ("bias", True)],
+)
+def test_the_error_is_that_of_the_output_on_its_own_data(repair, intercept):
+    z, weight, statistics = make(3)
+    bias = torch.randn(len(weight)) if intercept else None
+    keep = torch.arange(7)
+    solution = repair_projection(weight, bias, keep, statistics, repair, intercept=intercept)
+    z, offset = z.double(), 0 if bias is None else bias.double()
+    dense = z @ weight.double().T + offset
+    pruned = z[:, keep] @ solution.weight.T + (0 if solution.bias is None else solution.bias)
+    expected = float((pruned - dense).square().sum() / dense.square().sum())
+    assert 0.001 < expected
+    assert output_error(weight, bias, keep, solution, statistics) == pytest.approx(expected, rel=1e-4)
 
 
 def test_linearly_dependent_neurons_are_replaced_by_the_kept_ones():

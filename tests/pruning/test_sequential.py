@@ -79,6 +79,22 @@ def test_later_layers_compensate_for_the_error_of_earlier_ones(windows):
     assert distance[True] < distance[False]
 
 
+def test_the_error_of_the_first_layer_is_that_of_its_output(windows):
+    """Its target is its dense output, and tokens weigh by the norm of the dense hidden states after it."""
+    dense, pruned = tiny_model("Llama"), tiny_model("Llama")
+    report = prune(pruned, None, calibration=windows, ratio=0.25, multiple_of=2)
+    wanted, got = (find_ffns(model)[0].output.owners[0] for model in (dense, pruned))
+    seen = {}
+    for model, projection in ((dense, wanted), (pruned, got)):
+        projection.register_forward_hook(lambda module, _args, output: seen.update({module: output.double()}))
+        with torch.no_grad():
+            hidden = model(input_ids=windows, output_hidden_states=True).hidden_states[1].double()
+        seen.setdefault("hidden", hidden)
+    weight = 1 / seen["hidden"].square().mean(-1)
+    square = [(value.square().sum(-1) * weight).sum() for value in (seen[got] - seen[wanted], seen[wanted])]
+    assert report.layers[0].repair_error == pytest.approx(float(square[0] / square[1]), rel=1e-3)
+
+
 def test_tokens_of_massive_norm_do_not_dominate_the_fit(windows):
     """The first token of each window is a thousand times larger; the error of the others still falls."""
     model = tiny_model("Llama")

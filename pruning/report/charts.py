@@ -1,0 +1,181 @@
+"""The charts of the page, as SVG in data URIs: an image can run nothing and load nothing."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from pruning.report.comparison import MAX_GROWTH
+from pruning.report.result import Layer, Result
+
+INK, GRAY, ACCENT = "#2b2f36", "#7d828b", "#b3541e"
+MAP_COLORS = "PuOr_r"
+"""From below the null to above it; what is far above is dark, so that it can be read without color."""
+MARKS = "osD^vP*X"
+"""By text or result, in addition to colors."""
+METADATA = ("Creator", "Date", "Format", "Type")
+"""What matplotlib would write into each file."""
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#b9bec6",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "grid.color": "#e4e7eb",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mikernels",  # equal results give equal pages
+    "text.color": INK,
+    "text.parse_math": False,  # names of texts and models are no formulas
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def information_map(layer: Layer) -> str:
+    """The mutual information of the neurons that are shown, with a black mark at those that were dropped.
+
+    Colors are the nats above the null, so that independent pairs are white.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.05, 0.09, 0.71, 0.85))
+        excess = np.array(layer.mi) - layer.null_mi
+        np.fill_diagonal(excess, np.nan)
+        top = max(float(np.nanquantile(excess, 0.995)), layer.null_mi, 1e-3)
+        image = axes.imshow(
+            excess, cmap=MAP_COLORS, norm=Normalize(-top, top), interpolation="none", aspect="equal"
+        )
+        marks = np.array(layer.is_dropped, dtype=float)
+        for place, strip in (
+            ((0, 1.015, 1, 0.03), marks[None]),
+            ((-0.045, 0, 0.03, 1), marks[:, None]),
+        ):
+            edge = axes.inset_axes(place)
+            edge.imshow(strip, cmap="Greys", vmin=0, vmax=1, interpolation="none", aspect="auto")
+            edge.set_xticks([])
+            edge.set_yticks([])
+            edge.grid(visible=False)
+        axes.grid(visible=False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel(f"{len(layer.shown)} neurons, similar ones side by side; black edge: dropped")
+        bar = figure.colorbar(image, cax=figure.add_axes((0.81, 0.15, 0.03, 0.7)))
+        bar.set_label("nats above independent neurons")
+        bar.ax.grid(visible=False)
+
+    return _svg(draw, (5.0, 4.2))
+
+
+def damage_curve(layer: Layer) -> str:
+    """What least squares cannot restore of the output of the layer, by the number of dropped neurons, and the cut."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.13, 0.15, 0.84, 0.8))
+        cut = layer.n_neurons - layer.n_kept
+        axes.plot(layer.steps, [100 * share for share in layer.damage], color=ACCENT, linewidth=2)
+        axes.axvline(cut, color=INK, linewidth=1.2, linestyle="--")
+        at = float(np.interp(cut, layer.steps, layer.damage))
+        axes.plot([cut], [100 * at], "o", color=INK)
+        axes.annotate(
+            f"cut: {cut:,} dropped, {at:.1%}",
+            (cut, 100 * at),
+            (-8 if cut > layer.steps[-1] / 2 else 8, 6),
+            textcoords="offset points",
+            ha="right" if cut > layer.steps[-1] / 2 else "left",
+        )
+        axes.set_xlim(0, max(layer.steps[-1], cut) * 1.02)
+        axes.set_ylim(0)
+        axes.margins(y=0.15)
+        axes.set_xlabel(f"dropped neurons, of {layer.n_neurons:,}")
+        axes.set_ylabel("% of the output's variance lost")
+
+    return _svg(draw, (5.0, 3.4))
+
+
+def quality_by_ratio(results: Sequence[Result], sweep: Sequence[Mapping[str, Any]]) -> str | None:
+    """Perplexity on each text against the share of neurons dropped: of the rows of a sweep, joined by lines, and of the
+    results; None if there is nothing to compare."""
+    texts = list(dict.fromkeys([*(sweep[0]["perplexity"] if sweep else ()), *_texts(results)]))
+    if not texts or len(sweep) + len(results) < 2:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.12, 0.12, 0.85, 0.85))
+        colors = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+        for i, text in enumerate(texts):
+            color, mark = colors[i % len(colors)], MARKS[i % len(MARKS)]
+            rows = [(x, y, e) for x, y, e in swept(sweep, text) if math.isfinite(y)]
+            if rows:
+                x, y, e = zip(*rows, strict=True)
+                bars = 100 * np.nan_to_num(e) * (1 + np.array(y) / 100)
+                axes.errorbar(x, y, bars, color=color, marker=mark, markersize=4, capsize=2, label=text)
+            points = [
+                (r, q) for r in results for q in r.quality if q.text == text and math.isfinite(q.growth)
+            ]
+            if points:
+                axes.plot(
+                    [100 * result.dropped_share for result, _ in points],
+                    [100 * (quality.growth - 1) for _, quality in points],
+                    mark,
+                    color=color,
+                    markersize=11,
+                    markeredgewidth=2,
+                    markerfacecolor="none",
+                    label=f"{text}, saved result" if rows else text,
+                )
+        axes.axhline(100 * (MAX_GROWTH - 1), color=GRAY, linestyle=":", linewidth=1.5)
+        axes.annotate(
+            "past this, repair is not enough",
+            (0, 100 * (MAX_GROWTH - 1)),
+            (4, 4),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color=GRAY,
+            fontsize=9,
+        )
+        if axes.get_ylim()[1] > 1000:
+            axes.set_yscale("symlog", linthresh=100)
+        axes.set_xlim(0)
+        axes.set_xlabel("% of the neurons dropped")
+        axes.set_ylabel("% growth of the perplexity")
+        axes.legend(fontsize=9)
+
+    return _svg(draw, (6.4, 4.0))
+
+
+def swept(sweep: Sequence[Mapping[str, Any]], text: str) -> list[tuple[float, float, float]]:
+    """Of each row: % of neurons dropped, % growth of the perplexity on a text, and the standard error of its log."""
+    rows = []
+    for row in sweep:
+        before, after = sweep[0]["perplexity"].get(text), row["perplexity"].get(text)
+        growth = after / before - 1 if before and after else math.nan
+        error = row["change_error"].get(text)
+        share = 1 - row["neurons"] / sweep[0]["neurons"]
+        rows.append((100 * share, 100 * growth, math.nan if error is None else error))
+    return rows
+
+
+def _texts(results: Sequence[Result]) -> list[str]:
+    return [q.text for result in results for q in result.quality if math.isfinite(q.growth)]
+
+
+def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
+    """The figure that `draw` fills, as a data URI; touches no state of matplotlib beyond this call."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size)
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(METADATA))
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue().encode()).decode()

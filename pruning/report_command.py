@@ -1,0 +1,92 @@
+"""`mi-report`: show results of `mi-prune` again, one or several side by side."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pruning.paths import check_report
+from pruning.report.page import write_html
+from pruning.report.plain import ASCII, BLOCKS, plain_text
+from pruning.report.result import load_result
+from pruning.terminal import any_encoding, describe
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return 0 on success, 1 after printing an error in one line to standard error."""
+    args = command_parser().parse_args(argv)
+    try:
+        with any_encoding():
+            _run(args)
+    except Exception as error:
+        print(f"mi-report: {describe(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def command_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mi-report",
+        description="Show what mi-prune dropped, why, what it cost, and how far one may go.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("results", metavar="DIR", nargs="+", help="folder of a result; several are compared")
+    parser.add_argument(
+        "--out", default="mi-report.html", metavar="FILE.html", help="the page, which is replaced"
+    )
+    parser.add_argument("--text", action="store_true", help="print a form for terminals instead of a page")
+    parser.add_argument(
+        "--sweep",
+        metavar="FILE.json",
+        help="what mi-prune --sweep --json printed for the same model, for the curve of quality against the ratio",
+    )
+    parser.add_argument(
+        "--no-text",
+        dest="excerpts",
+        action="store_false",
+        help="show no words of the calibration text",
+    )
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    sweep = _read_sweep(args.sweep) if args.sweep is not None else []
+    if args.text:
+        results = [load_result(folder, text=False) for folder in args.results]
+        print(plain_text(results, blocks=BLOCKS if _can_print(BLOCKS) else ASCII))
+        return
+    check_report(args.out)
+    write_html(args.results, args.out, sweep=sweep, text=args.excerpts)
+    print(f"Report: {args.out}")
+
+
+def _read_sweep(path: str) -> list[dict[str, Any]]:
+    """The rows of a sweep.
+
+    Raises:
+        OSError: no such file.
+        ValueError: another file.
+    """
+    try:
+        rows: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))["sweep"]
+        for row in rows:
+            row["ratio"], row["neurons"], row["perplexity"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"--sweep: expected what mi-prune --sweep --json prints, got {path}: {error}"
+        ) from error
+    return rows
+
+
+def _can_print(text: str) -> bool:
+    """Whether standard output has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

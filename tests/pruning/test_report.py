@@ -1,0 +1,391 @@
+"""The report: what a run keeps for it, the page, and the form for terminals."""
+
+import base64
+import gzip
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import mikernels
+from pruning import prune
+from pruning.choose.explain import PrunedLayer
+from pruning.choose.picture import Picture, by_similarity
+from pruning.cli import main
+from pruning.model.ffn import find_ffns
+from pruning.observe.batches import Windows
+from pruning.observe.excerpts import excerpts
+from pruning.report import write_html
+from pruning.report.manifest import Report
+from pruning.report.plain import sparkline
+from pruning.report_command import main as mi_report
+
+from browser import CHROMIUM, browser
+from tiny import tiny, tiny_model
+
+EVIL = "<script>alert(1)<img src=x onerror=alert(2)>"
+OPTIONS = ("--sequence-length=32", "--calibration-tokens=1024", "--evaluation-tokens=256", "--multiple-of=2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer):
+    """A folder with a result, of a model and a text that try to run a script, and its page."""
+    root = tmp_path_factory.mktemp("report")
+    tiny_model("Llama", num_hidden_layers=2).save_pretrained(root / EVIL)
+    tokenizer.save_pretrained(root / EVIL)
+    (root / f"{EVIL}.txt").write_text("</td><script>alert(3)</script>&amp;" * 100)
+    text = f"{root / EVIL}.txt"
+    arguments = (
+        root / EVIL,
+        "--out",
+        root / "out",
+        "--calibration",
+        text,
+        "--evaluate",
+        text,
+        "--ratio=0.25",
+    )
+    assert main([*map(str, arguments), "--quiet", "--report", str(root / "page.html"), *OPTIONS]) == 0
+    return root
+
+
+@pytest.fixture
+def report_of(capsys):
+    """Run `mi-report`; returns exit status, standard output and standard error."""
+
+    def show(*args):
+        status = mi_report([str(arg) for arg in args])
+        return status, *capsys.readouterr()
+
+    return show
+
+
+class Structure(HTMLParser):
+    """What is in a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.append(dict(attrs))
+
+    def handle_data(self, data):
+        if self.tags[-1:] not in (["script"], ["style"]):
+            self.text += f"{data} "
+
+    def values(self, name):
+        return [attributes[name] for attributes in self.attributes if name in attributes]
+
+
+def test_the_page_is_one_file_that_loads_nothing_and_runs_no_text(run):
+    page = (run / "page.html").read_text()
+    found = Structure(page)
+    assert found.tags.count("script") == 1
+    assert not [name for attributes in found.attributes for name in attributes if name.startswith("on")]
+    assert all(value.startswith(("data:image/svg+xml;base64,", "#")) for value in found.values("src"))
+    assert all(value.startswith("#") or value == "data:," for value in found.values("href"))
+    assert set(found.tags) & {"iframe", "object", "embed", "link"} == {"link"}
+    assert re.findall(r"url\(|@import|https?://", page) == []
+    policy = next(value for value in found.values("content") if "default-src" in value)
+    assert "default-src 'none'" in policy
+    assert EVIL in found.text  # the path of the model
+    assert "<script>" in found.text
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    assert {value.removeprefix("#") for value in found.values("href")} - {"data:,"} <= set(ids)
+    assert len(found.values("alt")) == found.tags.count("img") == 2 * 2
+    for uri in found.values("src"):
+        chart = base64.b64decode(uri.partition(",")[2]).decode()
+        assert "<script" not in chart
+        assert not re.findall(r'(?:href|src)="(?!#|data:image/png)', chart)
+
+
+def test_what_went_why_and_what_it_cost_stand_in_the_page(run):
+    text = Structure((run / "page.html").read_text()).text
+    manifest = json.loads((run / "out" / "mi_prune.json").read_text())
+    evaluation = manifest["evaluation"]["texts"][0]
+    growth = evaluation["perplexity_pruned"] / evaluation["perplexity_dense"] - 1
+    for expected in (
+        "20 of 80 FFN neurons were dropped (25.0%)",
+        f"{growth:+.1%}",
+        "within what closed-form repair holds" if growth <= 0.5 else "past what closed-form repair holds",
+        manifest["model_fingerprint"],
+        manifest["calibration"]["sha256"],
+        manifest["versions"]["torch"],
+        "mi-prune ",
+        *(f"{layer['repair_error']:.1%}" for layer in manifest["layers"]),
+    ):
+        assert expected in text
+    layer = manifest["layers"][0]["dropped"]
+    best = max(range(len(layer["neuron"])), key=lambda i: layer["mi_nats"][i])
+    row = [str(layer["neuron"][best]), str(layer["partner"][best]), f"{layer['mi_nats'][best]:.3g}"]
+    assert row == text[text.index("tokens that excite it most") :].split()[5:8]
+
+
+def test_the_same_page_comes_from_the_folder(run, report_of, tmp_path):
+    assert report_of(run / "out", "--out", tmp_path / "again.html")[0] == 0
+    assert (tmp_path / "again.html").read_text() == (run / "page.html").read_text()
+
+
+def test_without_text_no_word_of_the_calibration_is_kept_or_shown(run, report_of, tmp_path):
+    assert "excerpt" in gzip.decompress((run / "out" / "mi_prune_pictures.json.gz").read_bytes()).decode()
+    report_of(run / "out", "--no-text", "--out", tmp_path / "page.html")
+    assert "alert(3)" not in (tmp_path / "page.html").read_text()
+    ids = torch.randint(3, 260, (24, 16), generator=torch.Generator().manual_seed(1))
+    options = {"calibration": ids, "ratio": 0.25, "multiple_of": 2}
+    assert not prune(tiny_model("Llama"), None, **options).excerpts
+
+
+def test_a_terminal_shows_the_same_in_any_encoding(run, report_of):
+    status, output, _ = report_of(run / "out", "--text")
+    assert status == 0
+    assert "20 of 80 FFN neurons were dropped (25.0%)" in output
+    assert re.search("^error +[▁▂▃▄▅▆▇█]{2} ", output, re.MULTILINE)
+
+
+def test_sparklines_span_the_range_and_skip_what_is_unknown():
+    assert sparkline([1.0, 2.0, math.nan, 4.5, 3.0]) == "▁▃ █▅"
+    assert sparkline([2.0, 2.0], "_.:-=+*#") == "__"
+    assert sparkline([math.nan]) == " "
+
+
+def test_results_are_compared_with_each_other_and_with_a_sweep(run, report_of, tmp_path):
+    shutil.copytree(run / "out", tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "mi_prune.json").read_text())
+    manifest["evaluation"]["texts"][0]["perplexity_pruned"] *= 10
+    (tmp_path / "other" / "mi_prune.json").write_text(json.dumps(manifest))
+    row = {"parameters": 100, "bytes": 400, "hidden_state_cosine": {}, "change_error": {"a": 0.1}}
+    rows = [
+        row | {"ratio": r, "neurons": n, "perplexity": {"a": p}}
+        for r, n, p in ((0, 80, 8.0), (0.25, 60, 9.0))
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweep": rows}))
+    folders = (run / "out", tmp_path / "other")
+    status, _, error = report_of(
+        *folders, "--sweep", tmp_path / "sweep.json", "--out", tmp_path / "page.html"
+    )
+    assert (status, error) == (0, "")
+    found = Structure((tmp_path / "page.html").read_text())
+    assert "9.00 (+12.5% ± 10.0%)" in found.text
+    assert "0.25 (this result)" in found.text
+    assert "past the limit" in found.text
+    assert found.tags.count("img") == 1 + 2 * 2 * 2
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    text = report_of(*folders, "--text")[1]
+    assert re.search(r"other +25\.0% +conditional-mi +sequential +uniform .*past the limit", text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "expected at most 1, got 99"),
+        ({"layers": []}, "expected at least one"),
+        ({"layers": [{"name": "a"}]}, "cannot be read"),
+        ({"layers": 3}, "cannot be read"),
+    ],
+)
+def test_what_is_no_result_is_refused_in_one_line(run, report_of, tmp_path, change, message):
+    shutil.copytree(run / "out", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "mi_prune.json").read_text()) | change
+    (tmp_path / "out" / "mi_prune.json").write_text(json.dumps(manifest))
+    status, _, error = report_of(tmp_path / "out", "--out", tmp_path / "page.html")
+    assert status == 1
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_pictures_that_are_broken_are_refused_and_missing_ones_left_out(run, report_of, tmp_path):
+    shutil.copytree(run / "out", tmp_path / "out")
+    pictures = tmp_path / "out" / "mi_prune_pictures.json.gz"
+    pictures.write_bytes(pictures.read_bytes()[:-20])
+    assert "cannot be read" in report_of(tmp_path / "out")[2]
+    pictures.unlink()
+    manifest = json.loads((tmp_path / "out" / "mi_prune.json").read_text())
+    for entry in ("schema", "peak_bytes", "parameters", "weight_bytes", "command", "model_fingerprint"):
+        del manifest[entry]
+    for layer in manifest["layers"]:
+        del layer["repair_error"]
+    (tmp_path / "out" / "mi_prune.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
+    assert report_of(tmp_path / "out", "--out", tmp_path / "page.html")[0] == 0
+    assert "not measured" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("page.txt", "ends with .html"), ("no/page.html", "existing folder"), ("out/page.html", "--report")],
+)
+def test_a_bad_place_for_the_page_is_an_error_before_the_model_is_loaded(capsys, tmp_path, name, message):
+    arguments = ["no/such/model", "--out", str(tmp_path / "out"), "--report", str(tmp_path / name)]
+    (tmp_path / "out").mkdir()
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_missing_packages_are_named_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("pruning.report.page.PACKAGES", ("jinja2", "no_such_plots"))
+    assert main(["no/such/model", "--out", str(tmp_path / "a"), "--report", str(tmp_path / "a.html")]) == 1
+    assert "no_such_plots" in (message := capsys.readouterr().err)
+    assert "pip install 'mikernels[report]'" in message
+
+
+def test_a_map_holds_the_mutual_information_of_its_neurons_and_p_values_their_null():
+    model = tiny_model("Llama")
+    (ffn, *_) = find_ffns(model)
+    ids = torch.randint(3, 260, (40, 16), generator=torch.Generator().manual_seed(1))
+    z = activations(model, ffn, ids)
+    layer = prune(model, None, calibration=ids, ratio=0.25, multiple_of=2).layers[0]
+    picture = layer.picture
+    expected = mikernels.mutual_information(z).fill_diagonal_(0)
+    torch.testing.assert_close(picture.mi, expected[picture.shown][:, picture.shown], rtol=1e-3, atol=1e-4)
+    top = layer.mi.argsort(descending=True)[:10]
+    assert picture.redundant.tolist() == layer.dropped[top].tolist()
+    null = mikernels.null_distribution(len(z), draws=20_000)
+    torch.testing.assert_close(picture.p_value, null.p_value(layer.mi[top]))
+    assert picture.steps.tolist() == list(range(11))
+
+
+def activations(model, ffn, ids):
+    """The neurons of an FFN for all tokens `[T, N]`, by a hook."""
+    seen = []
+    handle = ffn.output.owners[0].register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0].flatten(0, -2))
+    )
+    with torch.inference_mode():
+        for row in ids:
+            model(row[None])
+    handle.remove()
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "MixtralForCausalLM"])
+@pytest.mark.parametrize("repair", ["sequential", "lstsq"])
+def test_tokens_are_those_at_which_a_neuron_is_farthest_from_zero(name, repair):
+    """With padding, several batches, and experts that see some of the tokens."""
+    model = tiny(name)
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        torch.randint(3, 260, (n,), generator=generator)
+        for n in (20, 7, 16, 20, 9, 20, 20, 12, 20, 20, 20, 16)
+    ]
+    dense = {ffn.name: ffn for ffn in find_ffns(model)}
+    if name == "LlamaForCausalLM":
+        z = {n: torch.cat([activations(model, ffn, row[None]) for row in rows]) for n, ffn in dense.items()}
+    report = prune(model, None, calibration=rows, ratio=0.25, multiple_of=4, repair=repair, batch_size=5)
+    pictures = {layer.name: layer.picture for layer in report.layers if layer.picture is not None}
+    assert pictures
+    for layer, picture in pictures.items():
+        assert (picture.tokens >= 0).all()
+        assert (picture.tokens < sum(map(len, rows))).all()
+        if name == "LlamaForCausalLM":
+            top = z[layer][:, picture.redundant].t().abs().topk(3)
+            torch.testing.assert_close(picture.activation.abs(), top.values, rtol=1e-4, atol=1e-5)
+            assert torch.equal(picture.tokens, top.indices)
+
+
+def test_excerpts_are_the_words_around_a_token(tokenizer):
+    texts = ["The first text.", "Another <b>one</b>, somewhat longer."]
+    windows = Windows([tokenizer(text, return_tensors="pt").input_ids[0] for text in texts])
+    first = len(windows.sequences[0])
+    found = excerpts(windows, tokenizer, [4, first, first + 11, -1])
+    assert found[4] == ("The ", "f", "irst ")
+    assert found[first] == ("", "A", "nothe")
+    assert found[first + 11] == ("nother <b>", "o", "ne</b")
+    assert len(found) == 3
+    # Two processes read every second sequence, and tell tokens apart by the rest.
+    assert excerpts(windows, tokenizer, [2 * 4 + 1], 2) == {9: ("Anot", "h", "er <b")}
+
+
+def test_similar_neurons_are_shown_side_by_side():
+    group = torch.arange(24).remainder(2)
+    mi = 0.01 + 0.5 * (group[:, None] == group).float()
+    order = by_similarity(mi.fill_diagonal_(0))
+    assert sorted(order.tolist()) == list(range(24))
+    assert len({int(g) for g in group[order[:12]]}) == 1
+
+
+def synthetic(n_layers, width=11_008):
+    """The report of a large model, from random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    layers = []
+    for i in range(n_layers):
+        order = torch.randperm(width, generator=generator)
+        kept, dropped = order[: width * 4 // 5].sort().values, order[width * 4 // 5 :].sort().values
+        n = len(dropped)
+        mi = torch.rand(96, 96, generator=generator)
+        tokens = torch.randint(0, 50_000, (10, 3), generator=generator)
+        picture = Picture(
+            shown=torch.cat([dropped[:40], kept[:56]]),
+            mi=(mi + mi.t()).fill_diagonal_(0),
+            steps=torch.arange(65) * (n // 64),
+            damage=torch.linspace(0, 0.2, 65).double(),
+            redundant=dropped[:10],
+            p_value=torch.rand(10, generator=generator).double(),
+            tokens=tokens,
+            activation=torch.randn(10, 3, generator=generator),
+        )
+        reasons = [dropped, kept[:n], *[torch.rand(n, generator=generator)] * 3]
+        layers.append(PrunedLayer(f"layer {i}", kept, *reasons, 0.1, 0.02, 1.0, 9, 0.1, picture))
+    named = {int(token) for layer in layers for token in layer.picture.tokens.flatten()}
+    words = dict.fromkeys(named, ("ten words of text that go before a token ", "token", " and five behind"))
+    settings = {"budget": "uniform", "criterion": "conditional-mi", "repair": "sequential"}
+    return Report(settings, 9, layers, {}, excerpts=words)
+
+
+def test_a_page_of_32_layers_of_11008_neurons_stays_below_6_megabytes(tmp_path):
+    """From one and two layers: a page grows by the same for each."""
+    size = {}
+    for n_layers in (1, 2):
+        write_html(synthetic(n_layers), tmp_path / "page.html")
+        size[n_layers] = (tmp_path / "page.html").stat().st_size
+    assert size[1] + 31 * (size[2] - size[1]) < 6e6
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; on Debian: apt-get install chromium")
+def test_in_a_browser_the_page_is_drawn_and_a_click_opens_a_layer(run, tmp_path):
+    address = (run / "page.html").as_uri()
+    with browser(tmp_path / "profile") as page:
+        for width, dark in ((400, False), (1600, True)):
+            page.open(address, width=width, dark=dark)
+            assert page.requests() == [address]
+            assert page.evaluate("document.querySelectorAll('details[open]').length") == 1  # the conditions
+            page.evaluate("document.querySelector('tr[data-layer=layer-1-1] td:last-child').click()")
+            page.evaluate("new Promise(done => setTimeout(done, 100))")
+            assert page.evaluate("document.getElementById('layer-1-1').open")
+            drawn = page.evaluate(DRAWN)
+            assert len(drawn) == 2
+            assert all(chart["colors"] > 8 for chart in drawn)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(OVERLAPS) == []
+            assert page.complaints() == []
+
+
+DRAWN = """
+Promise.all([...document.querySelectorAll("#layer-1-1 img")].map(async (image) => {
+  await image.decode();
+  const canvas = new OffscreenCanvas(200, 150), context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0, 200, 150);
+  const data = new Uint32Array(context.getImageData(0, 0, 200, 150).data.buffer);
+  return {colors: new Set(data).size};
+}))
+"""
+OVERLAPS = """
+(() => {
+  const parts = [...document.querySelectorAll("h1, h2, h3, p, summary, figure, .scroll, .warnings")]
+    .filter(part => part.checkVisibility()).map(part => [part, part.getBoundingClientRect()]);
+  const found = [];
+  parts.forEach(([one, a], i) => parts.slice(i + 1).forEach(([other, b]) => {
+    const apart = a.right <= b.left + 1 || b.right <= a.left + 1 || a.bottom <= b.top + 1 || b.bottom <= a.top + 1;
+    if (!apart && !one.contains(other)) found.push([one.outerHTML.slice(0, 60), other.outerHTML.slice(0, 60)]);
+  }));
+  return found;
+})()
+"""
