@@ -11,12 +11,12 @@ are regulators, such as the transcription factors among genes, `regulators` says
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples
+from mikernels.arrays import Samples, shaped_as_given
 from mikernels.numbers import real
 from mikernels.pairs import Block, Pairs, fill_matrix
 from mikernels.tiling import cut, tiles
@@ -54,7 +54,7 @@ class _Links(NamedTuple):
         return matrix
 
 
-def clr(mi: Samples, regulators: Columns | None = None) -> Tensor:
+def clr(mi: Samples, regulators: Columns | None = None) -> Any:
     """Score each pair by how far it stands out from the other pairs of its two variables (context likelihood).
 
     The score of (i, k) is `sqrt(z_i^2 + z_k^2)`, where z_i is how many standard deviations `I(i; k)` lies above the
@@ -66,8 +66,8 @@ def clr(mi: Samples, regulators: Columns | None = None) -> Tensor:
         regulators: `[N]` integers, the column of each row's own variable, if the targets include the regulators.
 
     Returns:
-        `[N, K]` in the precision of `mi` (at least float32) on its device, standard deviations; 0 for a variable with
-        itself.
+        `[N, K]` of the kind of `mi`, with its labels, in its precision (at least float32), standard deviations; 0 for a
+        variable with itself.
 
     Raises:
         TypeError: not an array of real numbers.
@@ -85,22 +85,18 @@ def clr(mi: Samples, regulators: Columns | None = None) -> Tensor:
         of_row = (weight[rows] - row_mean[rows, None]).div_(row_deviation[rows, None]).clamp_(min=0)
         of_column = (weight[rows] - mean).div_(deviation).clamp_(min=0)
         torch.hypot(of_row, of_column, out=score[rows])
-    return links.without_self(score)
+    return shaped_as_given(links.without_self(score), mi)
 
 
 @overload
-def aracne(  # type: ignore[overload-overlap]  # Pairs is a tuple, and a tuple of rows is a matrix
-    mi: Pairs, regulators: Columns | None = None, *, tolerance: float = 0.0
-) -> Pairs: ...
+def aracne(mi: Pairs, regulators: Columns | None = None, *, tolerance: float = 0.0) -> Pairs: ...
 
 
 @overload
-def aracne(mi: Samples, regulators: Columns | None = None, *, tolerance: float = 0.0) -> Tensor: ...
+def aracne(mi: Samples, regulators: Columns | None = None, *, tolerance: float = 0.0) -> Any: ...
 
 
-def aracne(
-    mi: Samples | Pairs, regulators: Columns | None = None, *, tolerance: float = 0.0
-) -> Tensor | Pairs:
+def aracne(mi: Samples | Pairs, regulators: Columns | None = None, *, tolerance: float = 0.0) -> Any:
     """Remove every pair that is weaker than both other pairs of a triangle: an indirect link.
 
     The pair (i, k) is removed if some regulator j has `I(i; k) < (1 - tolerance) min(I(i; j), I(j; k))`. All triangles
@@ -119,8 +115,8 @@ def aracne(
             authors advise 0 to 0.15.
 
     Returns:
-        `mi`, with 0 in place of what was removed and for a variable with itself. Of pairs, those that are kept, in
-        their order.
+        `mi`, of its kind and with its labels, with 0 in place of what was removed and for a variable with itself. Of
+        pairs, those that are kept, in their order.
 
     Raises:
         TypeError: not an array of real numbers.
@@ -139,7 +135,8 @@ def aracne(
         return _direct_pairs(mi, regulators, share)
     links = _read(mi, regulators, required=True)
     links.weight.clamp_(min=0)
-    return fill_matrix(_direct_links(links, share), torch.empty_like(links.weight), symmetric=links.symmetric)
+    direct = torch.empty_like(links.weight)
+    return shaped_as_given(fill_matrix(_direct_links(links, share), direct, symmetric=links.symmetric), mi)
 
 
 def _direct_links(links: _Links, share: float) -> Iterator[Block]:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mikernels.api import Samples
+from mikernels.arrays import Samples
 from mikernels.engine import choose_implementation, estimate, problem_of, transformed
 from mikernels.isolation import isolated
 from mikernels.numbers import integer

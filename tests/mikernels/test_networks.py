@@ -3,6 +3,8 @@
 import math
 from statistics import fmean, pstdev
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -156,3 +158,13 @@ def test_the_input_is_left_alone_and_constants_score_nothing():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_results_keep_the_kind_and_the_labels_of_the_matrix():
+    table = pd.DataFrame(
+        [[0.0, 3.0, 1.0], [3.0, 0.0, 2.0], [1.0, 2.0, 0.0]], index=list("abc"), columns=list("abc")
+    )
+    direct = aracne(table)
+    pd.testing.assert_frame_equal(direct, table.replace(1.0, 0.0))  # a and c only through b
+    assert clr(table).columns.tolist() == clr(table).index.tolist() == ["a", "b", "c"]
+    assert isinstance(aracne(table.to_numpy()), np.ndarray)
