@@ -121,10 +121,10 @@ class Polars:
 
         columns = value.get_columns() if hasattr(value, "get_columns") else [value]
         dtypes = [column.dtype for column in columns]
-        are_numbers = [d.is_float() or d.is_integer() or d == pl.Boolean for d in dtypes]
+        are_numbers = [d.is_float() or d.is_integer() or d in (pl.Boolean, pl.Null) for d in dtypes]
         _check_columns(self.names(value), dtypes, are_numbers, name)
         arrays = [
-            (c.cast(pl.Float64) if c.dtype == pl.Boolean and c.null_count() else c).to_numpy()
+            (c.cast(pl.Float64) if c.dtype in (pl.Boolean, pl.Null) and c.null_count() else c).to_numpy()
             for c in columns
         ]
         return stacked(arrays, len(value), name)
@@ -160,15 +160,16 @@ class PyArrow:
         _check_names(self.names(value), name)
         columns = value.columns if hasattr(value, "columns") else [value]
         dtypes = [column.type for column in columns]
-        are_numbers = [
-            pa.types.is_floating(t) or pa.types.is_integer(t) or pa.types.is_boolean(t) for t in dtypes
-        ]
-        _check_columns(self.names(value), dtypes, are_numbers, name)
+        is_number = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+        _check_columns(self.names(value), dtypes, [any(f(t) for f in is_number) for t in dtypes], name)
         arrays = [
-            (c.cast(pa.float64()) if pa.types.is_boolean(c.type) and c.null_count else c).to_numpy(
-                zero_copy_only=False
-            )
-            for c in columns
+            # Missing values of other types are NaN in NumPy.
+            (
+                c.cast(pa.float64())
+                if (pa.types.is_boolean(t) and c.null_count) or pa.types.is_null(t)
+                else c
+            ).to_numpy(zero_copy_only=False)
+            for c, t in zip(columns, dtypes, strict=True)
         ]
         return stacked(arrays, len(value), name)
 

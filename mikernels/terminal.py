@@ -1,4 +1,4 @@
-"""What the command shows: on terminals of any encoding, as one line for an error, and nothing more when quiet."""
+"""What the commands show: on terminals of any encoding, as one line for an error, and nothing more when quiet."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ def any_encoding() -> Iterator[None]:
 
 
 @contextmanager
-def warnings_in_one_line(*, quiet: bool) -> Iterator[list[str]]:
+def warnings_in_one_line(program: str, *, quiet: bool) -> Iterator[list[str]]:
     """Show warnings that are meant for users as one line each on standard error, or not at all.
 
     Yields:
@@ -49,7 +49,7 @@ def warnings_in_one_line(*, quiet: bool) -> Iterator[list[str]]:
         if text not in raised:
             raised.append(text)
             if not quiet:
-                print(f"mi-prune: warning: {text}", file=sys.stderr)
+                print(f"{program}: warning: {text}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
