@@ -174,8 +174,7 @@ class Null:
         if with_atoms and not self.for_atoms:
             raise ValueError(
                 "mi: expected estimates of columns without a value that many samples share, such as zeros of a ReLU, "
-                "got some with one; use permuted_null(x), or shifted_null(x) for a series, which have the tables of these "
-                "columns"
+                "got some with one; use permuted_null(x), or shifted_null(x) for a series, which have their tables"
             )
         if made and made != self.made_with:
             raise ValueError(
