@@ -13,6 +13,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.distributed.run import get_args_parser
 
+from mikernels.cli import main as mikernels_main
 from pruning.cli import main
 
 from tiny import reload_here
@@ -35,7 +36,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder in which the names that the pages use exist: MODEL, my_text.txt and other_text.txt."""
+    """A folder in which the names that the pages use exist: MODEL, my_text.txt, other_text.txt and expression.csv."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=256,
@@ -56,6 +57,9 @@ def workplace(tmp_path, monkeypatch):
     text = (ROOT / "LICENSE").read_text("utf-8")
     (tmp_path / "my_text.txt").write_text(text, "utf-8")
     (tmp_path / "other_text.txt").write_text(text[::-1], "utf-8")
+    genes = torch.randn(64, 4).tolist()
+    lines = ["TP53,MYC,GATA1,SOX2", *(",".join(map(str, row)) for row in genes)]
+    (tmp_path / "expression.csv").write_text("\n".join(lines), "utf-8")
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few tokens: the text is short
@@ -70,7 +74,7 @@ def test_python_blocks_run_in_order(page, workplace):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_mi_prune_commands_run_in_order(page, workplace, monkeypatch):
+def test_commands_run_in_order(page, workplace, monkeypatch):
     reload_here(monkeypatch)
     for command in commands(page):
         program, *arguments = shlex.split(command)
@@ -78,6 +82,8 @@ def test_mi_prune_commands_run_in_order(page, workplace, monkeypatch):
             arguments = arguments[arguments.index("pruning.cli") + 1 :]
         if program in ("mi-prune", "torchrun"):
             assert main([*arguments, "--quiet"]) == 0, command
+        if program == "mikernels":
+            assert mikernels_main([*arguments, "--quiet", "--draws=10000"]) == 0, command
 
 
 def test_torchrun_knows_its_arguments():
@@ -123,7 +129,15 @@ def test_targets_and_extras_exist(page):
             named = re.findall(r"\[([\w,]+)\]", command)
             assert all(extra in extras for names in named for extra in names.split(",")), command
         else:
-            assert program in ("mi-prune", "torchrun", "python", "git", "cd", "TRITON_INTERPRET=1"), command
+            assert program in (
+                "mi-prune",
+                "mikernels",
+                "torchrun",
+                "python",
+                "git",
+                "cd",
+                "TRITON_INTERPRET=1",
+            ), command
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
