@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,9 +65,30 @@ class _Samples(NamedTuple):
 def _run(args: argparse.Namespace) -> None:
     threshold, given = arguments.check(args)
     samples = _load(args, given)
-    if args.matrix is not None:
-        _write_matrix(args, samples)
-        return
+    with _columns_by_name(samples):
+        if args.matrix is None:
+            _write_edges(args, samples, threshold)
+        else:
+            _write_matrix(args, samples)
+
+
+@contextmanager
+def _columns_by_name(samples: _Samples) -> Iterator[None]:
+    """Say the name of a column in errors that know its number."""
+
+    def name(found: re.Match[str]) -> str:
+        names = samples.rows if found[1] == "x" else samples.cols
+        return f"{found[1]}: {found[2]}(the first is column {names[int(found[3])]!r})"
+
+    try:
+        yield
+    except SamplesValueError as error:
+        raise SamplesValueError(
+            re.sub(r"^([xy]): (.*)\(the first is column (\d+)\)", name, str(error))
+        ) from error
+
+
+def _write_edges(args: argparse.Namespace, samples: _Samples, threshold: arguments.Threshold | None) -> None:
     null = _null(args, samples, needed=args.fdr is not None or (threshold is not None and threshold.of_null))
     pairs = _pairs(args, samples, threshold, null)
     significance: dict[str, Tensor] = {}
@@ -166,7 +187,7 @@ def _write_matrix(args: argparse.Namespace, samples: _Samples) -> None:
 
 
 @contextmanager
-def _bar(args: argparse.Namespace, samples: _Samples) -> Any:
+def _bar(args: argparse.Namespace, samples: _Samples) -> Iterator[Callable[[Block], None] | None]:
     """A function that is told every block, and shows on a terminal how many pairs are done and the time left."""
     try:
         from tqdm import tqdm

@@ -58,7 +58,7 @@ class Pandas:
     def names(self, value: Any) -> Sequence[Any]:
         if value.ndim == 1:
             return [0 if value.name is None else value.name]
-        return value.columns.to_flat_index()
+        return value.columns
 
     def values(self, value: Any, name: str) -> Any:
         import numpy as np
@@ -67,8 +67,7 @@ class Pandas:
         dtypes = list(np.atleast_1d(np.asarray(value.dtypes, dtype=object)))
         are_numbers = [getattr(dtype, "kind", "O") in "fiub" for dtype in dtypes]
         _check_columns(self.names(value), dtypes, are_numbers, name)
-        array = np.asarray(value)
-        if array.dtype != object:  # of one dtype; missing values and several dtypes are objects to NumPy
+        if len(set(dtypes)) == 1 and (array := np.asarray(value)).dtype != object:  # as missing values are
             return array
         columns = [value] if value.ndim == 1 else [value.iloc[:, i] for i in range(value.shape[1])]
         return stacked([_pandas_column(column) for column in columns], len(value), name)
@@ -81,7 +80,9 @@ class Pandas:
     def frame(self, columns: Mapping[str, Any]) -> Any:
         import pandas as pd
 
-        return pd.DataFrame(dict(columns))
+        # A level of names each would not fit into one column.
+        flat = {name: c.to_flat_index() if isinstance(c, pd.Index) else c for name, c in columns.items()}
+        return pd.DataFrame(flat)
 
     def like(self, value: Any, values: "np.ndarray") -> Any:
         import pandas as pd
@@ -243,7 +244,7 @@ def dense(value: Any, name: str) -> Tensor:
         )
     n_samples, n_variables = value.shape
     size = n_samples * n_variables * value.dtype.itemsize
-    if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+    if size > (memory := _memory()):
         raise SamplesValueError(
             f"{name}: expected a sparse matrix of at most {memory / 1e9:.0f} GB when dense, got {size / 1e9:.0f} GB; "
             f"pass some of its columns at a time, as {name} and y"
@@ -256,6 +257,13 @@ def dense(value: Any, name: str) -> Tensor:
         part = columns[:, start : start + step].toarray(order="F")
         out[start : start + step] = torch.from_numpy(part.T)
     return out.t()
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _pandas_column(column: Any) -> "np.ndarray":

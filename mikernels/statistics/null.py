@@ -258,7 +258,7 @@ def permuted_null(
     Source: P. Good, Permutation, Parametric, and Bootstrap Tests of Hypotheses, 2005, DOI 10.1007/b138696.
     """
     draws, options = _read_draws(draws), _read_options(options)
-    check = options.get("check_finite", True)
+    check = options.get("check_finite", True)  # here, where columns have their own numbers
     xs = read_values(as_samples(x, "x", options.get("device")), "x", check=check)
     ys = None if y is None else read_values(as_samples(y, "y", xs.device), "y", check=check)
     generator = torch.Generator().manual_seed(options.get("seed", 0) % 2**64)

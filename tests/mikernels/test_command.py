@@ -241,7 +241,11 @@ def test_text_columns_are_named_and_can_be_dropped(table, edges, refusal, tmp_pa
         ),
         ("a.csv", b"a,b,a\n" + b"1,2,3\n" * 9, "expected columns of different names, got 'a' more than once"),
         ("a.csv", b"a,b\n1\n" * 9, "expected text that is complete, got "),
-        ("a.csv", b"a,b\n" + b"1,\n" * 9, "expected finite values, got 9 NaN"),
+        (
+            "a.csv",
+            b"a,b\n" + b"1,\n" * 9,
+            "expected finite values, got 9 NaN and 0 infinite in 1 of 2 columns (the first is column 'b')",
+        ),
     ],
 )
 def test_files_that_are_not_what_they_should_be(name, content, words, refusal, tmp_path):

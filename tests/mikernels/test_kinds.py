@@ -220,6 +220,27 @@ def test_missing_values_and_several_types_in_one_table(make, values):
         mutual_information(text)
 
 
+def test_levels_of_names_and_extension_types_of_pandas(values, expected):
+    pandas = pytest.importorskip("pandas")
+    levels = pandas.MultiIndex.from_product([["a", "b"], [1, 2]])
+    x = pandas.DataFrame(values, columns=levels)
+    assert mutual_information(x).columns.equals(levels)
+    assert top_pairs(x, 1)["first"][0] == ("a", 1)
+    for dtype in ("Float32", "float[pyarrow]"):
+        assert np.array_equal(mutual_information(x.astype(dtype)), expected)
+    wide = pandas_table(values).assign(large=np.arange(64) + 2**53 + 1)  # float64 holds every second of them
+    with pytest.raises(ValueError, match="x: expected integers between"):
+        mutual_information(wide)
+
+
+def test_batches_of_a_stream_have_the_columns_of_its_reference(values):
+    x = pandas_table(values)
+    stream = GridStream(x)
+    stream.update(x)
+    with pytest.raises(ValueError, match="batch: expected the columns of the reference in their order"):
+        stream.update(x[NAMES[::-1]])
+
+
 def test_columns_of_one_name_are_refused(values):
     table = pandas_table(values).set_axis(["a", "b", "b", "c"], axis=1)
     with pytest.raises(
