@@ -1,6 +1,8 @@
 """Results come back in the kind of array that came in, with its names; other libraries are used for real."""
 
 import gc
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -95,6 +97,17 @@ def test_arrays_that_numpy_alone_can_read_give_those_of_numpy(values, expected):
         mi = mutual_information(array)
         assert type(mi) is np.ndarray
         assert np.array_equal(mi, expected)
+
+
+def test_a_library_with_dlpack_alone_gives_its_own_arrays(values, expected, monkeypatch):
+    """As CuPy and MLX: no namespace of the standard, but a module with `from_dlpack`."""
+    other = types.ModuleType("other")
+    other.Array = type("Array", (Shared,), {"__module__": "other.core"})
+    other.from_dlpack = lambda t: other.Array(np.from_dlpack(t))
+    monkeypatch.setitem(sys.modules, "other", other)
+    mi = mutual_information(other.Array(values))
+    assert type(mi) is other.Array
+    assert np.array_equal(mi.values, expected)
 
 
 def test_dlpack_of_any_strides_is_read(values, expected):
