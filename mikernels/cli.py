@@ -98,7 +98,7 @@ def _write_edges(args: argparse.Namespace, samples: _Samples, threshold: argumen
         n = len(q) if args.fdr is None else int((q <= args.fdr).sum())
         pairs, significance = Pairs(*(t[:n] for t in pairs)), {"p": p[:n], "q": q[:n]}
     names = {"first": (samples.rows, pairs.first), "second": (samples.cols, pairs.second)}
-    files.write_pairs(args.out, names | {"mi": pairs.mi} | significance)
+    files.write_pairs(args.out, names, {"mi": pairs.mi} | significance)
     _say(args, f"{len(pairs.mi):,} of {samples.n_pairs:,} pairs from {len(samples.x):,} samples", args.out)
 
 

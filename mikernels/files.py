@@ -4,8 +4,9 @@ Each library is imported when a file of its kind comes.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from mikernels.errors import SamplesTypeError, SamplesValueError
 
 BLOCK_BYTES = 2**26
 """Of a text file that is parsed at a time: a row of 5,000 numbers takes 100 kB."""
+ROWS = 2**20
+"""Of a table that are written at a time: names take more memory than their places."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 COMPRESSED = (".gz", ".bz2", ".zst")
 READ = (*SEPARATORS, ".parquet", ".npy", ".h5ad")
@@ -108,27 +111,34 @@ def select(table: Any, places: Sequence[int]) -> Any:
     return table.select(list(places)) if hasattr(table, "select") else table[:, list(places)]
 
 
-def write_pairs(path: str | None, pairs: Mapping[str, Any]) -> None:
+def write_pairs(
+    path: str | None, names: Mapping[str, tuple[list[Any], Tensor]], numbers: Mapping[str, Tensor]
+) -> None:
     """Write columns of one length to a file that appears when it is complete, or as CSV to standard output.
 
     Args:
         path: .csv, .tsv or .parquet; None for standard output.
-        pairs: by the name of the column: a tensor, or names and the tensor of their places.
+        names: by the name of the column: all names, and the place in them of each row, `[P]`.
+        numbers: by the name of the column: `[P]`.
     """
     pyarrow = load("pyarrow")
-    table = pyarrow.table({name: _arrow(pyarrow, values) for name, values in pairs.items()})
+    known = {name: pyarrow.array(all_names) for name, (all_names, _) in names.items()}
+
+    def rows(part: slice) -> Any:
+        found = {name: known[name].take(_arrow(places[part])) for name, (_, places) in names.items()}
+        return pyarrow.table(found | {name: _arrow(values[part]) for name, values in numbers.items()})
+
+    count = len(next(iter(numbers.values())))
+    parts = (rows(slice(start, start + ROWS)) for start in range(0, max(1, count), ROWS))
     if path is None:
-        _write_text(table, os.dup(1), ",")
+        _write(parts, os.dup(1), ".csv")
         return
-    part = Path(f"{path}.part")
+    unfinished = Path(f"{path}.part")
     try:
-        if Path(path).suffix.lower() == ".parquet":
-            load("pyarrow.parquet").write_table(table, part)
-        else:
-            _write_text(table, part, SEPARATORS[Path(path).suffix.lower()])
-        part.replace(path)
+        _write(parts, unfinished, Path(path).suffix.lower())
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def matrix_file(path: str | Path, shape: tuple[int, int]) -> Any:
@@ -137,18 +147,24 @@ def matrix_file(path: str | Path, shape: tuple[int, int]) -> Any:
     return numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy.float32, shape=shape)
 
 
-def _arrow(pyarrow: Any, values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return pyarrow.array(values.cpu().numpy())
-    names, places = values
-    return pyarrow.array(names).take(pyarrow.array(places.cpu().numpy()))
+def _arrow(values: Tensor) -> Any:
+    return load("pyarrow").array(values.cpu().numpy())
 
 
-def _write_text(table: Any, target: Path | int, separator: str) -> None:
-    options = load("pyarrow.csv").WriteOptions(include_header=False, delimiter=separator)
+def _write(parts: Iterator[Any], target: Path | int, ending: str) -> None:
+    """Write tables of the same columns one below the other."""
+    first = next(parts)
     with open(target, "wb") as file:
-        file.write((separator.join(table.column_names) + "\n").encode())
-        load("pyarrow.csv").write_csv(table, file, options)
+        if ending == ".parquet":
+            writer = load("pyarrow.parquet").ParquetWriter(file, first.schema)
+        else:
+            csv, separator = load("pyarrow.csv"), SEPARATORS[ending]
+            file.write((separator.join(first.column_names) + "\n").encode())  # pyarrow would quote it
+            options = csv.WriteOptions(include_header=False, delimiter=separator)
+            writer = csv.CSVWriter(file, first.schema, write_options=options)
+        with writer:
+            for table in chain([first], parts):
+                writer.write_table(table)
 
 
 def _read_text(file: Path, separator: str) -> Any:

@@ -181,7 +181,8 @@ def test_the_matrix_goes_to_a_file(data, values, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
-def test_edges_go_to_a_file(data, ending, edges, tmp_path, capfd):
+def test_edges_go_to_a_file_a_few_rows_at_a_time(data, ending, edges, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("mikernels.files.ROWS", 20)
     out = tmp_path / f"edges.{ending}"
     assert main([data, "--out", str(out), "--draws=2000"]) == 0
     captured = capfd.readouterr()
@@ -191,6 +192,8 @@ def test_edges_go_to_a_file(data, ending, edges, tmp_path, capfd):
         pandas.read_parquet(out) if ending == "parquet" else pandas.read_csv(out, sep=None, engine="python")
     )
     assert np.allclose(read["mi"], edges(data)["mi"], atol=1e-6)
+    assert list(read["first"]) == list(edges(data)["first"])
+    assert main([data, "--out", str(out), "--threshold=99", "--quiet", "--draws=2000"]) == 0  # none
 
 
 def test_options_of_the_library_are_options_of_the_command(data, values, edges):
