@@ -309,3 +309,21 @@ print(json.dumps([done, main(["a.h5ad"])]))
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [0, 1]
     assert "mikernels: anndata: expected it to be installed; run pip install 'anndata'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--y=gene 1,gene 3"], ["--matrix=mi.npy"], ["--fdr=0.01"]])
+def test_the_bar_counts_every_pair_once(arguments, data, monkeypatch, tmp_path, small_tiles):
+    """Tiles on the diagonal count for their upper half."""
+    tqdm = pytest.importorskip("tqdm")
+    monkeypatch.chdir(tmp_path)
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **keywords):
+            super().__init__(**keywords | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    assert main([data, "--draws=2000", *arguments]) == 0
+    assert [bar.n for bar in bars] == [20 if "--y=gene 1,gene 3" in arguments else 78]
+    assert [bar.total for bar in bars] == [bar.n for bar in bars]
