@@ -7,7 +7,7 @@ from mikernels.memory import Workspace
 from mikernels.options import Options
 from mikernels.pairs import Pairs
 from mikernels.statistics.gaussian import gaussian_conditional_information
-from mikernels.statistics.null import Null, null_distribution, shifted_null
+from mikernels.statistics.null import Null, null_distribution, permuted_null, shifted_null
 from mikernels.statistics.reliability import Reliability, samples_for, split_half_reliability
 from mikernels.statistics.units import bits, information_correlation
 from mikernels.stream import GridStream
@@ -33,6 +33,7 @@ __all__ = [
     "mutual_information",
     "null_distribution",
     "pairs_above",
+    "permuted_null",
     "samples_for",
     "shifted_null",
     "split_half_reliability",

@@ -134,11 +134,11 @@ def mutual_information(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            xs, ys, resolved = _prepare(x, y, options)
+            xs, ys, resolved = prepare(x, y, options)
             into = None if out is None else _place(out, xs, ys)
             mi = ops.matrix(xs, ys, resolved, ranks, into)
         return as_given(mi, x, y) if out is None else with_note(out, mi)
-    xs, ys, resolved = _prepare(x, y, options)
+    xs, ys, resolved = prepare(x, y, options)
     if out is None:
         return as_given(torch.ops.mikernels.mutual_information(xs, ys, *to_operator(resolved)), x, y)
     into = _place(out, xs, ys)
@@ -164,7 +164,7 @@ def workspace_bytes(x: Samples, y: Samples | None = None, **options: Unpack[Opti
             does not work in pieces.
     """
     device = plain(options).get("device")
-    xs, ys, resolved = _prepare(x, y, options | {"device": None})
+    xs, ys, resolved = prepare(x, y, options | {"device": None})
     if device is None:
         device = torch.device("cpu") if xs.is_meta else xs.device
     return engine.workspace(xs, ys, resolved, torch.device(device))
@@ -202,9 +202,9 @@ def top_pairs(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return pairs_as_given(ops.best(*_prepare(x, y, options), _number_of_pairs(k), ranks), x, y)
+            return pairs_as_given(ops.best(*prepare(x, y, options), _number_of_pairs(k), ranks), x, y)
     k = _number_of_pairs(k)
-    xs, ys, resolved = _prepare(x, y, options)
+    xs, ys, resolved = prepare(x, y, options)
     pairs = Pairs(*torch.ops.mikernels.top_pairs(xs, ys, *to_operator(resolved), k))
     return pairs_as_given(pairs, x, y)
 
@@ -247,9 +247,9 @@ def pairs_above(
     if process_group is not None:
         ranks = Ranks(process_group)
         with ranks.together():
-            return pairs_as_given(ops.above(*_prepare(x, y, options), _nats(threshold), ranks), x, y)
+            return pairs_as_given(ops.above(*prepare(x, y, options), _nats(threshold), ranks), x, y)
     threshold = _nats(threshold)
-    xs, ys, resolved = _prepare(x, y, options)
+    xs, ys, resolved = prepare(x, y, options)
     if xs.device.type == "meta":  # the number of pairs depends on the values
         refuse_meta("x")
     pairs = Pairs(*torch.ops.mikernels.pairs_above(xs, ys, *to_operator(resolved), threshold))
@@ -286,7 +286,7 @@ def _nats(threshold: object) -> float:
     return real(threshold, "threshold", "a number of nats")
 
 
-def _prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, Tensor | None, Options]:
+def prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, Tensor | None, Options]:
     """Inputs on their device and resolved options, without a look at the values of the samples."""
     options = plain(options)
     xs = as_samples(x, "x", options.get("device"))

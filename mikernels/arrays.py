@@ -126,12 +126,12 @@ def kind_of(value: Any) -> Kind:
         return Kind(lambda t: t)
     if (table := frames.library_of(value)) is not None:
         return Kind(_numpy, table, table.names(value))
-    if hasattr(value, "__dlpack__") and not frames.is_a(value, "numpy", "ndarray"):
-        number, index = value.__dlpack_device__()
-        device = torch.device(_DEVICES[int(number)], *([index] if _DEVICES[int(number)] != "cpu" else []))
-        make = _namespace(value).from_dlpack
-        return Kind(lambda t: make(t.to(device)))
-    return Kind(_numpy)
+    if not hasattr(value, "__dlpack__") or (make := _from_dlpack_of(value)) is None:
+        return Kind(_numpy)
+    number, index = value.__dlpack_device__()
+    device = _DEVICES[int(number)]
+    place = torch.device(device) if device == "cpu" else torch.device(device, index)
+    return Kind(lambda t: make(t.to(place)))
 
 
 def as_given(mi: Tensor, x: object, y: object = None) -> Any:
@@ -168,17 +168,17 @@ def _numpy(values: Tensor) -> "np.ndarray":
     return values.cpu().numpy()
 
 
-def _namespace(value: Any) -> Any:
-    """The module with `from_dlpack` for arrays like `value`; NumPy if there is none."""
-    if hasattr(value, "__array_namespace__"):
-        return value.__array_namespace__()
+def _from_dlpack_of(value: Any) -> Callable[[Tensor], Any] | None:
+    """The function that makes an array of the library of `value`; None if that has none, and for NumPy's."""
     module = type(value).__module__
-    for name in (module, module.partition(".")[0], "numpy"):
+    if frames.is_a(value, "numpy", "ndarray"):
+        return None
+    if hasattr(value, "__array_namespace__"):
+        return value.__array_namespace__().from_dlpack
+    for name in (module, module.partition(".")[0]):
         if hasattr(sys.modules.get(name), "from_dlpack"):
-            return sys.modules[name]
-    import numpy as np
-
-    return np
+            return sys.modules[name].from_dlpack
+    return None
 
 
 def _from_dlpack(value: Any, name: str) -> Tensor:

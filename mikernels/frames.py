@@ -58,7 +58,7 @@ class Pandas:
     def names(self, value: Any) -> Sequence[Any]:
         if value.ndim == 1:
             return [0 if value.name is None else value.name]
-        return value.columns.to_flat_index()
+        return value.columns
 
     def values(self, value: Any, name: str) -> Any:
         import numpy as np
@@ -67,8 +67,7 @@ class Pandas:
         dtypes = list(np.atleast_1d(np.asarray(value.dtypes, dtype=object)))
         are_numbers = [getattr(dtype, "kind", "O") in "fiub" for dtype in dtypes]
         _check_columns(self.names(value), dtypes, are_numbers, name)
-        array = np.asarray(value)
-        if array.dtype != object:  # of one dtype; missing values and several dtypes are objects to NumPy
+        if len(set(dtypes)) == 1 and (array := np.asarray(value)).dtype != object:  # as missing values are
             return array
         columns = [value] if value.ndim == 1 else [value.iloc[:, i] for i in range(value.shape[1])]
         return stacked([_pandas_column(column) for column in columns], len(value), name)
@@ -81,7 +80,9 @@ class Pandas:
     def frame(self, columns: Mapping[str, Any]) -> Any:
         import pandas as pd
 
-        return pd.DataFrame(dict(columns))
+        # A level of names each would not fit into one column.
+        flat = {name: c.to_flat_index() if isinstance(c, pd.Index) else c for name, c in columns.items()}
+        return pd.DataFrame(flat)
 
     def like(self, value: Any, values: "np.ndarray") -> Any:
         import pandas as pd
@@ -121,10 +122,10 @@ class Polars:
 
         columns = value.get_columns() if hasattr(value, "get_columns") else [value]
         dtypes = [column.dtype for column in columns]
-        are_numbers = [d.is_float() or d.is_integer() or d == pl.Boolean for d in dtypes]
+        are_numbers = [d.is_float() or d.is_integer() or d in (pl.Boolean, pl.Null) for d in dtypes]
         _check_columns(self.names(value), dtypes, are_numbers, name)
         arrays = [
-            (c.cast(pl.Float64) if c.dtype == pl.Boolean and c.null_count() else c).to_numpy()
+            (c.cast(pl.Float64) if c.dtype in (pl.Boolean, pl.Null) and c.null_count() else c).to_numpy()
             for c in columns
         ]
         return stacked(arrays, len(value), name)
@@ -160,15 +161,16 @@ class PyArrow:
         _check_names(self.names(value), name)
         columns = value.columns if hasattr(value, "columns") else [value]
         dtypes = [column.type for column in columns]
-        are_numbers = [
-            pa.types.is_floating(t) or pa.types.is_integer(t) or pa.types.is_boolean(t) for t in dtypes
-        ]
-        _check_columns(self.names(value), dtypes, are_numbers, name)
+        is_number = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+        _check_columns(self.names(value), dtypes, [any(f(t) for f in is_number) for t in dtypes], name)
         arrays = [
-            (c.cast(pa.float64()) if pa.types.is_boolean(c.type) and c.null_count else c).to_numpy(
-                zero_copy_only=False
-            )
-            for c in columns
+            # Missing values of other types are NaN in NumPy.
+            (
+                c.cast(pa.float64())
+                if (pa.types.is_boolean(t) and c.null_count) or pa.types.is_null(t)
+                else c
+            ).to_numpy(zero_copy_only=False)
+            for c, t in zip(columns, dtypes, strict=True)
         ]
         return stacked(arrays, len(value), name)
 
@@ -242,7 +244,7 @@ def dense(value: Any, name: str) -> Tensor:
         )
     n_samples, n_variables = value.shape
     size = n_samples * n_variables * value.dtype.itemsize
-    if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+    if size > (memory := _memory()):
         raise SamplesValueError(
             f"{name}: expected a sparse matrix of at most {memory / 1e9:.0f} GB when dense, got {size / 1e9:.0f} GB; "
             f"pass some of its columns at a time, as {name} and y"
@@ -255,6 +257,13 @@ def dense(value: Any, name: str) -> Tensor:
         part = columns[:, start : start + step].toarray(order="F")
         out[start : start + step] = torch.from_numpy(part.T)
     return out.t()
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _pandas_column(column: Any) -> "np.ndarray":

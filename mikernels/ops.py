@@ -4,7 +4,7 @@
 isolated from torch's global state here, where `torch.compile` does not look.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -21,6 +21,9 @@ from mikernels.ranks import ALONE, Ranks, checksum
 from mikernels.validation import refuse_meta
 
 INPUTS = f"Tensor x, Tensor? y, {SCHEMA}"
+
+Progress = Callable[[Block], object]
+"""Is told every block that is complete."""
 
 PAIRS = "(Tensor, Tensor, Tensor)"
 # They wait for the device and ask for its free memory, neither of which a CUDA graph can record.
@@ -43,13 +46,19 @@ def _empty_pairs(x: Tensor, n_pairs: int | torch.SymInt) -> Pairs:
 
 @isolated()
 def matrix(
-    x: Tensor, y: Tensor | None, options: Options, ranks: Ranks = ALONE, out: Tensor | None = None
+    x: Tensor,
+    y: Tensor | None,
+    options: Options,
+    ranks: Ranks = ALONE,
+    out: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The matrix for resolved options.
 
     Args:
         ranks: processes that share out its blocks; all of them get the whole matrix.
         out: to write the matrix to, `[N, K]` float32 on the device of x.
+        progress: is told every block after it is stored.
 
     Raises:
         ValueError: see `mikernels.mutual_information`; or the processes have other samples or options.
@@ -60,23 +69,38 @@ def matrix(
     if ranks.count > 1:
         mi.fill_(-0.0)  # plus which every number is itself
     note = provenance_of(options, len(x))
-    fill_matrix(compute_blocks(x, y, options, note, ranks), mi, symmetric=y is None)
+    blocks = _told(compute_blocks(x, y, options, note, ranks), progress)
+    fill_matrix(blocks, mi, symmetric=y is None)
     ranks.add(mi)
     remember(mi, note)
     return mi
 
 
 @isolated()
-def best(x: Tensor, y: Tensor | None, options: Options, k: int, ranks: Ranks = ALONE) -> Pairs:
+def best(
+    x: Tensor,
+    y: Tensor | None,
+    options: Options,
+    k: int,
+    ranks: Ranks = ALONE,
+    progress: Progress | None = None,
+) -> Pairs:
     """The k best pairs, as `matrix`."""
-    return _pairs(x, y, options, partial(best_pairs, k=k, symmetric=y is None), ranks, k=k)
+    return _pairs(x, y, options, partial(best_pairs, k=k, symmetric=y is None), ranks, progress, k=k)
 
 
 @isolated()
-def above(x: Tensor, y: Tensor | None, options: Options, threshold: float, ranks: Ranks = ALONE) -> Pairs:
+def above(
+    x: Tensor,
+    y: Tensor | None,
+    options: Options,
+    threshold: float,
+    ranks: Ranks = ALONE,
+    progress: Progress | None = None,
+) -> Pairs:
     """The pairs above a threshold, as `matrix`."""
     collect = partial(pairs_over, threshold=threshold, symmetric=y is None)
-    return _pairs(x, y, options, collect, ranks, threshold=threshold)
+    return _pairs(x, y, options, collect, ranks, progress, threshold=threshold)
 
 
 def _pairs(
@@ -85,13 +109,14 @@ def _pairs(
     options: Options,
     collect: Callable[[Iterable[Block]], Pairs],
     ranks: Ranks,
+    progress: Progress | None,
     *,
     k: int | None = None,
     threshold: float | None = None,
 ) -> Pairs:
     _check_same(x, y, options | {"k": k, "threshold": threshold}, ranks)
     note = provenance_of(options, len(x))
-    blocks = compute_blocks(x, y, options, note, ranks)
+    blocks = _told(compute_blocks(x, y, options, note, ranks), progress)
     if ranks.count == 1:
         pairs = collect(blocks)
     else:
@@ -101,6 +126,14 @@ def _pairs(
         pairs = merged(parts, k)
     remember(pairs.mi, note)
     return pairs
+
+
+def _told(blocks: Iterator[Block], progress: Progress | None) -> Iterator[Block]:
+    """The blocks, with each told to `progress` once the next one is asked for."""
+    for block in blocks:
+        yield block
+        if progress is not None:
+            progress(block)
 
 
 def _check_same(x: Tensor, y: Tensor | None, given: Mapping[str, object], ranks: Ranks) -> None:

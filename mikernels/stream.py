@@ -111,6 +111,9 @@ class GridStream:
         """
         n_variables = len(self._sorted)
         samples = read_values(as_samples(batch, "batch", self._sorted.device, min_samples=1), "batch")
+        names = kind_of(batch).names
+        if names is not None and self._kind.names is not None and list(names) != list(self._kind.names):
+            raise SamplesValueError("batch: expected the columns of the reference in their order, got others")
         if samples.shape[1] != n_variables:
             raise SamplesValueError(
                 f"batch: expected {n_variables} variables (columns), got {samples.shape[1]}"

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from mikernels.terminal import any_encoding, describe, discard_output, warnings_in_one_line
 from pruning.arguments import parse
 from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
@@ -45,7 +46,7 @@ from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
 from pruning.settings import Settings
 from pruning.sweeping import Swept, sweep, sweep_json, sweep_table
-from pruning.terminal import Saved, any_encoding, describe, discard_output, warnings_in_one_line
+from pruning.terminal import Saved
 
 RELOAD_TOLERANCE = 0.02
 """Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         saved, launch = Saved(args.save_statistics), Launch()
         try:
             with (
-                warnings_in_one_line(quiet=args.quiet or not launch.is_first) as warned,
+                warnings_in_one_line("mi-prune", quiet=args.quiet or not launch.is_first) as warned,
                 launch.joined(args.device) as device,
             ):
                 _run(args, saved, warned, launch, device)

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mikernels.terminal import any_encoding, describe
 from pruning.paths import check_report
 from pruning.report.page import write_html
 from pruning.report.plain import ASCII, BLOCKS, plain_text
 from pruning.report.result import load_result
-from pruning.terminal import any_encoding, describe
 
 
 def main(argv: list[str] | None = None) -> int:

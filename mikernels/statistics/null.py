@@ -3,8 +3,8 @@
 Under the rank transform every variable without equal values is a permutation of the same M scores. If the samples are
 independent too, the estimates for independent variables follow one distribution, which depends only on M and the
 options. `null_distribution` simulates it once, from random permutations, by the code that makes the estimates
-themselves. Samples that depend on each other, such as the steps of a time series, and columns with atoms
-(`mikernels.atoms`) have another null: `shifted_null` takes it from the data.
+themselves. Columns with atoms (`mikernels.atoms`), and samples that depend on each other, such as the steps of a time
+series, have another null: `permuted_null` and `shifted_null` take it from the data.
 
 Beyond its upper percent a null goes on as a generalized Pareto distribution with the mean and the variance of that
 percent, so p-values have no floor. Far beyond the draws it is an extrapolation.
@@ -30,7 +30,7 @@ from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
 from mikernels.options import Options, plain, resolve, shows_options
 from mikernels.provenance import Provenance, describe, provenance_of, recall
-from mikernels.validation import MIN_SAMPLES, as_samples, as_tensor
+from mikernels.validation import MIN_SAMPLES, as_samples, as_tensor, read_values
 
 DRAWS = 400_000
 """Of which 400 lie beyond the rate of 0.001: it is known to 5 % (one standard error)."""
@@ -155,8 +155,7 @@ class Null:
             raise ValueError(f"rate: expected a share between 0 and 1, got {rate!r}")
         row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
         pairs = mi[row, col].sort(descending=True).values
-        allowed = rate * torch.arange(1, len(pairs) + 1, device=mi.device, dtype=torch.float64) / len(pairs)
-        passed = (self._p_value(pairs) <= allowed).nonzero()
+        passed = (q_values(self._p_value(pairs), len(pairs)) <= rate).nonzero()
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
     def _p_value(self, estimates: Tensor) -> Tensor:
@@ -175,7 +174,7 @@ class Null:
         if with_atoms and not self.for_atoms:
             raise ValueError(
                 "mi: expected estimates of columns without a value that many samples share, such as zeros of a ReLU, "
-                "got some with one; use shifted_null(x), which has the tables of these columns"
+                "got some with one; use permuted_null(x), or shifted_null(x) for a series, which have their tables"
             )
         if made and made != self.made_with:
             raise ValueError(
@@ -189,13 +188,26 @@ class Null:
         return estimates
 
 
+def q_values(p_values: Tensor, n_pairs: int) -> Tensor:
+    """The least rates of false discoveries at which pairs pass the step-up procedure, float64.
+
+    Args:
+        p_values: `[P]` ascending, of the most significant of all pairs.
+        n_pairs: the number of all pairs. If P is less, values are never below those among all of them.
+
+    Source: see `Null.fdr_threshold`.
+    """
+    rank = torch.arange(1, len(p_values) + 1, device=p_values.device, dtype=torch.float64)
+    return (p_values * n_pairs / rank).flip(0).cummin(0).values.flip(0).clamp(max=1.0)
+
+
 @shows_options()
 def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[Options]) -> Null:
     """Simulate what `mutual_information` estimates for independent variables with these options. Cached.
 
     It is the null of independent samples without atoms. Independent series exceed it too often, and nearly always if
     they are strongly autocorrelated, and so do columns with atoms, such as zeros of a ReLU (`mikernels.atoms`), whose
-    estimates it refuses: use `shifted_null` for those.
+    estimates it refuses: use `shifted_null` and `permuted_null` for those.
 
     Args:
         n_samples: M, at least 8.
@@ -217,15 +229,65 @@ def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[O
 def _simulate(n_samples: int, draws: int, items: tuple[tuple[str, Any], ...]) -> Null:
     """The null of checked arguments."""
     options = cast(Options, dict(items))
-    # All pairs of N variables: any two pairs are independent of each other, even if they share a variable.
-    n_variables = 2
-    while n_variables * (n_variables - 1) // 2 < draws:
-        n_variables += 1
+    n_variables = _variables_for(draws)
     generator = torch.Generator().manual_seed(options.get("seed", 0) % 2**64)
     x = torch.rand(n_samples, n_variables, generator=generator, dtype=torch.float64)
     mi = mutual_information(x, **options)
     row, col = torch.triu_indices(n_variables, n_variables, offset=1)
     return Null(provenance_of(resolve(options, n_samples), n_samples), mi[row, col].sort().values.cpu())
+
+
+@shows_options()
+@isolated()
+def permuted_null(
+    x: Samples, y: Samples | None = None, *, draws: int = DRAWS, **options: Unpack[Options]
+) -> Null:
+    """What `mutual_information` estimates between columns whose rows are in another random order for each.
+
+    A column keeps its equal values, such as zeros of a ReLU or of counts, and its dependence on all others is broken.
+    All pairs are pooled into one null, so it suits columns of one kind. It is for independent rows.
+
+    Args:
+        x, y, options: see `mutual_information`, with the same limits as for `null_distribution`; `seed` also draws the
+            columns and the orders.
+        draws: D, the least number of pairs.
+
+    Raises:
+        TypeError, ValueError: see `mutual_information`; ValueError for no draws or an option that has no null.
+
+    Source: P. Good, Permutation, Parametric, and Bootstrap Tests of Hypotheses, 2005, DOI 10.1007/b138696.
+    """
+    draws, options = _read_draws(draws), _read_options(options)
+    check = options.get("check_finite", True)  # here, where columns have their own numbers
+    xs = read_values(as_samples(x, "x", options.get("device")), "x", check=check)
+    ys = None if y is None else read_values(as_samples(y, "y", xs.device), "y", check=check)
+    generator = torch.Generator().manual_seed(options.get("seed", 0) % 2**64)
+
+    def permuted(values: Tensor, n: int) -> Tensor:
+        out = values.new_empty(n, len(values))
+        for row, column in zip(out, torch.randint(values.shape[1], (n,), generator=generator), strict=True):
+            order = torch.randperm(len(values), generator=generator)
+            row.copy_(values[:, int(column)][order.to(values.device)])
+        return out.t()
+
+    if ys is None:
+        n = _variables_for(draws)
+        mi = mutual_information(permuted(xs, n), **options)
+        row, col = torch.triu_indices(n, n, offset=1)
+        found = mi[row, col]
+    else:
+        n = math.isqrt(draws - 1) + 1
+        found = mutual_information(permuted(xs, n), permuted(ys, n), **options).flatten()
+    made_with = provenance_of(resolve(options, len(xs)), len(xs))
+    return Null(made_with, found.cpu().sort().values, for_atoms=True)
+
+
+def _variables_for(draws: int) -> int:
+    """How many variables have so many pairs: any two pairs are independent, even if they share a variable."""
+    n = 2
+    while n * (n - 1) // 2 < draws:
+        n += 1
+    return n
 
 
 LEAST_SHIFTS, MOST_SHIFTS = 20, 1000
@@ -239,8 +301,7 @@ def shifted_null(
     """What `mutual_information` estimates between columns that are shifted against each other in time.
 
     A circular shift of all rows keeps each column with its autocorrelation and its equal values, and breaks the
-    dependence between columns. All pairs are pooled into one null, so it suits columns of one kind. It also serves
-    independent samples whose columns have equal values, such as zeros of a ReLU.
+    dependence between columns. All pairs are pooled into one null, so it suits columns of one kind.
 
     Args:
         x, y, options: see `mutual_information`, with the same limits as for `null_distribution`. The rows are in the

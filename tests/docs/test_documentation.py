@@ -14,6 +14,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.distributed.run import get_args_parser
 
+from mikernels.cli import main as mikernels_main
 from pruning.cli import main
 from pruning.planning import plan
 from pruning.planning.rates import Rates
@@ -40,7 +41,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder in which the names that the pages use exist: MODEL, my_text.txt and other_text.txt."""
+    """A folder in which the names that the pages use exist: MODEL, my_text.txt, other_text.txt and expression.csv."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=256,
@@ -61,6 +62,9 @@ def workplace(tmp_path, monkeypatch):
     text = (ROOT / "LICENSE").read_text("utf-8")
     (tmp_path / "my_text.txt").write_text(text, "utf-8")
     (tmp_path / "other_text.txt").write_text(text[::-1], "utf-8")
+    genes = torch.randn(64, 4).tolist()
+    lines = ["TP53,MYC,GATA1,SOX2", *(",".join(map(str, row)) for row in genes)]
+    (tmp_path / "expression.csv").write_text("\n".join(lines), "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "measure_rates", lambda *_: Rates(*[1.0] * len(fields(Rates))))  # takes seconds
     with warnings.catch_warnings():
@@ -79,7 +83,7 @@ def test_python_blocks_run_in_order(page, workplace):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_mi_prune_commands_run_in_order(page, workplace, monkeypatch):
+def test_commands_run_in_order(page, workplace, monkeypatch):
     reload_here(monkeypatch)
     for command in commands(page):
         program, *arguments = shlex.split(command)
@@ -89,6 +93,8 @@ def test_mi_prune_commands_run_in_order(page, workplace, monkeypatch):
             assert main([*arguments, "--quiet"]) == 0, command
         elif program == "mi-report":
             assert mi_report(arguments) == 0, command
+        elif program == "mikernels":
+            assert mikernels_main([*arguments, "--quiet", "--draws=10000"]) == 0, command
 
 
 def test_torchrun_knows_its_arguments():
@@ -134,7 +140,16 @@ def test_targets_and_extras_exist(page):
             named = re.findall(r"\[([\w,]+)\]", command)
             assert all(extra in extras for names in named for extra in names.split(",")), command
         else:
-            known = ("mi-prune", "mi-report", "torchrun", "python", "git", "cd", "TRITON_INTERPRET=1")
+            known = (
+                "mi-prune",
+                "mi-report",
+                "mikernels",
+                "torchrun",
+                "python",
+                "git",
+                "cd",
+                "TRITON_INTERPRET=1",
+            )
             assert program in known, command
 
 

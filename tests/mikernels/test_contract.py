@@ -47,6 +47,7 @@ PARAMETERS = {
     "top_pairs": "x k y | process_group",
     "pairs_above": "x threshold y | process_group",
     "workspace_bytes": "x y |",
+    "permuted_null": "x y | draws",
     "shifted_null": "x y | draws",
     "split_half_reliability": "x | groups",
     "gaussian_conditional_information": "x given | seed device",

@@ -1,6 +1,8 @@
 """Results come back in the kind of array that came in, with its names; other libraries are used for real."""
 
 import gc
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -95,6 +97,17 @@ def test_arrays_that_numpy_alone_can_read_give_those_of_numpy(values, expected):
         mi = mutual_information(array)
         assert type(mi) is np.ndarray
         assert np.array_equal(mi, expected)
+
+
+def test_a_library_with_dlpack_alone_gives_its_own_arrays(values, expected, monkeypatch):
+    """As CuPy and MLX: no namespace of the standard, but a module with `from_dlpack`."""
+    other = types.ModuleType("other")
+    other.Array = type("Array", (Shared,), {"__module__": "other.core"})
+    other.from_dlpack = lambda t: other.Array(np.from_dlpack(t))
+    monkeypatch.setitem(sys.modules, "other", other)
+    mi = mutual_information(other.Array(values))
+    assert type(mi) is other.Array
+    assert np.array_equal(mi.values, expected)
 
 
 def test_dlpack_of_any_strides_is_read(values, expected):
@@ -218,6 +231,27 @@ def test_missing_values_and_several_types_in_one_table(make, values):
         TypeError, match=r"x: expected columns of real numbers, got \w+ in 'text', and 2 such of 6"
     ):
         mutual_information(text)
+
+
+def test_levels_of_names_and_extension_types_of_pandas(values, expected):
+    pandas = pytest.importorskip("pandas")
+    levels = pandas.MultiIndex.from_product([["a", "b"], [1, 2]])
+    x = pandas.DataFrame(values, columns=levels)
+    assert mutual_information(x).columns.equals(levels)
+    assert top_pairs(x, 1)["first"][0] == ("a", 1)
+    for dtype in ("Float32", "float[pyarrow]"):
+        assert np.array_equal(mutual_information(x.astype(dtype)), expected)
+    wide = pandas_table(values).assign(large=np.arange(64) + 2**53 + 1)  # float64 holds every second of them
+    with pytest.raises(ValueError, match="x: expected integers between"):
+        mutual_information(wide)
+
+
+def test_batches_of_a_stream_have_the_columns_of_its_reference(values):
+    x = pandas_table(values)
+    stream = GridStream(x)
+    stream.update(x)
+    with pytest.raises(ValueError, match="batch: expected the columns of the reference in their order"):
+        stream.update(x[NAMES[::-1]])
 
 
 def test_columns_of_one_name_are_refused(values):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mikernels import mutual_information, top_pairs
-from mikernels.statistics.null import Null, null_distribution, shifted_null
+from mikernels.statistics.null import Null, null_distribution, permuted_null, shifted_null
 
 from samples import gaussian, off_diagonal
 
@@ -232,3 +232,23 @@ def test_impossible_requests_of_a_shifted_null():
         shifted_null(gaussian(20, 2), draws=0)
     with pytest.raises(ValueError, match=r"bandwidth: expected a number or a rule .* got 'loo'"):
         shifted_null(gaussian(20, 2), bandwidth="loo")
+
+
+def test_permuted_columns_have_the_null_of_independent_samples():
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).cumsum(1)  # dependent
+    simulated = null_distribution(200, draws=20_000)
+    for null in (permuted_null(x, draws=20_000), permuted_null(x, x[:, :2], draws=20_000)):
+        assert null.made_with == simulated.made_with
+        assert len(null.values) >= 20_000
+        for q in (0.5, 0.9, 0.99):
+            assert null.quantile(q) == pytest.approx(simulated.quantile(q), rel=0.05)
+
+
+def test_permuted_columns_keep_their_atoms():
+    generator = torch.Generator().manual_seed(0)
+    x, fresh = torch.randn(2, 400, 60, generator=generator).clamp(min=0.2)
+    mi = mutual_information(fresh)
+    p = permuted_null(x, draws=20_000).p_value(mi[tuple(torch.triu_indices(60, 60, 1))])
+    assert float((p < 0.05).double().mean()) == pytest.approx(0.05, abs=0.02)
+    with pytest.raises(ValueError, match="use permuted_null"):
+        null_distribution(400, draws=100).p_value(mi)

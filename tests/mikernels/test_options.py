@@ -10,6 +10,7 @@ from mikernels import (
     mutual_information,
     null_distribution,
     pairs_above,
+    permuted_null,
     shifted_null,
     split_half_reliability,
     top_pairs,
@@ -26,7 +27,15 @@ def test_every_option_is_documented():
 
 @pytest.mark.parametrize(
     "function",
-    [mutual_information, top_pairs, pairs_above, split_half_reliability, null_distribution, shifted_null],
+    [
+        mutual_information,
+        top_pairs,
+        pairs_above,
+        split_half_reliability,
+        null_distribution,
+        permuted_null,
+        shifted_null,
+    ],
 )
 def test_signatures_show_every_option_with_its_default(function):
     parameters = inspect.signature(function).parameters

@@ -95,11 +95,18 @@ def main() -> None:
         message = run(folder / "env/bin/mi-prune", *PRUNE, status=1)
         if "pip install 'mikernels[prune]'" not in message or "Traceback" in message:
             sys.exit(f"mi-prune without its extra: expected what to install in one line, got\n{message}")
+        table = folder / "table.csv"
+        table.write_text("a,b\n" + "".join(f"{i},{i * i % 7}\n" for i in range(20)), "utf-8")
+        message = run(folder / "env/bin/mikernels", table, status=1)
+        if "pip install 'mikernels[tables]'" not in message or "Traceback" in message:
+            sys.exit(f"mikernels without its extra: expected what to install in one line, got\n{message}")
+        run(python, "-m", "pip", "install", "--quiet", f"{wheel}[tables]")
+        run(folder / "env/bin/mikernels", table, "--draws=1000")
         run(python, "-m", "pip", "install", "--quiet", f"{wheel}[prune]")
         run(python, "-c", MODEL)
         run(folder / "env/bin/mi-prune", *PRUNE)
         run(python, "-c", RELOAD)
-    print("wheel: the engine runs alone, mi-prune names its extra, and prunes with it")
+    print("wheel: the engine runs alone, and each command names its extra and works with it")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""Each measurement of `benchmarks.speed.embedding` on a tiny table."""
+
+import sys
+
+import pytest
+
+from benchmarks.record import load
+from benchmarks.speed import embedding
+
+
+def run(tmp_path, monkeypatch, *arguments):
+    rows = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(sys, "argv", ["embedding", *arguments, "--variables=8", f"--out={rows}"])
+    embedding.main()
+    return load(rows)
+
+
+def test_kinds_of_arrays_take_turns_with_a_tensor(tmp_path, monkeypatch):
+    rows = run(tmp_path, monkeypatch, "kinds", "--samples=64", "--repeats=2")
+    assert {"numpy", "pandas", "pyarrow"} <= {row["case"]["kind"] for row in rows}
+    for row in rows:
+        assert row["result"]["ratio"]["median"] > 0
+        assert row["result"]["kind_s"]["median"] > row["result"]["conversions_s"]["min"]
+
+
+def test_the_command_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    (row,) = run(tmp_path, monkeypatch, "command", "--samples=64", "--draws=1000", "--top=5")
+    assert row["result"]["edges"] == 5
+    assert row["result"]["peak_mb"] == pytest.approx(
+        row["result"]["imports_mb"] + row["result"]["workspace_mb"], abs=1
+    )
+    assert row["command"].endswith("--variables 8 --seed 0 --draws=1000 --top=5")

@@ -1,0 +1,329 @@
+"""The command `mikernels`: every kind of file in and out, what it chooses, and one line for what is wrong."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mikernels import mutual_information, null_distribution, top_pairs
+from mikernels.arguments import parser
+from mikernels.cli import main
+from mikernels.options import OPTIONS
+from mikernels.statistics.null import q_values
+
+pandas = pytest.importorskip("pandas")
+pyarrow = pytest.importorskip("pyarrow")
+
+NAMES = [f"gene {i}" for i in range(12)]
+FEW = ["--draws=10000", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    """`[300, 12]`: columns 0 and 1, and 2 and 3, share a factor; the others are independent."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(300, 12)).astype(np.float32)
+    values[:, 1] += 2 * values[:, 0]
+    values[:, 3] += values[:, 2]
+    return values
+
+
+@pytest.fixture(scope="module")
+def table(values):
+    return pandas.DataFrame(values, columns=NAMES)
+
+
+@pytest.fixture
+def data(table, tmp_path):
+    path = tmp_path / "data.parquet"
+    table.to_parquet(path)
+    return str(path)
+
+
+@pytest.fixture
+def edges(capfd):
+    """Runs the command and reads the table that it prints."""
+
+    def run(*arguments):
+        assert main([*FEW, *map(str, arguments)]) == 0, capfd.readouterr().err
+        return pandas.read_csv(io.StringIO(capfd.readouterr().out))
+
+    return run
+
+
+@pytest.fixture
+def refusal(capfd):
+    """Runs the command and returns the one line of its error."""
+
+    def run(*arguments):
+        assert main([str(a) for a in arguments]) == 1
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        return captured.err.strip()
+
+    return run
+
+
+def write_csv(table, path):
+    table.to_csv(path, index=False)
+
+
+def write_csv_with_row_names(table, path):
+    table.set_axis([f"cell {i}" for i in range(len(table))]).to_csv(path)
+
+
+def write_tsv(table, path):
+    table.to_csv(path, index=False, sep="\t")
+
+
+def write_h5ad(table, path):
+    anndata, sparse = pytest.importorskip("anndata"), pytest.importorskip("scipy.sparse")
+    cells = anndata.AnnData(sparse.csr_matrix(table.to_numpy()))
+    cells.var_names = list(table.columns)
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        cells.write_h5ad(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.csv", write_csv),
+        ("a.csv.gz", write_csv),
+        ("rows.csv", write_csv_with_row_names),
+        ("a.TSV", write_tsv),
+        ("a.parquet", lambda table, path: table.to_parquet(path)),
+        ("a.npy", lambda table, path: np.save(path, table.to_numpy())),
+        ("a.h5ad", write_h5ad),
+    ],
+)
+def test_every_kind_of_file_gives_the_pairs_of_the_library(table, values, name, write, edges, tmp_path):
+    path = tmp_path / name
+    write(table, str(path))
+    found = edges(path, "--top", 5)
+    expected = top_pairs(values, 5)
+    assert list(found.columns) == ["first", "second", "mi", "p", "q"]
+    names = list(range(12)) if name.endswith("npy") else NAMES
+    assert list(found["first"]) == [names[i] for i in expected.first]
+    assert list(found["second"]) == [names[i] for i in expected.second]
+    assert np.allclose(found["mi"], expected.mi, atol=1e-6)
+
+
+def test_p_values_are_those_of_independent_samples_and_q_values_those_of_benjamini_and_hochberg(
+    data, values, edges
+):
+    found = edges(data, "--top", 66)
+    null = null_distribution(300, draws=20_000, seed=1)  # the columns have no atoms
+    p = null.p_value(top_pairs(values, 66).mi)
+    assert np.allclose(np.log(found["p"][2:]), np.log(p[2:]), atol=0.5)
+    assert (found["p"][:2] < 1e-6).all()
+    stats = pytest.importorskip("scipy.stats")
+    assert np.allclose(found["q"], stats.false_discovery_control(found["p"]))
+    first = torch.from_numpy(found["p"].to_numpy()[:9].copy())
+    assert (q_values(first, 66).numpy() >= found["q"][:9] - 1e-12).all()
+
+
+def test_what_is_chosen(data, values, edges):
+    mi = mutual_information(values)
+    pairs = mi[np.triu_indices(12, 1)]
+    assert len(edges(data)) == 66  # fewer than the default of 1,000
+    assert len(edges(data, "--threshold", 0.03)) == (pairs > 0.03).sum()
+    significant = edges(data, "--fdr", 0.01)
+    assert list(significant["first"]) == ["gene 0", "gene 2"]
+    assert (significant["q"] <= 0.01).all()
+    beyond = edges(data, "--threshold", "null:0.95")
+    assert 2 <= len(beyond) < 12
+    assert (beyond["p"] <= 0.0502).all()
+    assert len(edges(data, "--fdr", 0.95)) >= len(beyond)
+
+
+def test_columns_that_many_samples_leave_at_zero_have_p_values_of_their_own_kind(tmp_path, edges):
+    x = np.random.default_rng(1).normal(size=(400, 30)).clip(min=0.2)
+    np.save(tmp_path / "x.npy", x)
+    p = edges(tmp_path / "x.npy", "--top", 10**6)["p"]
+    assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.03)  # all are independent
+
+
+def test_series_have_a_null_that_keeps_their_autocorrelation(tmp_path, edges):
+    x = np.random.default_rng(1).normal(size=(500, 20))
+    for t in range(1, 500):
+        x[t] += 0.95 * x[t - 1]
+    np.save(tmp_path / "x.npy", x)
+    shuffled = edges(tmp_path / "x.npy", "--top", 10**6)["p"]
+    series = edges(tmp_path / "x.npy", "--top", 10**6, "--time-series", "--draws=1000")["p"]
+    assert (shuffled < 0.05).mean() > 0.8
+    assert (series < 0.05).mean() < 0.2
+
+
+def test_y_is_another_file_or_columns_of_the_same(data, table, values, edges, tmp_path):
+    table[["gene 1", "gene 3"]].rename(columns=str.upper).to_parquet(tmp_path / "y.parquet")
+    crossed = edges(data, "--y", tmp_path / "y.parquet", "--top", 100)
+    assert len(crossed) == 24
+    assert list(crossed.iloc[0])[:2] == ["gene 1", "GENE 1"]
+    within = edges(data, "--y", "gene 1,gene 3", "--top", 100)
+    assert len(within) == 20
+    assert list(within.iloc[0])[:2] == ["gene 0", "gene 1"]
+    assert within["mi"][0] == pytest.approx(float(mutual_information(values[:, [0]], values[:, [1]])[0, 0]))
+
+
+def test_the_matrix_goes_to_a_file(data, values, tmp_path, capfd):
+    assert main([data, "--matrix", str(tmp_path / "mi.npy"), "--estimator=renyi2", "--quiet"]) == 0
+    assert np.array_equal(np.load(tmp_path / "mi.npy"), mutual_information(values, estimator="renyi2"))
+    assert main([data, "--matrix", str(tmp_path / "y.npy"), "--y=gene 1", "--quiet"]) == 0
+    assert np.load(tmp_path / "y.npy").shape == (11, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.parquet", "mi.npy", "y.npy"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_edges_go_to_a_file_a_few_rows_at_a_time(data, ending, edges, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("mikernels.files.ROWS", 20)
+    out = tmp_path / f"edges.{ending}"
+    assert main([data, "--out", str(out), "--draws=2000"]) == 0
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"mikernels: 66 of 66 pairs from 300 samples, in {out}\n"
+    read = (
+        pandas.read_parquet(out) if ending == "parquet" else pandas.read_csv(out, sep=None, engine="python")
+    )
+    assert np.allclose(read["mi"], edges(data)["mi"], atol=1e-6)
+    assert list(read["first"]) == list(edges(data)["first"])
+    assert main([data, "--out", str(out), "--threshold=99", "--quiet", "--draws=2000"]) == 0  # none
+
+
+def test_options_of_the_library_are_options_of_the_command(data, values, edges):
+    assert {action.dest for action in parser()._actions} >= set(OPTIONS)
+    told = re.sub(r"\s+", " ", parser().format_help())
+    assert "G, points per variable of grid, 2 to 256" in told
+    assert "bytes of workspace beyond inputs and result" in told
+    found = edges(data, "--top=1", "--nodes=8", "--bandwidth=0.5", "--calibrate", "--memory-budget=0.5M")
+    assert found["mi"][0] == pytest.approx(
+        float(top_pairs(values, 1, nodes=8, bandwidth=0.5, calibrate=True).mi[0])
+    )
+    without = edges(data, "--top=1", "--transform=standardize")
+    assert list(without.columns) == ["first", "second", "mi"]
+
+
+def test_text_columns_are_named_and_can_be_dropped(table, edges, refusal, tmp_path):
+    path = tmp_path / "a.csv"
+    table.assign(tissue="liver").to_csv(path, index=False)
+    assert refusal(path).startswith(
+        f"mikernels: {path}: expected columns of real numbers, got string in 'tissue', and 1 such of 13 columns; drop"
+    )
+    assert len(edges(path, "--drop", "tissue,gene 0")) == 55
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.parquet", b"a,b\n1,2\n", "expected Parquet, as its name says, got text"),
+        ("a.csv", b"PAR1....", "expected text, as its name says, got Parquet"),
+        ("a.csv", b"PK\x03\x04....", "expected text, as its name says, got a zip archive"),
+        ("a.npy", b"\x89HDF\r\n\x1a\n", "expected a NumPy array, as its name says, got HDF5"),
+        ("a.h5ad", b"\x00\x01\x02", "expected HDF5, as its name says, got something else"),
+        ("a.csv.gz", b"a,b\n1,2\n", "expected gzip, as its name says, got text"),
+        ("a.parquet", b"PAR1 and no more", "expected Parquet that is complete, got "),
+        ("a.npy", b"\x93NUMPY\x01\x00", "expected a NumPy array that is complete, got "),
+        ("a.xlsx", b"", "expected a name that ends in .csv, .tsv, .parquet, .npy, .h5ad, got 'a.xlsx'"),
+        ("a.csv", b"", "expected a first line with the names of the columns, got an empty file"),
+        ("a.csv", b"a,b\n", "expected at least 8 samples (rows), got 0"),
+        (
+            "a.csv",
+            b"a\tb\n" + b"1\t2\n" * 9,
+            "expected columns that are separated by ',', got one column with",
+        ),
+        (
+            "a.csv",
+            b"0.5,1.5\n" * 9,
+            "expected a first line with the names of the columns, got numbers such as 0.5",
+        ),
+        ("a.csv", b"a,b,a\n" + b"1,2,3\n" * 9, "expected columns of different names, got 'a' more than once"),
+        ("a.csv", b"a,b\n1\n" * 9, "expected text that is complete, got "),
+        (
+            "a.csv",
+            b"a,b\n" + b"1,\n" * 9,
+            "expected finite values, got 9 NaN and 0 infinite in 1 of 2 columns (the first is column 'b')",
+        ),
+    ],
+)
+def test_files_that_are_not_what_they_should_be(name, content, words, refusal, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert f"mikernels: {path}: {words}" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--top=0"], "--top: expected at least 1, got 0"),
+        (["--fdr=2"], "--fdr: expected a rate between 0 and 1, got 2.0"),
+        (
+            ["--threshold=high"],
+            "--threshold: expected a number of nats or null:Q, such as null:0.999, got 'high'",
+        ),
+        (["--threshold=nul:0.9"], "--threshold: expected a number of nats or null:Q"),
+        (["--threshold=null:9"], "--threshold: expected a quantile between 0 and 1, got 9.0"),
+        (
+            ["--out=edges.xls"],
+            "edges.xls: expected a name that ends in .csv, .tsv, .parquet, got 'edges.xls'",
+        ),
+        (["--out=edges.csv.gz"], "expected a name that ends in .csv, .tsv, .parquet, got 'edges.csv.gz'"),
+        (["--out=nowhere/edges.csv"], "expected a file in a folder that exists"),
+        (["--matrix=mi.csv"], "mi.csv: expected a name that ends in .npy"),
+        (["--matrix=mi.npy", "--out=e.csv"], "--out: expected none with --matrix"),
+        (["--y=gene 1,gene 99"], "--y: expected names of columns or a file, got 'gene 99', which is none"),
+        (["--drop=gene 99"], "--drop: expected names of columns, got 'gene 99', which is none"),
+        (["--fdr=0.05", "--transform=standardize"], "--fdr and null:Q: expected ranks"),
+        (["--nodes=1"], "nodes: expected an integer from 2 to 256, got 1"),
+        (["--memory-budget=9"], "memory_budget: expected at least"),
+        (["--estimator=kde", "--precision=fp8"], "precision: expected one of"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, words, data, refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(data, *arguments, "--draws=2000", "--quiet")
+    assert os.listdir(tmp_path) == ["data.parquet"]
+
+
+def test_the_input_is_not_overwritten(data, refusal):
+    assert "expected another file than the samples are in" in refusal(data, "--out", data)
+
+
+def test_it_runs_without_transformers_and_tells_of_what_is_missing(data):
+    script = f"""
+import json, sys
+for name in ("transformers", "anndata", "scipy", "sklearn", "triton"):
+    sys.modules[name] = None
+from mikernels.cli import main
+done = main([{data!r}, "--draws=2000", "--quiet"])
+open("a.h5ad", "wb").write(b"\\x89HDF\\r\\n\\x1a\\n")
+print(json.dumps([done, main(["a.h5ad"])]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=os.path.dirname(data)
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, 1]
+    assert "mikernels: anndata: expected it to be installed; run pip install 'anndata'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--y=gene 1,gene 3"], ["--matrix=mi.npy"], ["--fdr=0.01"]])
+def test_the_bar_counts_every_pair_once(arguments, data, monkeypatch, tmp_path, small_tiles):
+    """Tiles on the diagonal count for their upper half."""
+    tqdm = pytest.importorskip("tqdm")
+    monkeypatch.chdir(tmp_path)
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **keywords):
+            super().__init__(**keywords | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    assert main([data, "--draws=2000", *arguments]) == 0
+    assert [bar.n for bar in bars] == [20 if "--y=gene 1,gene 3" in arguments else 78]
+    assert [bar.total for bar in bars] == [bar.n for bar in bars]
