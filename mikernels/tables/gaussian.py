@@ -43,7 +43,7 @@ def tabulated_estimates(n_samples: int, problem: Problem) -> Tensor | None:
 @cached(maxsize=1)
 def _table() -> dict[str, dict[int, Tensor]]:
     """By estimator and M; `benchmarks/accuracy/gaussian_curves.py` makes the file."""
-    text = files("mikernels.tables").joinpath("gaussian.json").read_text()
+    text = files(__package__).joinpath("gaussian.json").read_text()
     return {
         estimator: {int(m): torch.tensor(row, dtype=torch.float64, device="cpu") for m, row in rows.items()}
         for estimator, rows in json.loads(text).items()
