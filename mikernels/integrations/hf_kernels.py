@@ -19,8 +19,8 @@ from pathlib import Path
 from mikernels.version import __version__
 
 PACKAGE = Path(__file__).parents[1]
-LEFT_OUT = ("integrations",)
-"""Folders that need other packages."""
+LEFT_OUT = ("integrations", "cli.py", "arguments.py", "files.py", "terminal.py")
+"""Plugs and the command, which need other packages."""
 BACKENDS = ("cpu", "cuda", "rocm")
 
 _IMPORT = re.compile(r"^(\s*)from mikernels((?:\.\w+)*) import ", re.MULTILINE)
