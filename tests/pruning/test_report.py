@@ -161,7 +161,13 @@ def test_results_are_compared_with_each_other_and_with_a_sweep(run, report_of, t
     manifest = json.loads((tmp_path / "other" / "mi_prune.json").read_text())
     manifest["evaluation"]["texts"][0]["perplexity_pruned"] *= 10
     (tmp_path / "other" / "mi_prune.json").write_text(json.dumps(manifest))
-    row = {"parameters": 100, "bytes": 400, "hidden_state_cosine": {}, "change_error": {"a": 0.1}}
+    row = {
+        "parameters": 100,
+        "bytes": 400,
+        "hidden_state_cosine": {},
+        "change_error": {"a": 0.1},
+        "widths": [9],
+    }
     rows = [
         row | {"ratio": r, "neurons": n, "perplexity": {"a": p}}
         for r, n, p in ((0, 80, 8.0), (0.25, 60, 9.0))
@@ -173,7 +179,7 @@ def test_results_are_compared_with_each_other_and_with_a_sweep(run, report_of, t
     )
     assert (status, error) == (0, "")
     found = Structure((tmp_path / "page.html").read_text())
-    assert "9.00 (+12.5% ± 10.0%)" in found.text
+    assert "9.00 (+12.5% +- 10.0%)" in found.text
     assert "0.25 (this result)" in found.text
     assert "past the limit" in found.text
     assert found.tags.count("img") == 1 + 2 * 2 * 2
