@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -115,31 +116,9 @@ def quality_by_ratio(results: Sequence[Result], sweep: Sequence[Row]) -> str | N
         axes = figure.add_axes((0.12, 0.12, 0.85, 0.85))
         colors = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
         for i, text in enumerate(texts):
-            color, mark = colors[i % len(colors)], MARKS[i % len(MARKS)]
-            rows = [row for row in sweep if math.isfinite(growth(sweep, row, text)[0])]
-            if rows:
-                grown, errors = np.array([growth(sweep, row, text) for row in rows]).T
-                x, bars = (
-                    [100 * dropped_share(sweep, row) for row in rows],
-                    100 * np.nan_to_num(errors) * grown,
-                )
-                axes.errorbar(
-                    x, 100 * (grown - 1), bars, color=color, marker=mark, markersize=4, capsize=2, label=text
-                )
-            points = [
-                (r, q) for r in results for q in r.quality if q.text == text and math.isfinite(q.growth)
-            ]
-            if points:
-                axes.plot(
-                    [100 * result.dropped_share for result, _ in points],
-                    [100 * (quality.growth - 1) for _, quality in points],
-                    mark,
-                    color=color,
-                    markersize=11,
-                    markeredgewidth=2,
-                    markerfacecolor="none",
-                    label=f"{text}, saved result" if rows else text,
-                )
+            style = {"color": colors[i % len(colors)], "marker": MARKS[i % len(MARKS)]}
+            _draw_sweep(axes, sweep, text, style)
+            _draw_results(axes, results, text, style, beside=f"{text}, saved result" if sweep else text)
         axes.axhline(100 * (MAX_GROWTH - 1), color=GRAY, linestyle=":", linewidth=1.5)
         axes.annotate(
             "past this, repair is not enough",
@@ -158,6 +137,35 @@ def quality_by_ratio(results: Sequence[Result], sweep: Sequence[Row]) -> str | N
         axes.legend(fontsize=9)
 
     return _svg(draw, (6.4, 4.0))
+
+
+def _draw_sweep(axes: Axes, sweep: Sequence[Row], text: str, style: dict[str, Any]) -> None:
+    """The perplexity on a text at each ratio, with its standard error."""
+    rows = [row for row in sweep if math.isfinite(growth(sweep, row, text)[0])]
+    if rows:
+        grown, errors = np.array([growth(sweep, row, text) for row in rows]).T
+        shares = [100 * dropped_share(sweep, row) for row in rows]
+        bars = 100 * np.nan_to_num(errors) * grown
+        axes.errorbar(shares, 100 * (grown - 1), bars, markersize=4, capsize=2, label=text, **style)
+
+
+def _draw_results(
+    axes: Axes, results: Sequence[Result], text: str, style: dict[str, Any], *, beside: str
+) -> None:
+    """A ring for each result, with its number if there are several; `beside` is the name in the legend."""
+    points = [
+        (str(i), 100 * result.dropped_share, 100 * (q.growth - 1))
+        for i, result in enumerate(results, 1)
+        for q in result.quality
+        if q.text == text and math.isfinite(q.growth)
+    ]
+    if not points:
+        return
+    _, shares, grown = zip(*points, strict=True)
+    ring: dict[str, Any] = {"linestyle": "", "markersize": 11, "markeredgewidth": 2, "markerfacecolor": "none"}
+    axes.plot(shares, grown, label=beside, **ring, **style)
+    for name, x, y in points if len(results) > 1 else ():
+        axes.annotate(name, (x, y), (9, 3), textcoords="offset points", color=style["color"])
 
 
 def _texts(results: Sequence[Result]) -> list[str]:

@@ -222,7 +222,10 @@ def test_pictures_that_are_broken_are_refused_and_missing_ones_left_out(run, rep
         del layer["repair_error"]
     (tmp_path / "out" / "mi_prune.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
     assert report_of(tmp_path / "out", "--out", tmp_path / "page.html")[0] == 0
-    assert "not measured" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert ">predicted</th>" in page
+    assert ">error</th>" not in page
+    assert '<details id="layer' not in page
 
 
 @pytest.mark.parametrize(
