@@ -162,7 +162,12 @@ def _draw_results(
     if not points:
         return
     _, shares, grown = zip(*points, strict=True)
-    ring: dict[str, Any] = {"linestyle": "", "markersize": 11, "markeredgewidth": 2, "markerfacecolor": "none"}
+    ring: dict[str, Any] = {
+        "linestyle": "",
+        "markersize": 11,
+        "markeredgewidth": 2,
+        "markerfacecolor": "none",
+    }
     axes.plot(shares, grown, label=beside, **ring, **style)
     for name, x, y in points if len(results) > 1 else ():
         axes.annotate(name, (x, y), (9, 3), textcoords="offset points", color=style["color"])
