@@ -77,7 +77,6 @@ def write_html(
         chart_of=_layer_charts,
         bars_of=_bars,
         words=words,
-        is_nan=math.isnan,
         script=Markup(source[SCRIPT]),  # noqa: S704, a file of this package
         script_digest=digest,
         style=Markup(source[STYLE]),  # noqa: S704
