@@ -6,7 +6,10 @@ from pathlib import Path
 
 if missing := [name for name in ("transformers", "safetensors", "tqdm") if find_spec(name) is None]:
     message = f"pruning: expected {', '.join(missing)} to be installed; run: pip install 'mikernels[prune]'"
-    if Path(sys.argv[0]).stem == "mi-prune":  # the command prints one line instead of a traceback
+    if Path(sys.argv[0]).stem in (
+        "mi-prune",
+        "mi-report",
+    ):  # the command prints one line instead of a traceback
         sys.exit(message)
     raise ImportError(message)
 

@@ -216,8 +216,7 @@ def _prune(
     notes: dict[str, Any] = {"calibration": origin.calibration}
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
     notes["parameters"] = {"before": count_parameters(model)}
-    if origin.model:
-        notes["model_fingerprint"] = origin.model
+    notes["model_fingerprint"] = origin.model or f"files:{source.fingerprint()}"
     if statistics is not None:
         notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
     n_tokens = windows.n_tokens if windows is not None else 0

@@ -1,16 +1,14 @@
 """`mi-report`: show results of `mi-prune` again, one or several side by side."""
 
 import argparse
-import json
 import sys
-from pathlib import Path
-from typing import Any
 
 from mikernels.terminal import any_encoding, describe
 from pruning.paths import check_report
 from pruning.report.page import write_html
 from pruning.report.plain import ASCII, BLOCKS, plain_text
 from pruning.report.result import load_result
+from pruning.report.swept import load_rows
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +49,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    sweep = _read_sweep(args.sweep) if args.sweep is not None else []
+    sweep = load_rows(args.sweep) if args.sweep is not None else []
     if args.text:
         results = [load_result(folder, text=False) for folder in args.results]
         print(plain_text(results, blocks=BLOCKS if _can_print(BLOCKS) else ASCII))
@@ -59,24 +57,6 @@ def _run(args: argparse.Namespace) -> None:
     check_report(args.out)
     write_html(args.results, args.out, sweep=sweep, text=args.excerpts)
     print(f"Report: {args.out}")
-
-
-def _read_sweep(path: str) -> list[dict[str, Any]]:
-    """The rows of a sweep.
-
-    Raises:
-        OSError: no such file.
-        ValueError: another file.
-    """
-    try:
-        rows: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))["sweep"]
-        for row in rows:
-            row["ratio"], row["neurons"], row["perplexity"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"--sweep: expected what mi-prune --sweep --json prints, got {path}: {error}"
-        ) from error
-    return rows
 
 
 def _can_print(text: str) -> bool:

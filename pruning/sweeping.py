@@ -28,6 +28,7 @@ from pruning.progress import timed
 from pruning.report.comparison import Evaluation, cosine, evaluate
 from pruning.report.manifest import plain_json
 from pruning.report.quality import log_ratio_error
+from pruning.report.swept import cells, read_rows
 from pruning.report.table import table
 from pruning.settings import Settings
 
@@ -158,22 +159,8 @@ def sweep(
 
 def sweep_table(found: Sequence[Swept]) -> str:
     """What `sweep` found, for people."""
-    texts = [
-        (name, text) for name in ("perplexity", "hidden_state_cosine") for text in getattr(found[0], name)
-    ]
-    rows = []
-    for entry in found:
-        cells = [f"{entry.ratio:g}", f"{entry.neurons:,}", _range(entry.widths)]
-        cells += [f"{entry.parameters / 1e6:,.1f}", f"{entry.bytes / 1e6:,.1f}"]
-        for name, text in texts:
-            value, dense = getattr(entry, name)[text], getattr(found[0], name)[text]
-            if name == "perplexity" and entry is not found[0]:
-                cells.append(f"{value:.2f} ({value / dense - 1:+.1%} +- {entry.change_error[text]:.1%})")
-            else:
-                cells.append(f"{value:.2f}" if name == "perplexity" else f"{value:.4f}")
-        rows.append((*cells, f"{entry.seconds:.0f}"))
-    header = ("ratio", "neurons", "widths", "parameters (M)", "weights (MB)")
-    return table(rows, (*header, *(f"{name.replace('_', ' ')}, {text}" for name, text in texts), "seconds"))
+    header, *rows = cells(read_rows(found))
+    return table(rows, header)
 
 
 def sweep_json(found: Sequence[Swept]) -> str:
@@ -197,8 +184,3 @@ def _row(
         {text: cosine(dense.hidden[text], states) for text, states in pruned.hidden.items()},
         seconds,
     )
-
-
-def _range(widths: Sequence[int]) -> str:
-    least, most = min(widths), max(widths)
-    return f"{least}" if least == most else f"{least} to {most}"

@@ -3,17 +3,19 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pruning.report.comparison import MAX_GROWTH
 from pruning.report.result import Layer, Result
+from pruning.report.swept import Row, dropped_share, growth
 
 INK, GRAY, ACCENT = "#2b2f36", "#7d828b", "#b3541e"
 MAP_COLORS = "PuOr_r"
@@ -43,13 +45,13 @@ STYLE: dict[str, Any] = {
 
 
 def information_map(layer: Layer) -> str:
-    """The mutual information of the neurons that are shown, with a black mark at those that were dropped.
+    """The mutual information of the neurons that are shown, with a mark at the edge for those that were dropped.
 
     Colors are the nats above the null, so that independent pairs are white.
     """
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.05, 0.09, 0.71, 0.85))
+        axes = figure.add_axes((0.05, 0.02, 0.73, 0.9))
         excess = np.array(layer.mi) - layer.null_mi
         np.fill_diagonal(excess, np.nan)
         top = max(float(np.nanquantile(excess, 0.995)), layer.null_mi, 1e-3)
@@ -69,10 +71,10 @@ def information_map(layer: Layer) -> str:
         axes.grid(visible=False)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel(f"{len(layer.shown)} neurons, similar ones side by side; black edge: dropped")
-        bar = figure.colorbar(image, cax=figure.add_axes((0.81, 0.15, 0.03, 0.7)))
+        bar = figure.colorbar(image, cax=figure.add_axes((0.82, 0.1, 0.03, 0.72)))
         bar.set_label("nats above independent neurons")
         bar.ax.grid(visible=False)
+        bar.ax.set_ylim(-layer.null_mi, top)
 
     return _svg(draw, (5.0, 4.2))
 
@@ -103,7 +105,7 @@ def damage_curve(layer: Layer) -> str:
     return _svg(draw, (5.0, 3.4))
 
 
-def quality_by_ratio(results: Sequence[Result], sweep: Sequence[Mapping[str, Any]]) -> str | None:
+def quality_by_ratio(results: Sequence[Result], sweep: Sequence[Row]) -> str | None:
     """Perplexity on each text against the share of neurons dropped: of the rows of a sweep, joined by lines, and of the
     results; None if there is nothing to compare."""
     texts = list(dict.fromkeys([*(sweep[0]["perplexity"] if sweep else ()), *_texts(results)]))
@@ -114,26 +116,9 @@ def quality_by_ratio(results: Sequence[Result], sweep: Sequence[Mapping[str, Any
         axes = figure.add_axes((0.12, 0.12, 0.85, 0.85))
         colors = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
         for i, text in enumerate(texts):
-            color, mark = colors[i % len(colors)], MARKS[i % len(MARKS)]
-            rows = [(x, y, e) for x, y, e in swept(sweep, text) if math.isfinite(y)]
-            if rows:
-                x, y, e = zip(*rows, strict=True)
-                bars = 100 * np.nan_to_num(e) * (1 + np.array(y) / 100)
-                axes.errorbar(x, y, bars, color=color, marker=mark, markersize=4, capsize=2, label=text)
-            points = [
-                (r, q) for r in results for q in r.quality if q.text == text and math.isfinite(q.growth)
-            ]
-            if points:
-                axes.plot(
-                    [100 * result.dropped_share for result, _ in points],
-                    [100 * (quality.growth - 1) for _, quality in points],
-                    mark,
-                    color=color,
-                    markersize=11,
-                    markeredgewidth=2,
-                    markerfacecolor="none",
-                    label=f"{text}, saved result" if rows else text,
-                )
+            style = {"color": colors[i % len(colors)], "marker": MARKS[i % len(MARKS)]}
+            _draw_sweep(axes, sweep, text, style)
+            _draw_results(axes, results, text, style, beside=f"{text}, saved result" if sweep else text)
         axes.axhline(100 * (MAX_GROWTH - 1), color=GRAY, linestyle=":", linewidth=1.5)
         axes.annotate(
             "past this, repair is not enough",
@@ -154,16 +139,38 @@ def quality_by_ratio(results: Sequence[Result], sweep: Sequence[Mapping[str, Any
     return _svg(draw, (6.4, 4.0))
 
 
-def swept(sweep: Sequence[Mapping[str, Any]], text: str) -> list[tuple[float, float, float]]:
-    """Of each row: % of neurons dropped, % growth of the perplexity on a text, and the standard error of its log."""
-    rows = []
-    for row in sweep:
-        before, after = sweep[0]["perplexity"].get(text), row["perplexity"].get(text)
-        growth = after / before - 1 if before and after else math.nan
-        error = row["change_error"].get(text)
-        share = 1 - row["neurons"] / sweep[0]["neurons"]
-        rows.append((100 * share, 100 * growth, math.nan if error is None else error))
-    return rows
+def _draw_sweep(axes: Axes, sweep: Sequence[Row], text: str, style: dict[str, Any]) -> None:
+    """The perplexity on a text at each ratio, with its standard error."""
+    rows = [row for row in sweep if math.isfinite(growth(sweep, row, text)[0])]
+    if rows:
+        grown, errors = np.array([growth(sweep, row, text) for row in rows]).T
+        shares = [100 * dropped_share(sweep, row) for row in rows]
+        bars = 100 * np.nan_to_num(errors) * grown
+        axes.errorbar(shares, 100 * (grown - 1), bars, markersize=4, capsize=2, label=text, **style)
+
+
+def _draw_results(
+    axes: Axes, results: Sequence[Result], text: str, style: dict[str, Any], *, beside: str
+) -> None:
+    """A ring for each result, with its number if there are several; `beside` is the name in the legend."""
+    points = [
+        (str(i), 100 * result.dropped_share, 100 * (q.growth - 1))
+        for i, result in enumerate(results, 1)
+        for q in result.quality
+        if q.text == text and math.isfinite(q.growth)
+    ]
+    if not points:
+        return
+    _, shares, grown = zip(*points, strict=True)
+    ring: dict[str, Any] = {
+        "linestyle": "",
+        "markersize": 11,
+        "markeredgewidth": 2,
+        "markerfacecolor": "none",
+    }
+    axes.plot(shares, grown, label=beside, **ring, **style)
+    for name, x, y in points if len(results) > 1 else ():
+        axes.annotate(name, (x, y), (9, 3), textcoords="offset points", color=style["color"])
 
 
 def _texts(results: Sequence[Result]) -> list[str]:

@@ -5,8 +5,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from pruning.report import words
 from pruning.report.manifest import Report
 from pruning.report.result import Layer, Result, load_result
+from pruning.report.swept import Row, cells, furthest, read_rows
 
 PACKAGES = ("jinja2", "matplotlib")
 TEMPLATE, SCRIPT, STYLE = "page.html.jinja", "page.js", "page.css"
@@ -56,7 +56,7 @@ def write_html(
 
     sources = [results] if isinstance(results, (Report, str, Path)) else list(results)
     loaded = [load_result(source, text=text) for source in sources]
-    rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in sweep]
+    rows = read_rows(sweep)
     if not loaded and not rows:
         raise ValueError("results: expected at least one, or a sweep, got none")
     environment = Environment(
@@ -71,12 +71,12 @@ def write_html(
     page = environment.get_template(TEMPLATE).render(
         title=_title(loaded),
         results=loaded,
-        sweep=_sweep(rows),
+        sweep=cells(rows) if rows else [],
+        furthest=furthest(rows),
         chart=_quality_chart(loaded, rows),
         chart_of=_layer_charts,
         bars_of=_bars,
         words=words,
-        is_nan=math.isnan,
         script=Markup(source[SCRIPT]),  # noqa: S704, a file of this package
         script_digest=digest,
         style=Markup(source[STYLE]),  # noqa: S704
@@ -85,10 +85,12 @@ def write_html(
 
 
 def _title(results: Sequence[Result]) -> str:
-    return f"Pruned: {results[0].label}" if len(results) == 1 else "Pruned models compared"
+    if len(results) == 1:
+        return f"Pruned: {results[0].label}"
+    return "Pruned models compared" if results else "What each ratio would cost"
 
 
-def _quality_chart(results: Sequence[Result], sweep: Sequence[Mapping[str, Any]]) -> str | None:
+def _quality_chart(results: Sequence[Result], sweep: Sequence[Row]) -> str | None:
     from pruning.report.charts import quality_by_ratio
 
     return quality_by_ratio(results, sweep)
@@ -119,33 +121,6 @@ def _bars(result: Result) -> list[dict[str, float]]:
         }
         rows.append({n: 0.0 if math.isnan(v) else 100 * min(max(v, 0.0), 1.0) for n, v in row.items()})
     return rows
-
-
-def _sweep(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The table of a sweep, its header first."""
-    if not rows:
-        return []
-    from pruning.report.charts import swept
-
-    texts = list(rows[0]["perplexity"])
-    cosines = list(rows[0]["hidden_state_cosine"])
-    header = ["ratio", "neurons", "parameters (M)", "weights (MB)"]
-    table = [header + [f"perplexity, {t}" for t in texts] + [f"cosine, {t}" for t in cosines]]
-    growths = {t: swept(rows, t) for t in texts}
-    for i, row in enumerate(rows):
-        cells = [f"{row['ratio']:g}", f"{row['neurons']:,}"]
-        cells += [f"{row['parameters'] / 1e6:,.1f}", words.megabytes(row["bytes"])]
-        for t in texts:
-            _, growth, error = growths[t][i]
-            value = row["perplexity"][t]
-            known = "" if value is None else f"{value:.2f}"
-            cells.append(f"{known} ({growth:+.1f}%{words.plus_minus(error)})" if i else known)
-        cells += [
-            "" if row["hidden_state_cosine"][t] is None else f"{row['hidden_state_cosine'][t]:.4f}"
-            for t in cosines
-        ]
-        table.append(cells)
-    return table
 
 
 def _write(path: Path, page: str) -> None:

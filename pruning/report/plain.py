@@ -55,7 +55,8 @@ def _side_by_side(results: Sequence[Result]) -> str:
 
 
 def _of_one(result: Result, blocks: str) -> str:
-    rows = [(layer.name, *words.columns_of(layer).values()) for layer in result.layers]
+    columns = words.columns(result)
+    rows = [(layer.name, *row.values()) for layer, row in zip(result.layers, columns, strict=True)]
     neurons = [
         (
             layer.name,
@@ -73,7 +74,7 @@ def _of_one(result: Result, blocks: str) -> str:
         "\n".join(f"Warning: {text}" for text in words.warnings(result)),
         table(words.costs(result), ("", "dense", "pruned", "change")),
         _sparklines(result, blocks),
-        table(rows, ("layer", *words.columns_of(result.layers[0]))),
+        table(rows, ("layer", *columns[0])),
     ]
     if neurons:
         header = ("most redundant of", "neuron", "partner kept", "MI (nats)", "p", "R^2")

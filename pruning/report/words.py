@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from pruning.report.comparison import MAX_GROWTH, warnings_of
-from pruning.report.result import Layer, Quality, Result, entry, number
+from pruning.report.result import Quality, Result, entry, number
 
 NOT_MEASURED = "not measured"
 
@@ -92,16 +92,21 @@ def stages(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
-def columns_of(layer: Layer) -> dict[str, str]:
-    """The numbers of a layer by name, as text."""
-    return {
-        "kept": f"{layer.n_kept:,} of {layer.n_neurons:,}",
-        "sensitivity": short(layer.sensitivity),
-        "median MI": short(layer.median_mi),
-        "null": short(layer.null_mi),
-        "predicted": percent(layer.predicted),
-        "error": percent(layer.repair_error),
-    }
+def columns(result: Result) -> list[dict[str, str]]:
+    """The numbers of each layer by name, as text, without those that were measured of none."""
+    rows = [
+        {
+            "kept": f"{layer.n_kept:,} of {layer.n_neurons:,}",
+            "sensitivity": short(layer.sensitivity),
+            "median MI": short(layer.median_mi),
+            "null": short(layer.null_mi),
+            "predicted": percent(layer.predicted),
+            "error": percent(layer.repair_error),
+        }
+        for layer in result.layers
+    ]
+    unknown = {name for name in rows[0] if all(row[name] == NOT_MEASURED for row in rows)}
+    return [{name: text for name, text in row.items() if name not in unknown} for row in rows]
 
 
 def costs(result: Result) -> list[tuple[str, str, str, str]]:

@@ -106,6 +106,12 @@ def main() -> None:
         run(python, "-c", MODEL)
         run(folder / "env/bin/mi-prune", *PRUNE)
         run(python, "-c", RELOAD)
+        run(folder / "env/bin/mi-report", "pruned", "--text")
+        message = run(folder / "env/bin/mi-report", "pruned", status=1)
+        if "pip install 'mikernels[report]'" not in message:
+            sys.exit(f"mi-report without its extra: expected what to install, got\n{message}")
+        run(python, "-m", "pip", "install", "--quiet", f"{wheel}[report]")
+        run(folder / "env/bin/mi-report", "pruned")
     print("wheel: the engine runs alone, and each command names its extra and works with it")
 
 

@@ -105,7 +105,7 @@ def record(group, values, gates, sizes, sample_size):
     mine = slice(start, start + sizes[ranks.index])
     for part in range(2):
         g = None if gates is None else gates[mine][part::2]
-        recorder.add(values[mine][part::2], g)
+        recorder.add(values[mine][part::2], g, torch.arange(sizes[ranks.index])[part::2])
     return recorder.finish()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from pruning import progress
 from pruning.report.manifest import Report
 
 
@@ -45,3 +46,14 @@ def test_values_of_any_library_become_json():
     assert manifest["candidates"] == {"0": None}
     assert manifest["seconds"] == {"measure": 1.235}
     assert manifest["files"] == ["config.json"]
+
+
+def test_memory_is_that_of_the_stages_in_which_it_rose(monkeypatch):
+    peaks = iter([500, 500, 900, 900])
+    monkeypatch.setattr(progress, "_peak_bytes", lambda: next(peaks))
+    seconds = progress.Stages()
+    for stage in ("capture", "measure", "repair", "capture"):
+        with progress.timed(seconds, stage):
+            pass
+    assert set(seconds) == {"capture", "measure", "repair"}
+    assert json.loads(Report({}, 10, [], seconds).manifest())["peak_bytes"] == {"capture": 500, "repair": 900}

@@ -82,6 +82,8 @@ def test_moments_are_those_of_all_tokens(group, sizes, gated):
         torch.testing.assert_close(statistics.covariance.double(), covariance, rtol=1e-4, atol=1e-3)
         assert torch.equal(statistics.sample, found[0].sample)
     places = (found[0].sample[:, None] == values).all(2).nonzero()[:, 1].tolist()
+    starts = [0, sizes[0], sizes[0] + sizes[1]]  # a token is told by its place in a process, and the process
+    assert [starts[token % 3] + token // 3 for token in found[0].tokens.tolist()] == places
     assert len(set(places)) == 50
     share = sum(place >= sizes[0] + sizes[1] for place in places) / 50
     assert abs(share - sizes[2] / 300) < 0.25

@@ -22,6 +22,7 @@ from pruning.observe.excerpts import excerpts
 from pruning.report import write_html
 from pruning.report.manifest import Report
 from pruning.report.plain import sparkline
+from pruning.report.swept import furthest
 from pruning.report_command import main as mi_report
 
 from browser import CHROMIUM, browser
@@ -161,7 +162,13 @@ def test_results_are_compared_with_each_other_and_with_a_sweep(run, report_of, t
     manifest = json.loads((tmp_path / "other" / "mi_prune.json").read_text())
     manifest["evaluation"]["texts"][0]["perplexity_pruned"] *= 10
     (tmp_path / "other" / "mi_prune.json").write_text(json.dumps(manifest))
-    row = {"parameters": 100, "bytes": 400, "hidden_state_cosine": {}, "change_error": {"a": 0.1}}
+    row = {
+        "parameters": 100,
+        "bytes": 400,
+        "hidden_state_cosine": {},
+        "change_error": {"a": 0.1},
+        "widths": [9],
+    }
     rows = [
         row | {"ratio": r, "neurons": n, "perplexity": {"a": p}}
         for r, n, p in ((0, 80, 8.0), (0.25, 60, 9.0))
@@ -173,7 +180,7 @@ def test_results_are_compared_with_each_other_and_with_a_sweep(run, report_of, t
     )
     assert (status, error) == (0, "")
     found = Structure((tmp_path / "page.html").read_text())
-    assert "9.00 (+12.5% ± 10.0%)" in found.text
+    assert "9.00 (+12.5% +- 10.0%)" in found.text
     assert "0.25 (this result)" in found.text
     assert "past the limit" in found.text
     assert found.tags.count("img") == 1 + 2 * 2 * 2
@@ -181,6 +188,52 @@ def test_results_are_compared_with_each_other_and_with_a_sweep(run, report_of, t
     assert len(ids) == len(set(ids))
     text = report_of(*folders, "--text")[1]
     assert re.search(r"other +25\.0% +conditional-mi +sequential +uniform .*past the limit", text)
+
+
+def test_the_page_of_a_sweep_says_how_far_one_may_go(run, tmp_path, capsys):
+    text, page = run / f"{EVIL}.txt", tmp_path / "sweep.html"
+    arguments = [
+        str(run / EVIL),
+        "--sweep=0.25,0.5",
+        "--calibration",
+        str(text),
+        "--report",
+        str(page),
+        "--json",
+    ]
+    assert main([*arguments, "--quiet", *OPTIONS]) == 0
+    rows = json.loads(capsys.readouterr().out)["sweep"]
+    found = Structure(page.read_text())
+    assert (
+        "Up to a ratio of 0.5, the largest that was tried, the perplexity grows by at most 50%" in found.text
+    )
+    assert found.tags.count("img") == 1
+    assert f"{rows[-1]['perplexity']['builtin']:.2f} (" in found.text
+
+
+@pytest.mark.parametrize(
+    ("factors", "sentence"),
+    [
+        ((1.1, 1.4), "Up to a ratio of 0.2, the largest that was tried, "),
+        (
+            (1.1, 1.6),
+            "Up to a ratio of 0.1 the perplexity grows by at most 50% on every text; at 0.2 by more.",
+        ),
+        ((1.6, 1.4), "At none of the ratios that were tried "),
+    ],
+)
+def test_how_far_one_may_go_is_the_last_ratio_before_one_that_costs_too_much(factors, sentence):
+    row = {
+        "parameters": 1,
+        "bytes": 4,
+        "hidden_state_cosine": {},
+        "change_error": {},
+        "widths": [9],
+        "neurons": 9,
+    }
+    tried = zip((0.0, 0.1, 0.2), (1.0, *factors), strict=True)
+    rows = [row | {"ratio": ratio, "perplexity": {"a": 8 * factor, "b": 8.0}} for ratio, factor in tried]
+    assert furthest(rows).startswith(sentence)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +269,10 @@ def test_pictures_that_are_broken_are_refused_and_missing_ones_left_out(run, rep
         del layer["repair_error"]
     (tmp_path / "out" / "mi_prune.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
     assert report_of(tmp_path / "out", "--out", tmp_path / "page.html")[0] == 0
-    assert "not measured" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert ">predicted</th>" in page
+    assert ">error</th>" not in page
+    assert '<details id="layer' not in page
 
 
 @pytest.mark.parametrize(
