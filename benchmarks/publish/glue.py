@@ -70,16 +70,20 @@ class Sheet(NamedTuple):
 
 
 def publish(path: Path, out: Path) -> None:
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in latest(path):
-        groups.setdefault((row["case"]["model"], row["case"]["task"]), []).append(row)
-    sheets = [Sheet(model, task, rows) for (model, task), rows in groups.items()]
+        case = row["case"]
+        training = str(
+            case["training"] | {"seed": None}
+        )  # models that were trained otherwise have their own table
+        groups.setdefault((case["model"], case["task"], training), []).append(row)
+    sheets = [Sheet(model, task, rows) for (model, task, _), rows in groups.items()]
     sections = [
         "Encoders that were fine-tuned on tasks of GLUE, then pruned without labels and not trained again: the score "
         "on the official development set (higher is better), by criterion, repair and share of the FFN neurons that "
         "every layer loses. Means over seeds of fine-tuning and pruning, with their "
-        f"{percent(CONFIDENCE)} intervals; in parentheses the share of the examples that are classified as by the "
-        "dense model.",
+        f"{percent(CONFIDENCE)} intervals by Student's t; a score without an interval is of one seed. In parentheses "
+        "the share of the examples that are classified as by the dense model.",
         "## Spread over criteria",
         "How much the choice of the criterion matters: the standard deviation of the score over the "
         f"{len(CRITERIA)} criteria, which is taken for each seed, by size of the model. The sampling error is that of "

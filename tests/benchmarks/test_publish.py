@@ -33,7 +33,7 @@ def test_everything_generated_is_committed_and_nothing_else(published):
     assert generated(published) == generated(RESULTS)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "quality", "reliability", "stages", "throughput-cpu"])
+@pytest.mark.parametrize("name", ["accuracy", "glue", "quality", "reliability", "stages", "throughput-cpu"])
 def test_committed_page_is_the_one_of_the_stored_rows(published, name):
     written = (published / f"{name}.md").read_text(encoding="utf-8")
     assert written == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def test_unknown_page_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["publish", "quantity"])
     with pytest.raises(SystemExit):
         publish.main()
-    assert "PAGE: expected some of accuracy, quality" in capsys.readouterr().err
+    assert "PAGE: expected some of accuracy, glue" in capsys.readouterr().err
 
 
 def test_latest_row_of_a_case_counts(tmp_path):
