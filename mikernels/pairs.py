@@ -72,7 +72,7 @@ def pairs_over(blocks: Iterable[Block], threshold: float, *, symmetric: bool) ->
 
 def merged(parts: Sequence[Pairs], k: int | None = None) -> Pairs:
     """The pairs of several sets of blocks in one order; the first k of them."""
-    return Pairs(*(t[:k] for t in _sorted(parts)))
+    return Pairs(*(t[:k] for t in _sorted(list(parts))))
 
 
 def _pair_mask(block: Block, symmetric: bool) -> Tensor:
@@ -86,9 +86,13 @@ def _pairs_of(block: Block, mask: Tensor) -> Pairs:
     return Pairs(first + block.row, second + block.col, block.mi[first, second])
 
 
-def _sorted(parts: Sequence[Pairs]) -> Pairs:
-    pairs = Pairs(*map(torch.cat, zip(*parts, strict=True)))
-    order = pairs.second.argsort(stable=True)
-    order = order[pairs.first[order].argsort(stable=True)]
-    order = order[pairs.mi[order].argsort(stable=True, descending=True)]
-    return Pairs(*(t[order] for t in pairs))
+def _sorted(parts: list[Pairs]) -> Pairs:
+    """All pairs in one order. Empties `parts` and frees whatever is done with: pairs may take more than the matrix."""
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    parts.clear()
+    first, second, _ = columns
+    place = first * (second.amax() + 1) + second if len(second) else first
+    order = place.argsort()
+    del first, second, place
+    order = order[columns[2][order].argsort(stable=True, descending=True)]
+    return Pairs(*(columns.pop(0)[order] for _ in range(3)))

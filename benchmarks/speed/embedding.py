@@ -3,14 +3,15 @@
 python -m benchmarks.speed.embedding kinds      # seconds of each kind of array beside those of a tensor
 python -m benchmarks.speed.embedding command    # seconds and peak memory, on Linux
 
-A kind of array is compared with the tensor's time and the time of its own conversions, measured alone: what is left is
-the cost of telling the kinds apart. Libraries that are not installed are left out.
+A kind of array is compared with a tensor of the same memory and with its own conversions, measured alone: what is left
+is the cost of telling the kinds apart. Libraries that are not installed are left out.
 """
 
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
@@ -72,45 +73,44 @@ KINDS: dict[str, tuple[str, Callable[[np.ndarray], Any]]] = {
 def measure_kinds(
     n_samples: int, n_variables: int, repeats: int, seed: int
 ) -> list[tuple[str, dict[str, Any]]]:
-    """For each kind its package, and medians over `repeats` rounds, in which all kinds take turns."""
+    """For each kind its package, and quantiles over `repeats` rounds, in which all kinds take turns.
+
+    Seconds are those of the process, so that other work of the machine does not count.
+    """
     x = np.random.default_rng(seed).normal(size=(n_samples, n_variables)).astype(np.float32)
-    arrays: dict[str, Any] = {"tensor": torch.from_numpy(x)}
+    arrays: dict[str, Any] = {}
     for name, (_, make) in KINDS.items():
         try:
             arrays[name] = make(x)
         except ImportError as error:
             print(f"{name}: left out ({error})")
-    mi = mutual_information(arrays["tensor"])
-
-    def convert(array: object) -> Any:
-        return to_tensor(array, "x"), as_given(mi, array)
-
-    seconds: dict[str, list[float]] = {name: [] for name in arrays}
-    conversions: dict[str, list[float]] = {name: [] for name in arrays}
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"kind_s": [], "conversions_s": [], "tensor_s": [], "ratio": []} for name in arrays
+    }
     for round_ in range(repeats + 1):
         for name, array in arrays.items():
-            _, whole = record.timed(lambda array=array: mutual_information(array))
-            _, alone = record.timed(lambda array=array: convert(array))
+            whole = _seconds(lambda array=array: mutual_information(array))
+            tensor = to_tensor(array, "x")  # of the same values, dtype and strides
+            bare = _seconds(lambda tensor=tensor: mutual_information(tensor))
+            mi = torch.zeros(n_variables, n_variables)
+            conversions = _seconds(lambda array=array, mi=mi: (to_tensor(array, "x"), as_given(mi, array)))
             if round_:  # the first is a warm-up
-                seconds[name].append(whole)
-                conversions[name].append(alone)
-    found = []
-    for name in arrays:
-        if name == "tensor":
-            continue
-        ratios = [
-            whole / (bare + alone)
-            for whole, alone, bare in zip(seconds[name], conversions[name], seconds["tensor"], strict=True)
-        ]
-        result = {
-            "tensor_s": record.quantiles(seconds["tensor"]),
-            "kind_s": record.quantiles(seconds[name]),
-            "conversions_s": record.quantiles(conversions[name]),
-            "ratio": record.quantiles(ratios),
-        }
-        found.append((name, result))
-        print(f"{name}: {statistics.median(ratios):.3f} of a tensor's time and its conversions")
-    return found
+                for values, value in zip(
+                    found[name].values(),
+                    (whole, conversions, bare, whole / (bare + conversions)),
+                    strict=True,
+                ):
+                    values.append(value)
+    for name, result in found.items():
+        print(f"{name}: {statistics.median(result['ratio']):.3f} of a tensor's time and its conversions")
+    return [(name, {k: record.quantiles(v) for k, v in result.items()}) for name, result in found.items()]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Of the process, on all its cores."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 SCRIPT = """
