@@ -18,6 +18,8 @@ ESTIMATES = {
     "renyi2": "Rényi, order 2",
     "b-spline": "B-splines, {nodes} bins",
     "ksg": "KSG, 3 neighbors",
+    "gaussian-copula": "Gaussian copula",
+    "own": "its own",
     "full-kde": "KDE, full covariance",
 }
 PLOTS = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.record import Row
-from benchmarks.speed.variants import VARIANTS
+from benchmarks.speed.variants import find
 
 
 def of_series(rows: Sequence[Row], series: str, variant: str | None = None) -> list[Row]:
@@ -34,12 +34,12 @@ def seconds(row: Row) -> float:
 
 
 def is_ours(row: Row) -> bool:
-    return VARIANTS[row["case"]["variant"]].ours
+    return find(row["case"]["variant"]).ours
 
 
 def label(row: Row) -> str:
     """The name of the variant; for those of mikernels with estimator and precision."""
     case = row["case"]
     if not is_ours(row):
-        return VARIANTS[case["variant"]].label
+        return find(case["variant"]).label
     return f"mikernels {case['estimator']} {case['precision']}".removesuffix(" auto")

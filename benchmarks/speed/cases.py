@@ -14,6 +14,7 @@ class Case:
     precision: str = "int8"  # of the arithmetic: "int8", "fp32", "fp64"; "auto" if there is only one
     device: str = "cpu"
     seed: int = 0  # of the samples
+    zeros: float = 0.0  # share of each variable that is 0, as behind a ReLU or in counts of single cells
 
     @property
     def id(self) -> str:
@@ -57,6 +58,12 @@ class Series:
     variants: tuple[str, ...]
 
 
+def with_options(series: Series, sizes: tuple[tuple[int, int], ...], variants: tuple[str, ...]) -> Series:
+    """The series at other sizes (N, M), if any, and with more variants."""
+    cases = tuple(replace(series.cases[0], N=n, M=m) for n, m in sizes) or series.cases
+    return Series(series.name, cases, (*series.variants, *variants))
+
+
 def powers(first: int, last: int) -> list[int]:
     """first, 2 first, 4 first, ... up to last."""
     return [first << i for i in range((last // first).bit_length())]
@@ -79,4 +86,9 @@ def all_series(device: str, seed: int) -> list[Series]:
         Series("grid over M", tuple(replace(grid, M=m) for m in powers(512, 65536)), ("ours", "widestats")),
         Series("kde over N", tuple(replace(kde, N=n, M=512) for n in powers(256, 16384)), ("ours",)),
         Series("kde over M", tuple(replace(kde, M=m) for m in powers(512, 65536)), ("ours",)),
+        Series(
+            "zeros",
+            tuple(replace(grid, N=n, M=5000, zeros=0.5) for n in (1000, 2000, 5000)),
+            ("ours", "ours-adaptive", "widestats", "frites", "scikit-learn", "ennemi"),
+        ),
     ]

@@ -18,7 +18,7 @@ from benchmarks.speed.errors import errors, references
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.rates import copy_rate, matmul_rate
 from benchmarks.speed.samples import samples
-from benchmarks.speed.variants import VARIANTS
+from benchmarks.speed.variants import find
 
 ESTIMATORS = {"grid", "kde", "renyi2"}  # those of mikernels whose float64 reference takes seconds
 UNLIMITED = 1e9  # seconds of an `Effort` that runs every turn
@@ -55,16 +55,16 @@ def series_rows(series: Series, effort: Effort) -> list[Row]:
 def case_rows(series: str, case: Case, names: Sequence[str], effort: Effort) -> list[Row]:
     """One row per variant. Speed-ups are ratios of medians within this run, relative to the first variant."""
     x = samples(case)
-    cases = {name: VARIANTS[name].case(case) for name in names}
-    calls = {name: VARIANTS[name].call(x, case) for name in names}
-    precisions = {cases[name].precision for name in names if VARIANTS[name].ours}
+    cases = {name: find(name).case(case) for name in names}
+    calls = {name: find(name).call(x, case) for name in names}
+    precisions = {cases[name].precision for name in names if find(name).ours}
     values, seconds, rates = take_turns(calls, effort, precisions, case.device)
     exact = references(x, case, {c.estimator for c in cases.values()} & ESTIMATORS | {"kde"})
     compared = min(len(mi) for mi in values.values())  # the same pairs for all variants
     copied = copy_rate(case.device)
     rows: list[Row] = []
     for name in names:
-        variant, own = VARIANTS[name], cases[name]
+        variant, own = find(name), cases[name]
         timed_pairs = math.comb(len(values[name]), 2)
         of_all_pairs = [s * own.pairs / timed_pairs for s in seconds[name]]
         typical = median(of_all_pairs)
@@ -133,7 +133,7 @@ def rerun_command(series: str, case: Case, names: Sequence[str], effort: Effort)
 
 def _obstacle(name: str, case: Case, previous: tuple[Case, float] | None, effort: Effort) -> str | None:
     """Why a variant cannot run on a case (missing, too large, or too slow judging by its last case), or None."""
-    variant = VARIANTS[name]
+    variant = find(name)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if reason := variant.missing():
         return reason

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed.cases import Case
-from benchmarks.speed.variants import VARIANTS
+from benchmarks.speed.variants import find
 
 
 def peak_bytes(case: Case, variant: str, **options: object) -> int:
@@ -27,10 +27,12 @@ def peak_bytes(case: Case, variant: str, **options: object) -> int:
 
 
 def main() -> None:
-    case, variant, options = Case(**json.loads(sys.argv[1])), VARIANTS[sys.argv[2]], json.loads(sys.argv[3])
+    case, variant, options = Case(**json.loads(sys.argv[1])), find(sys.argv[2]), json.loads(sys.argv[3])
     warm_up = replace(case, N=8, M=64)  # loads what the first call loads
     variant.run(torch.randn(warm_up.M, warm_up.N, device=case.device), variant.case(warm_up), **options)
     x = torch.randn(case.M, case.N, device=case.device)  # not `samples`, which allocates temporaries
+    if case.zeros:
+        x.clamp_(min=0)
     before = _peak(case.device)
     variant.run(x, variant.case(case), **options)
     print(_peak(case.device) - before)

@@ -93,6 +93,24 @@ def hoi(z: Tensor, case: Case) -> Tensor:
     return _matrix(len(columns), torch.from_numpy(np.array(bits)) * math.log(2))
 
 
+def frites(z: Tensor, case: Case) -> Tensor:
+    """The Gaussian copula of frites, without its correction of bias: each column against all later ones."""
+    from frites.core.gcmi_nd import mi_nd_gg
+
+    columns = _float64(z).T[:, None]  # [n, 1, M]
+    rows = [
+        mi_nd_gg(
+            np.broadcast_to(columns[i], columns[i + 1 :].shape).copy(),
+            columns[i + 1 :].copy(),
+            mvaxis=-2,
+            traxis=-1,
+            biascorrect=False,
+        )
+        for i in range(len(columns) - 1)
+    ]
+    return _matrix(len(columns), torch.from_numpy(np.concatenate(rows)) * math.log(2))
+
+
 def silverman(n_samples: int) -> float:
     """Bandwidth `M^(-1/6)` of the two-dimensional kernel, in standard deviations."""
     return math.pow(n_samples, -1 / 6)

@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.speed.cases import Case, all_series
 from benchmarks.speed.errors import errors
 from benchmarks.speed.samples import samples
-from benchmarks.speed.variants import VARIANTS
+from benchmarks.speed.variants import find
 
 COMPARISONS = [series for series in all_series("cpu", seed=0) if len(series.cases) == 1]
 
@@ -17,13 +17,13 @@ COMPARISONS = [series for series in all_series("cpu", seed=0) if len(series.case
 @pytest.mark.parametrize(
     ("case", "variant"),
     [
-        pytest.param(series.cases[0], variant, id=f"{VARIANTS[variant].case(series.cases[0]).id}-{variant}")
+        pytest.param(series.cases[0], variant, id=f"{find(variant).case(series.cases[0]).id}-{variant}")
         for series in COMPARISONS
         for variant in series.variants
     ],
 )
 def test_throughput(benchmark: BenchmarkFixture, case: Case, variant: str) -> None:
-    chosen = VARIANTS[variant]
+    chosen = find(variant)
     if benchmark.disabled:
         pytest.skip("runs with --benchmark-enable")
     if reason := chosen.missing():

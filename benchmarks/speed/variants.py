@@ -1,11 +1,13 @@
 """The implementations under comparison, as data: mikernels and its peers."""
 
+import importlib
 import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
+import torch
 from torch import Tensor
 
 from benchmarks.speed import peers
@@ -25,6 +27,7 @@ class Variant:
     ours: bool = False  # takes raw samples, where peers get precomputed normal scores; its FLOPs are known
     package: str | None = None  # the distribution that must be installed ...
     module: str | None = None  # ... for this module
+    function: str | None = None  # of a user, as package.module:function
     program: str | None = None  # an executable that must exist as well
     columns: int | None = None  # time only the pairs among so many columns: it works pair by pair
     workspace: Callable[[Case], float] = lambda case: 0.0  # bytes, if it could fill the memory
@@ -33,6 +36,11 @@ class Variant:
         """Why this variant cannot run here, or None."""
         if self.module and importlib.util.find_spec(self.module) is None:
             return f"{self.package} is not installed"
+        if self.function:
+            try:
+                _import(self.function)
+            except (ImportError, AttributeError) as error:
+                return f"{self.function}: {error}"
         if self.program and shutil.which(self.program) is None:
             return f"{self.program} was not found"
         return None
@@ -107,6 +115,50 @@ VARIANTS = {
         _pair_by_pair("ennemi", "ennemi KSG", peers.ennemi, KSG, "ennemi", "ennemi"),
         _pair_by_pair("scipy", "scipy gaussian_kde", peers.scipy_kde, FULL_KDE, "scipy", "scipy"),
         replace(_pair_by_pair("keops", "KeOps", peers.keops, KDE, "pykeops", "pykeops"), program="g++"),
+        replace(
+            _pair_by_pair(
+                "frites",
+                "frites Gaussian copula",
+                peers.frites,
+                {"estimator": "gaussian-copula", "precision": "fp64"},
+                "frites",
+                "frites",
+            ),
+            columns=64,  # it is vectorized over pairs
+        ),
         _pair_by_pair("hoi", "hoi (JAX)", peers.hoi, FULL_KDE | {"precision": "fp32"}, "hoi", "hoi"),
     )
 }
+
+
+def find(name: str) -> Variant:
+    """A variant by its name, or the one of a user's function by `package.module:function`.
+
+    The function takes normal scores `[M, N]` float32, as other packages do, and returns `[N, N]` nats: a tensor or an
+    array, of which only the upper triangle is used.
+
+    Raises:
+        ValueError: neither a variant nor the name of a function.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    module, colon, function = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in [*module.split("."), function]):
+        raise ValueError(
+            f"variant: expected one of {', '.join(VARIANTS)} or package.module:function, got {name!r}"
+        )
+
+    def run(z: Tensor, case: Case) -> Tensor:
+        mi = torch.as_tensor(_import(name)(z))
+        if mi.shape != (z.shape[1], z.shape[1]):
+            raise ValueError(f"{name}: expected a matrix of shape {[z.shape[1]] * 2}, got {list(mi.shape)}")
+        return mi
+
+    return Variant(name, name, run, {"estimator": "own", "precision": "auto"}, function=name)
+
+
+def _import(name: str) -> Callable[[Tensor], Tensor]:
+    """The function `package.module:function`."""
+    module, _, function = name.partition(":")
+    found: Callable[[Tensor], Tensor] = getattr(importlib.import_module(module), function)
+    return found

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +122,80 @@ def test_truth_is_that_of_the_samples():
     estimated = -0.5 * torch.log1p(-torch.corrcoef(z.T).fill_diagonal_(0).square())
     truth = true_mi(case, 6).fill_diagonal_(0)
     torch.testing.assert_close(estimated, truth, atol=0.02, rtol=0.05)
+
+
+def test_truth_of_rectified_samples_is_that_of_large_tables():
+    case = Case(N=5, M=200_000, zeros=0.5)
+    x = samples(case)
+    assert (x == 0).float().mean(0) == pytest.approx([0.5] * 5, abs=0.01)
+    z = scores(x, case.seed)
+    assert z[x == 0].unique().numel() <= 5  # one value a column: zeros are not told apart
+    truth = true_mi(case, 5)
+    for i, j in ((0, 1), (1, 2), (3, 4)):
+        edges = [
+            torch.cat([torch.zeros(1), x[x[:, k] > 0, k].quantile(torch.linspace(0, 1, 40)[1:-1])])
+            for k in (i, j)
+        ]
+        a, b = (torch.bucketize(x[:, k].contiguous(), edge) for k, edge in zip((i, j), edges, strict=True))
+        joint = torch.bincount(40 * a + b, minlength=1600).view(40, 40).double() / case.M
+        independent = joint.sum(1, keepdim=True) * joint.sum(0)
+        table = float(torch.special.xlogy(joint, joint / independent.clamp(min=1e-300)).sum())
+        assert float(truth[i, j]) == pytest.approx(table, abs=0.03)
+
+
+def twice_the_correlation(z):
+    """An estimator of a user: wrong, and as an array."""
+    return 2 * torch.corrcoef(z.t()).abs().numpy()
+
+
+def test_an_estimator_of_the_user_joins_the_table(monkeypatch, no_memory, tmp_path):
+    name = "own_estimators:twice_the_correlation"
+    monkeypatch.setitem(
+        sys.modules, "own_estimators", SimpleNamespace(twice_the_correlation=twice_the_correlation)
+    )
+    out = tmp_path / "throughput-cpu.jsonl"
+    arguments = [
+        f"--variant={name}",
+        "--sizes=6x64,12x64",
+        "--series=kde over N",
+        "--turns=1",
+        f"--out={out}",
+    ]
+    monkeypatch.setattr("sys.argv", ["benchmarks.speed", *arguments])
+    recorder.main()
+    rows = load(out)
+    assert [(r["case"]["variant"], r["case"]["N"], r["case"]["M"]) for r in rows] == [
+        ("ours", 6, 64),
+        (name, 6, 64),
+        ("ours", 12, 64),
+        (name, 12, 64),
+    ]
+    own = rows[-1]
+    truth = true_mi(Case(12, 64), 12)
+    z = scores(samples(Case(12, 64)), 0)
+    first, second = torch.triu_indices(12, 12, 1)
+    error = (
+        (torch.from_numpy(twice_the_correlation(z)).double() - truth)[first, second].square().mean().sqrt()
+    )
+    assert own["result"]["rms_to_truth_nats"] == pytest.approx(float(error))
+    assert name in page.comparison(rows[2:])[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--variant=nobody", "variant: expected one of ours, .* or package.module:function, got 'nobody'"),
+        ("--variant=no.such_module:function", "no.such_module:function: No module named 'no'"),
+        ("--variant=math:no_such_function", "math:no_such_function: module 'math' has no attribute"),
+        ("--series=nothing", "argument --series: expected the name of a series, got 'nothing'"),
+        ("--sizes=12", "argument --sizes"),
+    ],
+)
+def test_bad_arguments_are_named_before_measuring(argument, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks.speed", argument])
+    with pytest.raises(SystemExit):
+        recorder.main()
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_errors_of_the_reference_itself():
