@@ -135,13 +135,16 @@ def test_the_same_page_comes_from_the_folder(run, report_of, tmp_path):
     assert (tmp_path / "again.html").read_text() == (run / "page.html").read_text()
 
 
-def test_without_text_no_word_of_the_calibration_is_kept_or_shown(run, report_of, tmp_path):
+def test_without_text_no_word_of_the_calibration_is_kept_or_shown(run, report_of, tmp_path, tokenizer):
     assert "excerpt" in gzip.decompress((run / "out" / "mi_prune_pictures.json.gz").read_bytes()).decode()
     report_of(run / "out", "--no-text", "--out", tmp_path / "page.html")
     assert "alert(3)" not in (tmp_path / "page.html").read_text()
     ids = torch.randint(3, 260, (24, 16), generator=torch.Generator().manual_seed(1))
     options = {"calibration": ids, "ratio": 0.25, "multiple_of": 2}
-    assert not prune(tiny_model("Llama"), None, **options).excerpts
+    kept = {text: prune(tiny_model("Llama"), tokenizer, text=text, **options) for text in (True, False)}
+    assert kept[True].excerpts
+    assert not kept[False].excerpts
+    assert "excerpt" not in json.dumps(kept[False].pictures())
 
 
 def test_a_terminal_shows_the_same_in_any_encoding(run, report_of):
