@@ -4,6 +4,7 @@ For each layer: bring its weights, run the dense and the pruned stream through i
 go. Where the choice depends on all layers, a first walk observes them and the second one prunes.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -287,7 +288,16 @@ def _excerpts(
         return {}
     pictures = [layer.picture for layer in layers if layer.picture is not None]
     named = [token for picture in pictures for token in picture.tokens.flatten().tolist()]
-    return excerpts(windows, tokenizer, named, n_processes)
+    try:
+        return excerpts(windows, tokenizer, named, n_processes)
+    except Exception as error:  # of any tokenizer, after all the work is done
+        warnings.warn(
+            f"tokenizer: expected one that decodes the tokens of the calibration, got: {error}; the report shows none "
+            f"of its words",
+            UserWarning,
+            stacklevel=2,
+        )
+        return {}
 
 
 def _complete_layers(

@@ -69,6 +69,8 @@ class Evidence:
         if self.all_pairs is not None:
             return self.all_pairs[rows][:, columns]
         sample = self.statistics.sample
+        if len(rows) == 0:  # a budget may spare a layer
+            return sample.new_zeros(0, len(columns))
         return _measure_mi(self.statistics, settings, ranks, sample[:, rows], sample[:, columns])
 
 

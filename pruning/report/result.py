@@ -203,7 +203,7 @@ def _layer(found: Mapping[str, Any], picture: Mapping[str, Any] | None, *, text:
         ):
             i = row[neuron]
             excited_by = [
-                (float(e["activation"]), [str(part) for part in e.get("excerpt", ())] if text else [])
+                (float(e["activation"]), [_line(part) for part in e.get("excerpt", ())] if text else [])
                 for e in examples
             ]
             mi_nats = float(columns["mi_nats"][i])
@@ -226,6 +226,11 @@ def _layer(found: Mapping[str, Any], picture: Mapping[str, Any] | None, *, text:
         damage=damage,
         redundant=redundant,
     )
+
+
+def _line(text: Any) -> str:
+    """The text in one line, with a sign for each end of a line."""
+    return str(text).replace("\r", "").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
 
 
 def _square(size: int, above: list[float]) -> list[list[float]]:

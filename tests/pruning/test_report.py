@@ -13,7 +13,8 @@ import torch
 
 import mikernels
 from pruning import prune
-from pruning.choose.explain import PrunedLayer
+from pruning.choose.evidence import Evidence
+from pruning.choose.explain import PrunedLayer, explain
 from pruning.choose.picture import Picture, by_similarity
 from pruning.cli import main
 from pruning.model.ffn import find_ffns
@@ -24,9 +25,10 @@ from pruning.report.manifest import Report
 from pruning.report.plain import sparkline
 from pruning.report.swept import furthest
 from pruning.report_command import main as mi_report
+from pruning.settings import Settings
 
 from browser import CHROMIUM, browser
-from tiny import tiny, tiny_model
+from tiny import statistics_of, tiny, tiny_model
 
 EVIL = "<script>alert(1)<img src=x onerror=alert(2)>"
 OPTIONS = ("--sequence-length=32", "--calibration-tokens=1024", "--evaluation-tokens=256", "--multiple-of=2")
@@ -135,13 +137,16 @@ def test_the_same_page_comes_from_the_folder(run, report_of, tmp_path):
     assert (tmp_path / "again.html").read_text() == (run / "page.html").read_text()
 
 
-def test_without_text_no_word_of_the_calibration_is_kept_or_shown(run, report_of, tmp_path):
+def test_without_text_no_word_of_the_calibration_is_kept_or_shown(run, report_of, tmp_path, tokenizer):
     assert "excerpt" in gzip.decompress((run / "out" / "mi_prune_pictures.json.gz").read_bytes()).decode()
     report_of(run / "out", "--no-text", "--out", tmp_path / "page.html")
     assert "alert(3)" not in (tmp_path / "page.html").read_text()
     ids = torch.randint(3, 260, (24, 16), generator=torch.Generator().manual_seed(1))
     options = {"calibration": ids, "ratio": 0.25, "multiple_of": 2}
-    assert not prune(tiny_model("Llama"), None, **options).excerpts
+    kept = {text: prune(tiny_model("Llama"), tokenizer, text=text, **options) for text in (True, False)}
+    assert kept[True].excerpts
+    assert not kept[False].excerpts
+    assert "excerpt" not in json.dumps(kept[False].pictures())
 
 
 def test_a_terminal_shows_the_same_in_any_encoding(run, report_of):
@@ -345,6 +350,16 @@ def test_tokens_are_those_at_which_a_neuron_is_farthest_from_zero(name, repair):
             top = z[layer][:, picture.redundant].t().abs().topk(3)
             torch.testing.assert_close(picture.activation.abs(), top.values, rtol=1e-4, atol=1e-5)
             assert torch.equal(picture.tokens, top.indices)
+
+
+def test_a_layer_that_loses_nothing_has_a_place_in_the_report(tmp_path):
+    (ffn, *_) = find_ffns(tiny_model("Llama"))
+    evidence = Evidence(statistics_of(torch.randn(200, 40)), None, torch.arange(0), torch.zeros(1).double())
+    layer = explain(ffn, evidence, torch.arange(40), 1.0, Settings(), picture=True)
+    assert len(layer.picture.redundant) == len(layer.dropped) == 0
+    settings = {"budget": "kl", "criterion": "flap", "repair": "none"}
+    write_html(Report(settings, 9, [layer], {}), tmp_path / "page.html")
+    assert "40 of 40" in (tmp_path / "page.html").read_text()
 
 
 def test_excerpts_are_the_words_around_a_token(tokenizer):
