@@ -132,26 +132,36 @@ def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:
 
 
 def _model_batches(calibration: Any, model: PreTrainedModel) -> list[dict[str, Tensor]] | None:
-    """The batches of a calibration with other inputs than text, such as `pixel_values`; None for token ids."""
+    """The batches of a calibration with other inputs than tokens and a mask, such as `pixel_values` or the types of the
+    tokens of a pair of sentences; None for token ids."""
     if isinstance(calibration, Mapping):
         calibration = [calibration]
     if not isinstance(calibration, Iterable) or isinstance(calibration, (Tensor, np.ndarray, str, bytes)):
         return None
     names = inspect.signature(model.forward).parameters.keys() - {"labels", "return_dict"}
     items = list(calibration)
-    if not items or not all(
-        isinstance(item, Mapping) and item.keys() & (names - TEXT_INPUTS) for item in items
-    ):
+    if not items or not all(isinstance(item, Mapping) for item in items):
         return None
-    batches = []
-    for item in items:
-        batch = {n: _tensor(n, v) for n, v in item.items() if n in names and v is not None}
-        batches.append({n: v.to(model.dtype) if v.is_floating_point() else v for n, v in batch.items()})
-    return batches
+    items = [{n: v for n, v in item.items() if n in names and v is not None} for item in items]
+    if not any(_is_needed(name, value) for item in items for name, value in item.items()):
+        return None
+    batches = [{n: _tensor(n, v) for n, v in item.items()} for item in items]
+    return [
+        {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in batch.items()} for batch in batches
+    ]
+
+
+def _is_needed(name: str, value: Any) -> bool:
+    """Whether an argument of the model says more than tokens and a mask do; tokenizers give all of them type 0."""
+    if name == "token_type_ids":
+        return bool(_tensor(name, value).any())
+    return name not in ("input_ids", "attention_mask")
 
 
 def _tensor(name: str, value: Any) -> Tensor:
     """An argument of the model."""
+    if name in TEXT_INPUTS:
+        return _integers(value, one_row=True, expected=name)
     if not isinstance(value, (Tensor, np.ndarray)):
         raise ValueError(f"calibration: expected a tensor or array for {name}, got {type(value).__name__}")
     return torch.as_tensor(value)

@@ -347,3 +347,29 @@ def test_an_iterator_is_read_once_and_in_full(windows):
     given = batches("T5ForConditionalGeneration")
     found = calibration_windows(tiny("T5ForConditionalGeneration"), None, iter(given), Settings())
     assert len(found) == 2
+
+
+def test_types_of_tokens_are_read_and_make_a_difference():
+    ids, types = random_ids(0, 24, 16), torch.zeros(24, 16, dtype=torch.long)
+    types[:, 9:] = 1
+
+    def kept(calibration):
+        model = tiny("BertModel")
+        report = prune(model, None, calibration=calibration, **COMMON)
+        return [layer.kept.tolist() for layer in report.layers], state_of(model)
+
+    def batches(**names):
+        return [
+            {"input_ids": ids[i : i + 4]} | {n: v[i : i + 4] for n, v in names.items()}
+            for i in range(0, 24, 4)
+        ]
+
+    plain, pairs = kept(batches()), kept(batches(token_type_ids=types))
+    assert plain[0] != pairs[0]
+    expected = kept(Inputs(batches(token_type_ids=types), "as they are"))
+    assert pairs[0] == expected[0]
+    assert all(torch.equal(value, expected[1][name]) for name, value in pairs[1].items())
+    rows = [{"input_ids": i.tolist(), "token_type_ids": t.tolist()} for i, t in zip(ids, types, strict=True)]
+    assert kept(rows)[0] == expected[0]  # as a data set gives them
+    # A tokenizer gives type 0 to all tokens of single sentences, which says nothing.
+    assert kept(batches(token_type_ids=0 * types))[0] == plain[0]
