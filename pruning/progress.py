@@ -35,9 +35,12 @@ class Stages(dict[str, float]):
             before: on a GPU that of torch there, otherwise resident memory; empty where that cannot be told.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak_bytes: dict[str, int] = {}
+    peak_bytes: dict[str, int]
+
+    def __new__(cls) -> "Stages":  # a copy from another process gets its entries before its attributes
+        stages = super().__new__(cls)
+        stages.peak_bytes = {}
+        return stages
 
     def __setitem__(self, stage: str, seconds: float) -> None:
         super().__setitem__(stage, seconds)

@@ -4,10 +4,8 @@ import itertools
 import math
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
-from benchmarks.accuracy.truths import in_pieces
 from benchmarks.speed.cases import Case
 from mikernels.transforms import transform_samples
 
@@ -47,6 +45,8 @@ def true_mi(case: Case, n: int) -> Tensor:
     rho.fill_diagonal_(1.0)
     if not case.zeros:
         return -0.5 * torch.log1p(-rho.square())
+    from benchmarks.accuracy.truths import in_pieces  # here, since a GPU machine may lack SciPy
+
     cut = _threshold(case)
     pieces = ((-math.inf, cut, True), (cut, math.inf, False))
     truth = torch.zeros_like(rho)
@@ -58,6 +58,8 @@ def true_mi(case: Case, n: int) -> Tensor:
 def scores(x: Tensor, seed: int) -> Tensor:
     """Normal scores of the ranks in each column of `x [M, N]`, float32; many equal values share their mean rank."""
     if len(x[:, 0].unique()) < 0.9 * len(x):
+        from scipy.stats import rankdata
+
         rank = torch.from_numpy(rankdata(x.cpu().numpy(), axis=0)).to(x.device)
         return torch.special.ndtri((rank - 0.5) / len(x)).float()
     return transform_samples(x, "rank", seed=seed).scores().T.contiguous()

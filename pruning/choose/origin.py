@@ -50,11 +50,13 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     evenly spaced values of each in order.
 
     It is the same on every device, and for two dtypes that hold the same values, such as bfloat16 weights and the
-    float32 that they are computed in.
+    float32 that they are computed in. Of a parameter that is not in memory only name and shape count.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().flatten()
+        if values.is_meta:
+            values = torch.empty(0)
         checksum = sum(int(_bits(chunk).sum(dtype=torch.int64)) for chunk in values.split(CHUNK))
         sample = _bits(values[:: max(1, len(values) // SAMPLES)])
         digest.update(f"{name} {list(parameter.shape)} {checksum} ".encode())

@@ -129,14 +129,15 @@ def explain(ffn: FFNShape) -> Work:
 def repair(ffn: FFNShape, settings: Settings) -> Work:
     """The closed form."""
     kept, dropped, d, k = ffn.kept, ffn.width - ffn.kept, ffn.outputs, ffn.count
+    error = 4 * ffn.width**2 * d if settings.repair != "sequential" else 0  # of the output, for the report
     if settings.repair in ("none", "bias"):
-        return Work()
+        return Work(product32=k * error)
     solve = 2 * kept**2 * (dropped if settings.repair == "lstsq" else d)
     fold = 2 * kept * dropped * d if settings.repair == "lstsq" else 0
     return Work(
         factor64=k * kept**3 / 3,
         product64=k * (solve + fold),
-        product32=0 if settings.repair == "lstsq" else k * 2 * kept**2 * d,
+        product32=k * error if settings.repair == "lstsq" else k * 2 * kept**2 * d,
     )
 
 

@@ -159,7 +159,9 @@ def run_without_interpreter(script):
 def test_triton_on_a_cpu_without_the_interpreter_is_an_error():
     script = "import torch, mikernels; mikernels.mutual_information(torch.randn(20, 3), impl='triton')"
     message = run_without_interpreter(script)
-    assert message.startswith("ValueError: impl: 'triton' expects data on a GPU, or Triton's interpreter")
+    assert message.startswith(
+        "mikernels.errors.UnsupportedError: impl: 'triton' expects data on a GPU, or Triton's interpreter"
+    )
     assert message.endswith("got device 'cpu'; use impl='torch' or 'auto'")
 
 

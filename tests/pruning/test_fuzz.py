@@ -137,7 +137,13 @@ def test_arrays_with_one_fault_are_refused():
         mikernels.pairs_above(torch.empty(64, 3, device="meta"), 0.1)
 
 
-SETTINGS = {"refine": (True, 0), "bos": (True, 0), "threshold": (None, -1, 0, 1e400, 10**30), "seed": (-1, 0)}
+SETTINGS = {
+    "refine": (True, 0),
+    "bos": (True, 0),
+    "text": (True, 0),
+    "threshold": (None, -1, 0, 1e400, 10**30),
+    "seed": (-1, 0),
+}
 SETTINGS |= dict.fromkeys(("multiple_of", "target_params", "target_bytes"), (None,))
 SETTINGS["only"] = (None, *(value for value in ODD if isinstance(value, str) and value.isidentifier()))
 OPTIONS = {

@@ -52,7 +52,8 @@ def result(folder: Path) -> dict[str, bytes]:
     """The files of a result, with a manifest that does not depend on the time and the folder."""
     files = contents(folder)
     manifest = json.loads(files["mi_prune.json"])
-    del manifest["seconds"]
+    for name in ("seconds", "peak_bytes", "command"):
+        del manifest[name]
     return files | {"mi_prune.json": json.dumps(manifest).encode()}
 
 
