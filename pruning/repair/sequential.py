@@ -41,7 +41,7 @@ class Examples:
         gram: `[N, N]` float32, the weighted sum of the products of its neurons in the pruned stream; if it has a bias,
             a neuron that is always 1 comes last.
         cross: `[N, d]` float32, that of the products of its neurons with the targets.
-        energy: that of the squares of the targets.
+        energy: `[]` float64, that of the squares of the targets.
         n_tokens: how many.
         read, target, weight: by batch of t tokens its inputs `[t, d]`, the targets `[t, d]` float32 and the weights of
             the tokens `[t]` float32; empty unless it is refined.
@@ -53,7 +53,7 @@ class Examples:
         size = ffn.width + (ffn.output.bias is not None)
         self.gram = torch.zeros(size, size, device=ffn.output.weight.device)
         self.cross = self.gram.new_zeros(size, ffn.output.out_features)
-        self.energy = 0.0
+        self.energy = self.gram.new_zeros((), dtype=torch.float64)
         self.n_tokens = 0
         self.read: list[Tensor] = []
         self.target: list[Tensor] = []
@@ -68,7 +68,7 @@ class Examples:
         z, weighted = z * root, target * root
         add_gram(self.gram, z)
         self.cross.addmm_(z.t(), weighted)
-        self.energy += float(weighted.square().sum(dtype=torch.float64))
+        self.energy += weighted.square().sum(dtype=torch.float64)
         self.n_tokens += len(z)
         if self._keep:
             self.read.append(part.read)
@@ -277,7 +277,7 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Sol
     missing = cross - gram @ dense.t()
     change = ridge(gram, missing, PULL_TO_DENSE, n_free=int(bias is not None)).t().float()
     fitted = dense + change  # [d, size]
-    energy = ranks.total(examples.energy)
+    energy = ranks.total(float(examples.energy))
     explained = (fitted.t() * (2 * cross - gram @ fitted.t())).sum(dtype=torch.float64)
     error = max(1 - float(explained) / energy, 0.0) if energy else math.nan
     return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1], error)

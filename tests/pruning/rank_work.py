@@ -53,8 +53,8 @@ def prune_with_others(group, what):
         calibration = Path("/no/such/file.txt")
     add = Recorder.add
 
-    def overflow(self, z, gates=None):
-        add(self, z / 0 if self.name == "model.layers.1.mlp" else z, gates)
+    def overflow(self, z, *rest):
+        add(self, z / 0 if self.name == "model.layers.1.mlp" else z, *rest)
 
     if what == "overflow" and other:  # of the tokens of this process only
         Recorder.add = overflow

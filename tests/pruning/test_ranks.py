@@ -115,7 +115,7 @@ def test_one_process_has_the_sample_that_it_always_had(group):
 )
 def test_what_is_wrong_on_one_process_is_an_error_on_all_and_changes_no_model(group, what, message):
     errors = group.run(2, rank_work.prune_with_others, what)
-    assert all(isinstance(error, (ValueError, OSError, RankError)) for error in errors)
+    assert all(isinstance(error, (ValueError, OSError, RankError)) for error in errors), errors
     assert all(message in str(error) for error in errors)
 
 
