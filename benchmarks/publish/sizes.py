@@ -24,7 +24,8 @@ def publish(path: Path, out: Path) -> None:
         "Does the choice of the criterion matter in small models and hardly in large ones, as arXiv 2406.00030 says? "
         "Every criterion drops the same share of neurons of every layer, from the same calibration, and is measured on "
         "the four texts of [`texts.md`](texts.md). Below is the geometric mean over the texts of perplexity "
-        "relative to the dense model, in parentheses the standard error of its logarithm over paired windows.",
+        "relative to the dense model, in parentheses the standard error of its logarithm over paired windows."
+        + (" So far one model has been measured, which answers nothing." if len(models) == 1 else ""),
         "## Spread over criteria",
         "The standard deviation over the criteria of the logarithm of perplexity, by text and for the mean over the "
         "texts, there with its standard error by a jackknife over windows. Last the same without the criteria that do "
