@@ -16,12 +16,10 @@ from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.measure import Source, add_sources, sources
 from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
 from benchmarks.quality.rivals import RIVALS
-from benchmarks.quality.tasks import evenly_spaced
-from benchmarks.quality.texts import LENGTH, calibrate, compare, evaluate, evaluation_texts
+from benchmarks.quality.texts import LENGTH, calibrate, evaluate, evaluation_windows, outcome
 from benchmarks.record import append, argument_parser, command, row, timed
 from pruning import Settings
 from pruning.model.size import count_parameters
-from pruning.observe.text import token_windows
 
 COMPARED = [
     *(f"{criterion}, {repair}" for repair in REPAIRS for criterion in CRITERIA),
@@ -48,10 +46,7 @@ def measure(
         print(f"{source.name}: skipped, it has no perplexity")
         return
     model = model.float()
-    windows = {
-        name: evenly_spaced(token_windows(tokenizer, text, LENGTH), n_windows)
-        for name, text in evaluation_texts(data).items()
-    }
+    windows = evaluation_windows(tokenizer, data, n_windows)
     dense = evaluate(model, windows)
     print(source.name, {name: round(value.value, 2) for name, value in dense.items()}, flush=True)
     common = Settings(calibration_tokens=tokens, sequence_length=LENGTH, seed=seed)
@@ -74,12 +69,7 @@ def measure(
                 "windows": n_windows,
                 "seed": seed,
             }
-            result = {
-                "dense": {text: round(value.value, 4) for text, value in dense.items()},
-                "pruned": compare(dense, evaluate(pruned, windows)),
-                "parameters": count_parameters(pruned),
-                "seconds": {stage: round(s, 1) for stage, s in ({"calibration": spent} | seconds).items()},
-            }
+            result = outcome(pruned, dense, windows, {"calibration": spent} | seconds)
             again = command(
                 "benchmarks.quality.sizes",
                 data="DIR",

@@ -16,7 +16,7 @@ import csv
 import math
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ def evaluation_texts(data: Path) -> dict[str, str]:
     }
 
 
+def evaluation_windows(tokenizer: PreTrainedTokenizerBase, data: Path, count: int) -> dict[str, Tensor]:
+    """At most `count` windows of each text, spread evenly over it."""
+    texts = evaluation_texts(data)
+    return {
+        name: evenly_spaced(token_windows(tokenizer, text, LENGTH), count) for name, text in texts.items()
+    }
+
+
 def evaluate(model: PreTrainedModel, windows: dict[str, Tensor]) -> dict[str, Perplexity]:
     return {name: perplexity(model, part.split(4)) for name, part in windows.items()}
 
@@ -77,6 +85,21 @@ def compare(dense: dict[str, Perplexity], pruned: dict[str, Perplexity]) -> dict
         "geometric_mean": round(math.exp(sum(map(math.log, ratios.values())) / len(ratios)), 4),
         "mean": round(sum(ratios.values()) / len(ratios), 4),
         "worst": round(max(ratios.values()), 4),
+    }
+
+
+def outcome(
+    pruned: PreTrainedModel,
+    dense: dict[str, Perplexity],
+    windows: dict[str, Tensor],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The result of a row: quality beside that of the dense model, size, and the seconds of each stage."""
+    return {
+        "dense": {text: round(value.value, 4) for text, value in dense.items()},
+        "pruned": compare(dense, evaluate(pruned, windows)),
+        "parameters": count_parameters(pruned),
+        "seconds": {stage: round(s, 1) for stage, s in seconds.items()},
     }
 
 
@@ -116,10 +139,7 @@ def measure(
     """Append a row for each calibration, method and ratio."""
     model, tokenizer = source.load()
     model = model.to(getattr(torch, dtype))
-    windows = {
-        name: evenly_spaced(token_windows(tokenizer, text, LENGTH), n_windows)
-        for name, text in evaluation_texts(data).items()
-    }
+    windows = evaluation_windows(tokenizer, data, n_windows)
     dense = evaluate(model, windows)
     print({name: round(value.value, 2) for name, value in dense.items()}, flush=True)
     common = Settings(calibration_tokens=tokens, sequence_length=LENGTH, seed=seed, **ESTIMATE)
@@ -147,13 +167,7 @@ def measure(
                         "windows": n_windows,
                         "seed": seed,
                     }
-                    result = {
-                        "dense": {text: round(value.value, 4) for text, value in dense.items()},
-                        "pruned": compare(dense, evaluate(pruned, windows)),
-                        "parameters": count_parameters(pruned),
-                        "seconds": {"calibration": round(spent, 1)}
-                        | {stage: round(s, 1) for stage, s in report.seconds.items()},
-                    }
+                    result = outcome(pruned, dense, windows, {"calibration": spent} | report.seconds)
                     again = command(
                         "benchmarks.quality.texts",
                         data="DIR",

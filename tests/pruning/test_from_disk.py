@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from results import weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -22,10 +23,6 @@ def folder_of(model, path, dtype=torch.float32):
     model.to(dtype).save_pretrained(path, max_shard_size="20KB")
     tiny_tokenizer().save_pretrained(path)
     return path
-
-
-def weights(folder):
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def in_memory(source, out, windows, **options):

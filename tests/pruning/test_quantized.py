@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from results import weights
+from safetensors.torch import save_file
 
 from pruning import Settings, load_model, plan, prune, prune_folder
 from pruning.report.save import save_pruned
@@ -19,22 +20,22 @@ FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 """The non-negative values of E2M1 in the order of their codes (OCP Microscaling Formats 1.0); bit 3 is the sign."""
 
 
-def write(folder, like, weights, quantization=None):
+def write(folder, like, tensors, quantization=None):
     """A folder with the config of the folder `like` and these weights."""
     folder.mkdir()
     config = json.loads((like / "config.json").read_text())
     if quantization:
         config["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def in_fp8(weights):
+def in_fp8(tensors):
     """Each projection in 8 bits with a scale for each block, and what that stands for."""
-    stored, meant = dict(weights), dict(weights)
-    for name, value in weights.items():
+    stored, meant = dict(tensors), dict(tensors)
+    for name, value in tensors.items():
         if "proj.weight" not in name:
             continue
         rows, columns = value.shape
@@ -47,11 +48,11 @@ def in_fp8(weights):
     return stored, meant
 
 
-def in_mxfp4(weights):
+def in_mxfp4(tensors):
     """The experts in 4 bits with a power of two for each 32 values, and what that stands for."""
-    stored, meant = {}, dict(weights)
+    stored, meant = {}, dict(tensors)
     generator = torch.Generator().manual_seed(0)
-    for name, value in weights.items():
+    for name, value in tensors.items():
         if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             stored[name] = value
             continue
@@ -63,10 +64,6 @@ def in_mxfp4(weights):
         values = FP4[codes % 8] * (1 - 2 * (codes // 8)) * (2.0 ** (exponents - 127))[..., None]
         meant[name] = values.flatten(2).transpose(1, 2).contiguous()
     return stored, meant
-
-
-def weights_of(folder):
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +84,7 @@ def test_they_are_pruned_as_what_they_stand_for(
     tmp_path, windows, class_name, sizes, dtype, quantize, quantization
 ):
     tiny(class_name, **sizes).to(dtype).save_pretrained(tmp_path / "like")
-    stored, meant = quantize(weights_of(tmp_path / "like"))
+    stored, meant = quantize(weights(tmp_path / "like"))
     source = write(tmp_path / "stored", tmp_path / "like", stored, quantization)
     dense = write(tmp_path / "meant", tmp_path / "like", meant)
     options = {"calibration": windows, "settings": SETTINGS}
@@ -95,9 +92,9 @@ def test_they_are_pruned_as_what_they_stand_for(
     prune_folder(source, tmp_path / "disk", device="cpu", dtype=dtype, **options)
     model, tokenizer = load_model(str(source), device="cpu", dtype=dtype)
     save_pruned(model, tokenizer, prune(model, tokenizer, **options), tmp_path / "memory", source=source)
-    expected = weights_of(tmp_path / "expected")
+    expected = weights(tmp_path / "expected")
     for out in (tmp_path / "disk", tmp_path / "memory"):
-        found = weights_of(out)
+        found = weights(out)
         assert found.keys() == expected.keys()
         assert all(torch.equal(value, expected[name]) for name, value in found.items())
         assert "quantization_config" not in json.loads((out / "config.json").read_text())
@@ -109,7 +106,7 @@ def test_kinds_that_transformers_does_not_unpack_are_refused_by_name(tmp_path):
     source = write(
         tmp_path / "stored",
         tmp_path / "like",
-        weights_of(tmp_path / "like"),
+        weights(tmp_path / "like"),
         {"quant_method": "awq", "bits": 4},
     )
     (source / "model.safetensors").write_bytes(b"")  # before the weights are read
