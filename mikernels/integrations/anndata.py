@@ -39,8 +39,6 @@ def mutual_information_of_genes(
     values = adata.X if layer is None else adata.layers[layer]
     if values is None:
         raise ValueError("adata: expected a matrix X, got None; name a layer")
-    if hasattr(values, "toarray"):
-        values = values.toarray()
     mi = mutual_information(values, **options)
     adata.varp[key_added] = torch.as_tensor(mi).cpu().numpy()
     adata.uns[key_added] = {"params": {"layer": layer, **plain(options)}}
