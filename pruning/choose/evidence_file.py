@@ -1,7 +1,6 @@
 """The file format of evidence; one file serves every ratio, criterion and repair without capturing again."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pruning.choose.evidence import Evidence
 from pruning.choose.origin import Origin
 from pruning.model.ffn import FFN
 from pruning.model.headers import DTYPES
+from pruning.model.output_folder import complete_file
 from pruning.observe.batches import Inputs, Windows
 from pruning.observe.capture import Statistics, prepare_experts
 
@@ -93,21 +93,15 @@ def save_evidence(
             header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with complete_file(path) as partial, partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for part in _parts(evidence, windows):
                 for tensor in part.values():
                     flat = tensor.detach().cpu().contiguous().flatten()
                     file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{path}: could not write the statistics: {error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def is_evidence(path: str | Path) -> bool:

@@ -110,9 +110,12 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
                 f"{out}: expected no interrupted run, got one in {folder}; go on with --resume, or begin again with "
                 f"--force"
             )
-        if not (resume and (folder / state).is_file()):
-            for path in folder.iterdir():
+        goes_on = resume and (folder / state).is_file()
+        for path in folder.iterdir():
+            # of an interrupted write, safetensors and this package leave hidden files
+            if not goes_on or path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not goes_on:
             _delete_shares(folder)
         try:
             yield folder
@@ -157,6 +160,22 @@ def files_in(folder: Path) -> set[str]:
     """The paths of all files in `folder`, relative to it; a link counts as a file."""
     entries = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in entries}
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden file beside `path` to write, which replaces `path` at the end of the block.
+
+    If the block raises, `path` stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def sync(file: Path) -> None:

@@ -5,7 +5,6 @@ nothing travels. The layer counts as complete once the first process has then re
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mikernels.ranks import ALONE, Ranks
-from pruning.model.output_folder import share_of, sync
+from pruning.model.output_folder import complete_file, share_of
 
 STATE = "unfinished.state"
 
@@ -122,11 +121,8 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]
     Raises:
         OSError: from writing, such as to a full disk.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, header)
-        sync(partial)
-        os.replace(partial, path)
+        with complete_file(path) as partial:
+            save_file(tensors, partial, header)
     except (SafetensorError, OSError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{path.name}: could not be written: {error}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from pruning.model.output_folder import MANIFEST
+from pruning.model.output_folder import MANIFEST, complete_file
 
 TEXT = {".json", ".jinja", ".md", ".txt", ".py", ".yaml", ".yml", ".model", ".spm", ".tiktoken", ".vocab"}
 """Endings of configs, cards, code and vocabularies. Files with other endings are weights or data for all we know."""
@@ -51,7 +51,8 @@ def copy_companions(source: Path, folder: Path) -> None:
             continue
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / name)
+            with complete_file(folder / name) as partial:
+                shutil.copyfile(file, partial)
 
 
 def _files(source: Path, subfolders: set[str]) -> Iterator[Path]:

@@ -3,13 +3,12 @@
 import base64
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pruning.model.output_folder import complete_file
 from pruning.report import words
 from pruning.report.manifest import Report
 from pruning.report.result import Layer, Result, load_result
@@ -81,7 +80,8 @@ def write_html(
         script_digest=digest,
         style=Markup(source[STYLE]),  # noqa: S704
     )
-    _write(Path(path), page)
+    with complete_file(Path(path)) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def _title(results: Sequence[Result]) -> str:
@@ -121,18 +121,3 @@ def _bars(result: Result) -> list[dict[str, float]]:
         }
         rows.append({n: 0.0 if math.isnan(v) else 100 * min(max(v, 0.0), 1.0) for n, v in row.items()})
     return rows
-
-
-def _write(path: Path, page: str) -> None:
-    """Write the file completely or not at all."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(partial, 0o666 & ~mask)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

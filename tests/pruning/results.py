@@ -22,6 +22,9 @@ def result_of(folder):
 
 def assert_same(one, other):
     (first, manifest), (second, expected) = result_of(one), result_of(other)
-    assert manifest == expected
+    assert manifest.keys() == expected.keys()
+    for name, value in manifest.items():
+        assert value == expected[name], f"{name}: {value} != {expected[name]}"
     assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from results import assert_same, result_of, weights
@@ -136,6 +137,31 @@ def test_interrupted_behind_the_last_layer_it_prunes_nothing_again(tmp_path, win
     (_, manifest), (_, expected) = result_of(tmp_path / "out"), result_of(tmp_path / "whole")
     assert manifest["files"] == expected["files"]
     assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_what_a_killed_run_was_writing_is_not_part_of_the_result(interrupted, windows):
+    """safetensors writes to a hidden file of a random name, then renames it."""
+    (interrupted / ".out.unfinished" / ".tmpA1b2C3").write_bytes(b"cut off")
+    report = go_on(interrupted, windows)
+    assert not [name for name in report.files if name.startswith(".")]
+    assert {path.name for path in (interrupted / "out").iterdir()} == set(report.files)
+
+
+def test_a_file_beside_the_weights_that_was_half_copied_is_copied_again(tmp_path, windows, monkeypatch):
+    folder_of(tiny_model("Llama"), tmp_path / "model")
+    (tmp_path / "model" / "LICENSE").write_text("All of it.")
+
+    def cut_off(_source, target):
+        Path(target).write_text("All")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.report.companions.shutil.copyfile", cut_off)
+        patch.setattr(Path, "unlink", lambda *_args, **_options: None)  # a killed process cleans nothing up
+        with pytest.raises(KeyboardInterrupt):
+            go_on(tmp_path, windows)
+    go_on(tmp_path, windows)
+    assert (tmp_path / "out" / "LICENSE").read_text() == "All of it."
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path, windows):
