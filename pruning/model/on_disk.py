@@ -35,7 +35,7 @@ from pruning.model.headers import INDEX, files_by_name, stored_dtype
 from pruning.model.layers import Layers, layer_list
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
-from pruning.model.output_folder import sync
+from pruning.model.output_folder import settle
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
 from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors
@@ -216,7 +216,7 @@ class LayersOnDisk(Layers):
                     self._model.save_pretrained(
                         out, state_dict=self._model.state_dict(), max_shard_size="1000TB"
                     )
-                sync(out / "model.safetensors")
+                settle(out / "model.safetensors")
                 (out / "model.safetensors").rename(shard)
         self._let_go()
         self._note(shard)

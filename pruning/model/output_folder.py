@@ -171,15 +171,19 @@ def complete_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
-        sync(partial)
+        settle(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def sync(file: Path) -> None:
-    """Wait until the contents of `file` are on disk."""
+def settle(file: Path) -> None:
+    """Give a written file the permissions of any new file, and wait until its contents are on disk.
+
+    safetensors writes to a temporary file first, which only its owner may read.
+    """
+    file.chmod(0o666 & ~_umask())
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
 
