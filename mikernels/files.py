@@ -56,7 +56,7 @@ def load(package: str) -> Any:
 def read(path: str) -> Any:
     """The samples in a file, as an array or table with a row for each sample and a column for each variable.
 
-    A first column without a name holds the names of the rows, and is left out.
+    Names of the rows are left out: a first column without a name, and in Parquet what pandas calls the index.
 
     Raises:
         OSError: no file that can be read.
@@ -73,7 +73,7 @@ def read(path: str) -> Any:
         if ending == ".h5ad":
             return load("anndata").read_h5ad(file)
         if ending == ".parquet":
-            return load("pyarrow.parquet").read_table(file)
+            return _without_index(load("pyarrow.parquet").read_table(file))
         return _read_text(file, SEPARATORS[ending])
     except (SamplesValueError, ImportError):
         raise
@@ -188,6 +188,12 @@ def _read_text(file: Path, separator: str) -> Any:
             f"{file}: expected a first line with the names of the columns, got numbers such as {names[0]}; add one"
         )
     return table
+
+
+def _without_index(table: Any) -> Any:
+    """A table without the columns in which pandas named the rows, such as by their numbers before some were dropped."""
+    index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+    return table.drop_columns([name for name in index if name in table.column_names])
 
 
 def _is_fraction(text: str) -> bool:

@@ -91,6 +91,16 @@ def write_h5ad(table, path):
         cells.write_h5ad(path)
 
 
+def write_parquet_with_row_numbers(table, path):
+    """As pandas does where rows were dropped, sorted or named."""
+    table.set_axis(range(0, 2 * len(table), 2)[::-1]).rename_axis("cell").to_parquet(path, index=True)
+
+
+def write_parquet_with_two_levels(table, path):
+    levels = [[f"cell {i}" for i in range(len(table))], [*range(len(table))]]
+    table.set_axis(pandas.MultiIndex.from_arrays(levels)).to_parquet(path)
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -99,6 +109,8 @@ def write_h5ad(table, path):
         ("rows.csv", write_csv_with_row_names),
         ("a.TSV", write_tsv),
         ("a.parquet", lambda table, path: table.to_parquet(path)),
+        ("rows.parquet", write_parquet_with_row_numbers),
+        ("levels.parquet", write_parquet_with_two_levels),
         ("a.npy", lambda table, path: np.save(path, table.to_numpy())),
         ("a.h5ad", write_h5ad),
     ],
@@ -216,6 +228,13 @@ def test_text_columns_are_named_and_can_be_dropped(table, edges, refusal, tmp_pa
         f"mikernels: {path}: expected columns of real numbers, got string in 'tissue', and 1 such of 13 columns; drop"
     )
     assert len(edges(path, "--drop", "tissue,gene 0")) == 55
+
+
+@pytest.mark.parametrize("option", ["--drop", "--y"])
+def test_a_name_that_several_columns_have_chooses_none_of_them(option, table, refusal, tmp_path):
+    table.set_axis(["a", "b", "a", *NAMES[3:]], axis=1).to_csv(tmp_path / "a.csv", index=False)
+    message = f"mikernels: {option}: expected names of one column each, got 'a', which several have"
+    assert refusal(tmp_path / "a.csv", option, "a") == message
 
 
 @pytest.mark.parametrize(
