@@ -60,8 +60,9 @@ def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> No
 
 
 @contextmanager
-def complete_folder(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `out` to write to, which is renamed to `out` at the end of the block.
+def complete_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` to write to, which is renamed to `out` at the end of the block, unless `out`
+    then has files that may not be replaced (`check_output`).
 
     If the block raises, `out` stays as it was. If the process is killed, the hidden folder is left behind; between the
     two renames of a replacement, the old result is then left under the hidden name `.NAME.*.old`.
@@ -70,6 +71,7 @@ def complete_folder(out: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         yield staging
+        check_output(out, force=force)
         staging.chmod(0o777 & ~_umask())
         _move_into_place(staging, out)
     except BaseException:
@@ -93,13 +95,15 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
     block.
 
     If the block raises or is killed, the folder stays if it holds the file `state`, with which another run can go on.
+    So it does if `out` then has files that may not be replaced.
 
     Args:
         resume: go on with the folder of an earlier run, if there is one.
-        force: without `resume`, delete it.
+        force: without `resume`, delete it; and replace an earlier result in `out`.
 
     Raises:
-        FileExistsError: another process is at it; or there is one of an earlier run, without `resume` and `force`.
+        FileExistsError: another process is at it; or there is one of an earlier run, without `resume` and `force`; or
+            see `check_output`.
     """
     folder = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +123,7 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
             _delete_shares(folder)
         try:
             yield folder
+            check_output(out, force=force)
             (folder / state).unlink(missing_ok=True)
             folder.chmod(0o777 & ~_umask())
             _move_into_place(folder, out)

@@ -40,7 +40,7 @@ def save_pruned(
     out = Path(out).resolve()
     _check_described(model)
     check_output(out, needed_bytes=weight_bytes(model), force=force)
-    with complete_folder(out) as folder:
+    with complete_folder(out, force=force) as folder:
         with timed(report.seconds, "save"):
             model.save_pretrained(folder)
         complete(model, tokenizer, report, folder, source=source)

@@ -12,6 +12,7 @@ from pruning import Settings, prune_folder
 from pruning.model import state
 from pruning.model.on_disk import LayersOnDisk
 from pruning.model.output_folder import growing_folder
+from pruning.report.save import complete
 
 from tiny import tiny, tiny_model, tiny_tokenizer
 
@@ -171,6 +172,23 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, windows):
         pytest.raises(FileExistsError, match="expected no other run that writes to this folder"),
     ):
         go_on(tmp_path, windows)
+
+
+def test_files_that_appear_in_the_output_folder_meanwhile_are_not_deleted(interrupted, windows, monkeypatch):
+    def slow(*args, **options):
+        (interrupted / "out").mkdir()
+        (interrupted / "out" / "mine.txt").write_text("mine")
+        complete(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.from_disk.complete", slow)
+        with pytest.raises(FileExistsError, match="expected a new or empty folder, got one with files"):
+            go_on(interrupted, windows)
+    (interrupted / "out").rename(interrupted / "mine")
+    monkeypatch.setattr(LayersOnDisk, "_write", None)  # no layer is pruned again
+    go_on(interrupted, windows)
+    assert (interrupted / "mine" / "mine.txt").read_text() == "mine"
+    assert {path.name for path in interrupted.iterdir()} == {"model", "mine", "out"}
 
 
 def test_a_full_disk_loses_nothing(tmp_path, windows, monkeypatch):

@@ -78,6 +78,23 @@ def test_an_error_while_replacing_keeps_the_old_result(llama, report, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_files_that_appear_in_the_output_folder_meanwhile_are_not_deleted(
+    llama, report, tmp_path, monkeypatch
+):
+    save_pruned(llama, None, report, tmp_path / "out")
+    complete = save.complete
+
+    def slow(*args, **options):
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        complete(*args, **options)
+
+    monkeypatch.setattr(save, "complete", slow)
+    with pytest.raises(FileExistsError, match=r"expected only files of an earlier result .*notes\.txt"):
+        save_pruned(llama, None, report, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_killing_the_process_while_saving_leaves_no_output_folder(llama, report, tmp_path, monkeypatch):
     reader, writer = os.pipe()
 
