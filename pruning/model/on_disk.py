@@ -246,8 +246,10 @@ class LayersOnDisk(Layers):
         self._state.write(self._layers.index(layer) + 1, streams)
 
     def fingerprint(self) -> str:
-        """Of the headers and sizes of the files, and of some bytes of each."""
+        """Of the config and the code of the model, the headers and sizes of its files, and some bytes of each."""
         digest = hashlib.sha256(repr((self._stored, self._computing)).encode())
+        for file in (self._folder / "config.json", *sorted(self._folder.glob("*.py"))):
+            digest.update(f"{file.name} ".encode() + file.read_bytes())
         for file in sorted(set(self._files.values())):
             size = file.stat().st_size
             with file.open("rb") as handle:

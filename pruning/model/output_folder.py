@@ -141,7 +141,9 @@ def _delete_shares(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with this process however that ends; on Windows there is none.
+    """Hold a lock on a folder, which ends with this process however that ends.
+
+    There is none on Windows and on file systems that lock no folders, as NFS.
 
     Raises:
         FileExistsError: another process holds it.
@@ -151,12 +153,15 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"{folder}: expected no other run that writes to this folder, got one"
+            ) from error
+        except OSError:
+            pass
         yield
-    except BlockingIOError as error:
-        raise FileExistsError(
-            f"{folder}: expected no other run that writes to this folder, got one"
-        ) from error
     finally:
         os.close(descriptor)
 
