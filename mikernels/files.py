@@ -3,6 +3,7 @@
 Each library is imported when a file of its kind comes.
 """
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -142,9 +143,24 @@ def write_pairs(
 
 
 def matrix_file(path: str | Path, shape: tuple[int, int]) -> Any:
-    """A new .npy file of float32 `shape`, as an array whose memory is the file."""
+    """A new .npy file of float32 `shape`, as an array whose memory is the file.
+
+    Its space on the disk is taken at once where the system can do that: a write to memory that has none left ends the
+    process without a word.
+
+    Raises:
+        OSError: no space.
+    """
     numpy = load("numpy")
-    return numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy.float32, shape=shape)
+    array = numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others: the file system cannot do that
+                    raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
 
 
 def _arrow(values: Tensor) -> Any:

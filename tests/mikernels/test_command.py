@@ -14,6 +14,7 @@ import torch
 from mikernels import mutual_information, null_distribution, top_pairs
 from mikernels.arguments import parser
 from mikernels.cli import main
+from mikernels.files import matrix_file
 from mikernels.options import OPTIONS
 from mikernels.statistics.null import q_values
 
@@ -192,6 +193,19 @@ def test_the_matrix_goes_to_a_file(data, values, tmp_path, capfd):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.parquet", "mi.npy", "y.npy"]
 
 
+def test_a_matrix_for_which_the_disk_has_no_space_is_an_error_at_once(data, refusal, tmp_path, monkeypatch):
+    """A process that writes to mapped memory without space behind it gets SIGBUS and dies without a message."""
+    matrix_file(tmp_path / "mi.npy", (1000, 1000))
+    assert (tmp_path / "mi.npy").stat().st_blocks * 512 >= 4_000_000
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert "No space left on device" in refusal(data, "--matrix", tmp_path / "other.npy")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.parquet", "mi.npy"]
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_edges_go_to_a_file_a_few_rows_at_a_time(data, ending, edges, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("mikernels.files.ROWS", 20)
@@ -319,6 +333,7 @@ import json, sys
 for name in ("transformers", "anndata", "scipy", "sklearn", "triton"):
     sys.modules[name] = None
 from mikernels.cli import main
+from mikernels.files import matrix_file
 done = main([{data!r}, "--draws=2000", "--quiet"])
 open("a.h5ad", "wb").write(b"\\x89HDF\\r\\n\\x1a\\n")
 print(json.dumps([done, main(["a.h5ad"])]))
