@@ -133,6 +133,10 @@ def _named(text: str | None, names: list[Any], option: str) -> list[int]:
         if part not in places:
             file = " or a file" if option == "--y" else ""
             raise SamplesValueError(f"{option}: expected names of columns{file}, got {part!r}, which is none")
+        if sum(str(name) == part for name in names) > 1:
+            raise SamplesValueError(
+                f"{option}: expected names of one column each, got {part!r}, which several have"
+            )
     return [places[part] for part in text.split(",")]
 
 

@@ -3,6 +3,7 @@
 Each library is imported when a file of its kind comes.
 """
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -56,7 +57,7 @@ def load(package: str) -> Any:
 def read(path: str) -> Any:
     """The samples in a file, as an array or table with a row for each sample and a column for each variable.
 
-    A first column without a name holds the names of the rows, and is left out.
+    Names of the rows are left out: a first column without a name, and in Parquet what pandas calls the index.
 
     Raises:
         OSError: no file that can be read.
@@ -73,7 +74,7 @@ def read(path: str) -> Any:
         if ending == ".h5ad":
             return load("anndata").read_h5ad(file)
         if ending == ".parquet":
-            return load("pyarrow.parquet").read_table(file)
+            return _without_index(load("pyarrow.parquet").read_table(file))
         return _read_text(file, SEPARATORS[ending])
     except (SamplesValueError, ImportError):
         raise
@@ -142,9 +143,24 @@ def write_pairs(
 
 
 def matrix_file(path: str | Path, shape: tuple[int, int]) -> Any:
-    """A new .npy file of float32 `shape`, as an array whose memory is the file."""
+    """A new .npy file of float32 `shape`, as an array whose memory is the file.
+
+    Its space on the disk is taken at once where the system can do that: a write to memory that has none left ends the
+    process without a word.
+
+    Raises:
+        OSError: no space.
+    """
     numpy = load("numpy")
-    return numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy.float32, shape=shape)
+    array = numpy.lib.format.open_memmap(path, mode="w+", dtype=numpy.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others: the file system cannot do that
+                    raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
 
 
 def _arrow(values: Tensor) -> Any:
@@ -188,6 +204,12 @@ def _read_text(file: Path, separator: str) -> Any:
             f"{file}: expected a first line with the names of the columns, got numbers such as {names[0]}; add one"
         )
     return table
+
+
+def _without_index(table: Any) -> Any:
+    """A table without the columns in which pandas named the rows, such as by their numbers before some were dropped."""
+    index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+    return table.drop_columns([name for name in index if name in table.column_names])
 
 
 def _is_fraction(text: str) -> bool:

@@ -80,7 +80,8 @@ def prune_folder(
         dry_save(model, tokenizer)
         folder = unfinished(out)
         if ranks.is_first:
-            check_output(out, needed_bytes=layers.bytes, force=force)
+            done = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            check_output(out, needed_bytes=layers.bytes - done, force=force)
             stack.enter_context(growing_folder(out, STATE, resume=resume, force=force))
         layers.begin(folder, ranks)
         report = prune(

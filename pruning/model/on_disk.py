@@ -35,7 +35,7 @@ from pruning.model.headers import INDEX, files_by_name, stored_dtype
 from pruning.model.layers import Layers, layer_list
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
-from pruning.model.output_folder import sync
+from pruning.model.output_folder import settle
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
 from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors
@@ -216,7 +216,7 @@ class LayersOnDisk(Layers):
                     self._model.save_pretrained(
                         out, state_dict=self._model.state_dict(), max_shard_size="1000TB"
                     )
-                sync(out / "model.safetensors")
+                settle(out / "model.safetensors")
                 (out / "model.safetensors").rename(shard)
         self._let_go()
         self._note(shard)
@@ -246,8 +246,10 @@ class LayersOnDisk(Layers):
         self._state.write(self._layers.index(layer) + 1, streams)
 
     def fingerprint(self) -> str:
-        """Of the headers and sizes of the files, and of some bytes of each."""
+        """Of the config and the code of the model, the headers and sizes of its files, and some bytes of each."""
         digest = hashlib.sha256(repr((self._stored, self._computing)).encode())
+        for file in (self._folder / "config.json", *sorted(self._folder.glob("*.py"))):
+            digest.update(f"{file.name} ".encode() + file.read_bytes())
         for file in sorted(set(self._files.values())):
             size = file.stat().st_size
             with file.open("rb") as handle:

@@ -60,8 +60,9 @@ def check_output(out: Path, *, needed_bytes: int = 0, force: bool = False) -> No
 
 
 @contextmanager
-def complete_folder(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `out` to write to, which is renamed to `out` at the end of the block.
+def complete_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` to write to, which is renamed to `out` at the end of the block, unless `out`
+    then has files that may not be replaced (`check_output`).
 
     If the block raises, `out` stays as it was. If the process is killed, the hidden folder is left behind; between the
     two renames of a replacement, the old result is then left under the hidden name `.NAME.*.old`.
@@ -70,6 +71,7 @@ def complete_folder(out: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         yield staging
+        check_output(out, force=force)
         staging.chmod(0o777 & ~_umask())
         _move_into_place(staging, out)
     except BaseException:
@@ -93,13 +95,15 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
     block.
 
     If the block raises or is killed, the folder stays if it holds the file `state`, with which another run can go on.
+    So it does if `out` then has files that may not be replaced.
 
     Args:
         resume: go on with the folder of an earlier run, if there is one.
-        force: without `resume`, delete it.
+        force: without `resume`, delete it; and replace an earlier result in `out`.
 
     Raises:
-        FileExistsError: another process is at it; or there is one of an earlier run, without `resume` and `force`.
+        FileExistsError: another process is at it; or there is one of an earlier run, without `resume` and `force`; or
+            see `check_output`.
     """
     folder = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +123,7 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
             _delete_shares(folder)
         try:
             yield folder
+            check_output(out, force=force)
             (folder / state).unlink(missing_ok=True)
             folder.chmod(0o777 & ~_umask())
             _move_into_place(folder, out)
@@ -136,7 +141,9 @@ def _delete_shares(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with this process however that ends; on Windows there is none.
+    """Hold a lock on a folder, which ends with this process however that ends.
+
+    There is none on Windows and on file systems that lock no folders, as NFS.
 
     Raises:
         FileExistsError: another process holds it.
@@ -146,12 +153,15 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"{folder}: expected no other run that writes to this folder, got one"
+            ) from error
+        except OSError:
+            pass
         yield
-    except BlockingIOError as error:
-        raise FileExistsError(
-            f"{folder}: expected no other run that writes to this folder, got one"
-        ) from error
     finally:
         os.close(descriptor)
 
@@ -171,15 +181,19 @@ def complete_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
-        sync(partial)
+        settle(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def sync(file: Path) -> None:
-    """Wait until the contents of `file` are on disk."""
+def settle(file: Path) -> None:
+    """Give a written file the permissions of any new file, and wait until its contents are on disk.
+
+    safetensors writes to a temporary file first, which only its owner may read.
+    """
+    file.chmod(0o666 & ~_umask())
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.observe.text import beginning
+from pruning.observe.text import beginning, encode
 from pruning.progress import track
 
 SELF = "self"
@@ -100,7 +100,7 @@ def sample_sequences(
     start = start_of_text(tokenizer)
     hidden = 0 if bos and beginning(tokenizer) else len(start)
     count = max(1, n_tokens // length)
-    openers = [tokenizer(text, add_special_tokens=False).input_ids[: length // 2] for text in OPENERS]
+    openers = [encode(tokenizer, text, add_special_tokens=False).input_ids[: length // 2] for text in OPENERS]
     opened = [openers[i // 2 % len(openers)] if i % 2 else [] for i in range(count)]
     steps = range(0, count, BATCH)
     samples: list[Tensor] = []

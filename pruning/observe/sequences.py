@@ -7,7 +7,7 @@ from torch import Tensor, tensor
 from transformers import PreTrainedTokenizerBase
 
 from pruning.observe.sources import Document, Source
-from pruning.observe.text import token_windows
+from pruning.observe.text import encode, token_windows
 
 WHOLE = 2**23
 """Up to this many characters a source is tokenized whole and cut into windows. Of a larger one only excerpts are."""
@@ -115,12 +115,12 @@ def _sequence(
 ) -> list[int]:
     if isinstance(document, str):
         limits = {"add_special_tokens": add_special, "truncation": True, "max_length": length}
-        return list(tokenizer(document, **limits)["input_ids"])
+        return list(encode(tokenizer, document, **limits)["input_ids"])
     if tokenizer.chat_template is None:
         raise ValueError("tokenizer: expected one with a chat template for conversations, got one without")
     text = tokenizer.apply_chat_template(document, tokenize=False)
     # The template adds the special tokens.
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:length])
+    return list(encode(tokenizer, text, add_special_tokens=False, verbose=False)["input_ids"][:length])
 
 
 def _texts(documents: Iterable[Document], name: str) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """Reading text and cutting it into windows of tokens."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 def builtin_text() -> tuple[str, str]:
@@ -38,10 +39,26 @@ def read_text(path: str | Path) -> str:
     return text
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> BatchEncoding:
+    """What `tokenizer(text, **options)` gives.
+
+    A call leaves its own truncation and padding in a fast tokenizer, which saves them with the model: programs that
+    read `tokenizer.json` by themselves would then cut every text to the length of a window. Here they stay as before.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    truncation, padding = (None, None) if backend is None else (backend.truncation, backend.padding)
+    try:
+        return tokenizer(text, **options)
+    finally:
+        if backend is not None:
+            backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
+            backend.no_padding() if padding is None else backend.enable_padding(**padding)
+
+
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that the tokenizer puts in front of a text by itself: a BOS token as a rule, or nothing."""
-    complete = tokenizer("a")["input_ids"]
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    complete = encode(tokenizer, "a")["input_ids"]
+    plain = encode(tokenizer, "a", add_special_tokens=False)["input_ids"]
     for start in range(len(complete) - len(plain) + 1):
         if complete[start : start + len(plain)] == plain:
             return list(complete[:start])
@@ -78,10 +95,10 @@ def token_windows(
                 f"tokenizer: expected a fast tokenizer to cut an encoder's windows, got {type(tokenizer).__name__}; "
                 "pass windows of token ids"
             )
-        cut = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)
+        cut = encode(tokenizer, text, truncation=True, max_length=length, return_overflowing_tokens=True)
         pieces = cut["input_ids"]
     else:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = encode(tokenizer, text, add_special_tokens=False, verbose=False)["input_ids"]
         step = length - len(prefix)
         pieces = [prefix + ids[start : start + step] for start in range(0, len(ids), step)]
     windows = [piece for piece in pieces if len(piece) == length]

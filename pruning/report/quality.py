@@ -13,6 +13,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
 from pruning.observe.mixture import longest_sequence
+from pruning.observe.text import encode
 
 NEW_TOKENS = 32
 """Of a continuation."""
@@ -101,7 +102,7 @@ def generate(
     max_new_tokens: int = NEW_TOKENS,
 ) -> str:
     """The model's greedy continuation of `prompt`."""
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    inputs = encode(tokenizer, prompt, return_tensors="pt").to(model.device)
     with torch.inference_mode(), evaluation_mode(model):
         ids = model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
@@ -116,7 +117,7 @@ def check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedToken
             f"--prompt: expected a model that generates text with it, got {type(model).__name__}"
         )
     try:
-        n_tokens = len(tokenizer(prompt)["input_ids"])
+        n_tokens = len(encode(tokenizer, prompt)["input_ids"])
     except (
         Exception
     ) as error:  # half of a surrogate pair, from an argument that is not in the terminal's encoding

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import find_ffns
-from pruning.model.output_folder import MANIFEST, PICTURES, check_output, complete_folder, files_in, sync
+from pruning.model.output_folder import MANIFEST, PICTURES, check_output, complete_folder, files_in, settle
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
 from pruning.model.state import STATE
@@ -40,7 +40,7 @@ def save_pruned(
     out = Path(out).resolve()
     _check_described(model)
     check_output(out, needed_bytes=weight_bytes(model), force=force)
-    with complete_folder(out) as folder:
+    with complete_folder(out, force=force) as folder:
         with timed(report.seconds, "save"):
             model.save_pretrained(folder)
         complete(model, tokenizer, report, folder, source=source)
@@ -70,9 +70,9 @@ def complete(
         files = files_in(folder) - {STATE}
         report.files = sorted({MANIFEST, *files})
         for name in files:
-            sync(folder / name)
+            settle(folder / name)
     (folder / MANIFEST).write_text(report.manifest(), encoding="utf-8")
-    sync(folder / MANIFEST)
+    settle(folder / MANIFEST)
 
 
 def _check_described(model: PreTrainedModel) -> None:

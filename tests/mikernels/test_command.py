@@ -14,6 +14,7 @@ import torch
 from mikernels import mutual_information, null_distribution, top_pairs
 from mikernels.arguments import parser
 from mikernels.cli import main
+from mikernels.files import matrix_file
 from mikernels.options import OPTIONS
 from mikernels.statistics.null import q_values
 
@@ -91,6 +92,16 @@ def write_h5ad(table, path):
         cells.write_h5ad(path)
 
 
+def write_parquet_with_row_numbers(table, path):
+    """As pandas does where rows were dropped, sorted or named."""
+    table.set_axis(range(0, 2 * len(table), 2)[::-1]).rename_axis("cell").to_parquet(path, index=True)
+
+
+def write_parquet_with_two_levels(table, path):
+    levels = [[f"cell {i}" for i in range(len(table))], [*range(len(table))]]
+    table.set_axis(pandas.MultiIndex.from_arrays(levels)).to_parquet(path)
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -99,6 +110,8 @@ def write_h5ad(table, path):
         ("rows.csv", write_csv_with_row_names),
         ("a.TSV", write_tsv),
         ("a.parquet", lambda table, path: table.to_parquet(path)),
+        ("rows.parquet", write_parquet_with_row_numbers),
+        ("levels.parquet", write_parquet_with_two_levels),
         ("a.npy", lambda table, path: np.save(path, table.to_numpy())),
         ("a.h5ad", write_h5ad),
     ],
@@ -180,6 +193,19 @@ def test_the_matrix_goes_to_a_file(data, values, tmp_path, capfd):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.parquet", "mi.npy", "y.npy"]
 
 
+def test_a_matrix_for_which_the_disk_has_no_space_is_an_error_at_once(data, refusal, tmp_path, monkeypatch):
+    """A process that writes to mapped memory without space behind it gets SIGBUS and dies without a message."""
+    matrix_file(tmp_path / "mi.npy", (1000, 1000))
+    assert (tmp_path / "mi.npy").stat().st_blocks * 512 >= 4_000_000
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert "No space left on device" in refusal(data, "--matrix", tmp_path / "other.npy")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.parquet", "mi.npy"]
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_edges_go_to_a_file_a_few_rows_at_a_time(data, ending, edges, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("mikernels.files.ROWS", 20)
@@ -216,6 +242,13 @@ def test_text_columns_are_named_and_can_be_dropped(table, edges, refusal, tmp_pa
         f"mikernels: {path}: expected columns of real numbers, got string in 'tissue', and 1 such of 13 columns; drop"
     )
     assert len(edges(path, "--drop", "tissue,gene 0")) == 55
+
+
+@pytest.mark.parametrize("option", ["--drop", "--y"])
+def test_a_name_that_several_columns_have_chooses_none_of_them(option, table, refusal, tmp_path):
+    table.set_axis(["a", "b", "a", *NAMES[3:]], axis=1).to_csv(tmp_path / "a.csv", index=False)
+    message = f"mikernels: {option}: expected names of one column each, got 'a', which several have"
+    assert refusal(tmp_path / "a.csv", option, "a") == message
 
 
 @pytest.mark.parametrize(
@@ -300,6 +333,7 @@ import json, sys
 for name in ("transformers", "anndata", "scipy", "sklearn", "triton"):
     sys.modules[name] = None
 from mikernels.cli import main
+from mikernels.files import matrix_file
 done = main([{data!r}, "--draws=2000", "--quiet"])
 open("a.h5ad", "wb").write(b"\\x89HDF\\r\\n\\x1a\\n")
 print(json.dumps([done, main(["a.h5ad"])]))

@@ -1,6 +1,9 @@
 """An interrupted run from disk goes on to the same bits."""
 
+import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from pruning import Settings, prune_folder
 from pruning.model import state
 from pruning.model.on_disk import LayersOnDisk
 from pruning.model.output_folder import growing_folder
+from pruning.report.save import complete
 
 from tiny import tiny, tiny_model, tiny_tokenizer
 
@@ -115,6 +119,36 @@ def test_other_settings_calibration_or_weights_are_refused_by_name(interrupted, 
         go_on(interrupted, windows)
 
 
+@pytest.mark.parametrize("change", [{"rms_norm_eps": 0.1}, {"hidden_act": "gelu"}])
+def test_another_config_is_refused(interrupted, windows, change):
+    """Its layers would be those of two models."""
+    config = interrupted / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ValueError, match="expected the model of the interrupted run"):
+        go_on(interrupted, windows)
+
+
+def test_it_goes_on_where_only_the_rest_of_the_result_fits_on_the_disk(interrupted, windows, monkeypatch):
+    unfinished, disk = interrupted / ".out.unfinished", shutil.disk_usage(interrupted)
+    size = sum(file.stat().st_size for file in (interrupted / "model").glob("*.safetensors"))
+    used = sum(file.stat().st_size for file in unfinished.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: disk._replace(free=max(0, size - used)))
+    go_on(interrupted, windows)
+    assert (interrupted / "out").is_dir()
+
+
+def test_it_runs_on_a_file_system_without_locks(tmp_path, windows, monkeypatch):
+    """Linux refuses to lock a folder on NFS, where it locks only files that are open for writing."""
+
+    def refuse(*_args):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    folder_of(tiny_model("Llama"), tmp_path / "model")
+    go_on(tmp_path, windows)
+    assert (tmp_path / "out").is_dir()
+
+
 def test_an_interrupted_run_is_only_replaced_if_asked_to(interrupted, windows):
     with pytest.raises(FileExistsError, match="go on with --resume, or begin again with --force"):
         go_on(interrupted, windows, resume=False)
@@ -171,6 +205,23 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, windows):
         pytest.raises(FileExistsError, match="expected no other run that writes to this folder"),
     ):
         go_on(tmp_path, windows)
+
+
+def test_files_that_appear_in_the_output_folder_meanwhile_are_not_deleted(interrupted, windows, monkeypatch):
+    def slow(*args, **options):
+        (interrupted / "out").mkdir()
+        (interrupted / "out" / "mine.txt").write_text("mine")
+        complete(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.from_disk.complete", slow)
+        with pytest.raises(FileExistsError, match="expected a new or empty folder, got one with files"):
+            go_on(interrupted, windows)
+    (interrupted / "out").rename(interrupted / "mine")
+    monkeypatch.setattr(LayersOnDisk, "_write", None)  # no layer is pruned again
+    go_on(interrupted, windows)
+    assert (interrupted / "mine" / "mine.txt").read_text() == "mine"
+    assert {path.name for path in interrupted.iterdir()} == {"model", "mine", "out"}
 
 
 def test_a_full_disk_loses_nothing(tmp_path, windows, monkeypatch):

@@ -48,6 +48,16 @@ def test_families_that_normalize_or_scale_the_ffn_output_load_as_their_stock_cla
     assert torch.equal(outputs(reloaded, windows), outputs(model, windows))
 
 
+def test_other_users_may_read_a_result_as_the_umask_says(llama, report, tokenizer, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_pruned(llama, tokenizer, report, tmp_path / "out")
+    finally:
+        os.umask(before)
+    found = {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "out").iterdir()}
+    assert found == dict.fromkeys(report.files, "0o640")
+
+
 def test_an_error_while_writing_leaves_no_files(llama, report, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
@@ -61,10 +71,27 @@ def test_an_error_while_writing_leaves_no_files(llama, report, tmp_path, monkeyp
 def test_an_error_while_replacing_keeps_the_old_result(llama, report, tmp_path, monkeypatch):
     save_pruned(llama, None, report, tmp_path / "out")
     before = (tmp_path / "out" / MANIFEST).read_bytes()
-    monkeypatch.setattr(save, "sync", lambda _file: (_ for _ in ()).throw(OSError("disk gone")))
+    monkeypatch.setattr(save, "settle", lambda _file: (_ for _ in ()).throw(OSError("disk gone")))
     with pytest.raises(OSError, match="disk gone"):
         save_pruned(llama, None, report, tmp_path / "out", force=True)
     assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_that_appear_in_the_output_folder_meanwhile_are_not_deleted(
+    llama, report, tmp_path, monkeypatch
+):
+    save_pruned(llama, None, report, tmp_path / "out")
+    complete = save.complete
+
+    def slow(*args, **options):
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        complete(*args, **options)
+
+    monkeypatch.setattr(save, "complete", slow)
+    with pytest.raises(FileExistsError, match=r"expected only files of an earlier result .*notes\.txt"):
+        save_pruned(llama, None, report, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -75,7 +102,7 @@ def test_killing_the_process_while_saving_leaves_no_output_folder(llama, report,
         os.write(writer, b"saving")
         time.sleep(60)
 
-    monkeypatch.setattr(save, "sync", hang)
+    monkeypatch.setattr(save, "settle", hang)
     child = os.fork()  # a fresh process would take seconds to import everything
     if child == 0:
         try:

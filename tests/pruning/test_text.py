@@ -1,7 +1,12 @@
 import pytest
 import torch
 
+from pruning.observe.sequences import token_sequences
+from pruning.observe.sources import Records
 from pruning.observe.text import builtin_text, read_text, token_windows
+from pruning.report.quality import check_prompt
+
+from tiny import tiny_model, tiny_tokenizer
 
 
 def test_the_builtin_halves_are_long_and_disjoint():
@@ -56,3 +61,22 @@ def test_text_that_is_too_short_is_an_error(tokenizer):
         token_windows(tokenizer, "abc", 16)
     with pytest.raises(ValueError, match="expected windows of at least 2 tokens, got 1"):
         token_windows(tokenizer, "abc", 1)
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_what_the_tokenizer_saves_about_truncation_and_padding_stays(cuts):
+    """Programs that read `tokenizer.json` without transformers cut and pad as it says."""
+    tokenizer = tiny_tokenizer()
+    if cuts:
+        tokenizer.backend_tokenizer.enable_truncation(128, stride=3)
+        tokenizer.backend_tokenizer.enable_padding(length=128)
+    before = tokenizer.backend_tokenizer.to_str()
+    token_windows(tokenizer, "abcdefghij" * 10, 16)
+    assert tokenizer.backend_tokenizer.to_str() == before
+    token_windows(tokenizer, "abcdefghij" * 10, 16, special_tokens=True)
+    assert tokenizer.backend_tokenizer.to_str() == before
+    options = {"length": 16, "n_tokens": 64, "special_tokens": False, "bos": True}
+    token_sequences(Records("texts", ["abcdefghij" * 10] * 4), tokenizer, **options)
+    assert tokenizer.backend_tokenizer.to_str() == before
+    check_prompt("abc", tiny_model("Llama"), tokenizer)
+    assert tokenizer.backend_tokenizer.to_str() == before
