@@ -272,7 +272,7 @@ def _pandas_column(column: Any) -> "np.ndarray":
 
     if column.isna().any():
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    dtype = getattr(column.dtype, "numpy_dtype", column.dtype)  # of an extension type
+    dtype = getattr(column.dtype, "numpy_dtype", getattr(column.dtype, "subtype", column.dtype))  # of an extension
     return column.to_numpy(dtype=dtype)
 
 
