@@ -57,10 +57,8 @@ class Tail(NamedTuple):
         """Of estimates at or above `mi`, float64 of any shape; only for those beyond the start. At least `LEAST`."""
         excess = (mi.double() - self.start) / self.scale
         if self.shape == 0:
-            beyond = (-excess).exp()
-        else:
-            beyond = (1 + self.shape * excess.clamp(min=0)) ** (-1 / self.shape)
-        return (self.share * beyond).clamp(min=LEAST)
+            return (self.share * (-excess).exp()).clamp(min=LEAST)
+        return (self.share * (1 + self.shape * excess.clamp(min=0)) ** (-1 / self.shape)).clamp(min=LEAST)
 
     def quantile(self, probability: float) -> float:
         """The nats that are exceeded with a probability below the share."""
