@@ -272,7 +272,8 @@ def _pandas_column(column: Any) -> "np.ndarray":
 
     if column.isna().any():
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    dtype = getattr(column.dtype, "numpy_dtype", column.dtype)  # of an extension type
+    given = column.dtype  # may be an extension type, or one of sparse values
+    dtype = getattr(given, "numpy_dtype", getattr(given, "subtype", given))
     return column.to_numpy(dtype=dtype)
 
 

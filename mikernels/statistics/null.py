@@ -41,6 +41,9 @@ LEAST_TAIL = 100
 LEAST_EXCEEDANCES = 10
 """Draws that must be expected above a quantile without a fitted tail; its level is then known to a third."""
 
+LEAST = torch.finfo(torch.float64).tiny
+"""A probability below it would be rounded to 0, and its logarithm to infinity: as that of 0.3 nats at M = 4096."""
+
 
 class Tail(NamedTuple):
     """`P(mi > t) = share (1 + shape (t - start) / scale)^(-1 / shape)` for t above the start."""
@@ -51,11 +54,11 @@ class Tail(NamedTuple):
     scale: float  # nats
 
     def probability(self, mi: Tensor) -> Tensor:
-        """Of estimates at or above `mi`, float64 of any shape; only for those beyond the start."""
+        """Of estimates at or above `mi`, float64 of any shape; only for those beyond the start. At least `LEAST`."""
         excess = (mi.double() - self.start) / self.scale
         if self.shape == 0:
-            return self.share * (-excess).exp()
-        return self.share * (1 + self.shape * excess.clamp(min=0)) ** (-1 / self.shape)
+            return (self.share * (-excess).exp()).clamp(min=LEAST)
+        return (self.share * (1 + self.shape * excess.clamp(min=0)) ** (-1 / self.shape)).clamp(min=LEAST)
 
     def quantile(self, probability: float) -> float:
         """The nats that are exceeded with a probability below the share."""
@@ -120,7 +123,8 @@ class Null:
         """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64, of the
         kind and shape of `mi`; a tensor for a number.
 
-        `(1 + draws at or above) / (1 + draws)`, which is never 0, and beyond the upper percent that of the fitted tail.
+        `(1 + draws at or above) / (1 + draws)`, and beyond the upper percent that of the fitted tail. It is never 0 but
+        at least 2.2e-308.
 
         Raises:
             ValueError: NaN, or estimates that were made with other options or another number of samples.

@@ -115,6 +115,8 @@ def _read_groups(groups: Samples, n_samples: int) -> Tensor:
         raise SamplesValueError(
             f"groups: expected one label for each of {n_samples} samples, got shape {list(labels.shape)}"
         )
+    if bool(labels.isnan().any()):  # each would be a group of its own
+        raise SamplesValueError("groups: expected a label for each sample, got NaN")
     return labels.unique(return_inverse=True)[1]
 
 

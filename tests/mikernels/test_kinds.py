@@ -241,6 +241,9 @@ def test_levels_of_names_and_extension_types_of_pandas(values, expected):
     assert top_pairs(x, 1)["first"][0] == ("a", 1)
     for dtype in ("Float32", "float[pyarrow]"):
         assert np.array_equal(mutual_information(x.astype(dtype)), expected)
+    zeros = pandas.DataFrame({"counts": [0, 1] * 32, "x": values[:, 0]})
+    sparse = zeros.astype({"counts": pandas.SparseDtype("int64", 0)})
+    assert np.array_equal(mutual_information(sparse), mutual_information(zeros))
     wide = pandas_table(values).assign(large=np.arange(64) + 2**53 + 1)  # float64 holds every second of them
     with pytest.raises(ValueError, match="x: expected integers between"):
         mutual_information(wide)

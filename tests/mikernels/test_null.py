@@ -168,6 +168,7 @@ def test_tail_of_known_distributions(kind):
     probabilities = null.p_value(torch.linspace(0, 30, 500))
     assert (probabilities.diff() <= 0).all()
     assert probabilities[-1] > 0
+    assert torch.isfinite(null.p_value(torch.tensor([1e3, 1e30, math.inf])).log()).all()
 
 
 def test_no_tail_is_fitted_to_few_draws_or_to_one_value():

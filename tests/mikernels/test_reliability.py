@@ -86,6 +86,8 @@ def test_bad_input():
         split_half_reliability(gaussian(50, 2))
     with pytest.raises(ValueError, match="groups: expected one label for each of 50 samples, got shape"):
         split_half_reliability(gaussian(50, 4), groups=[0, 1])
+    with pytest.raises(ValueError, match="groups: expected a label for each sample, got NaN"):
+        split_half_reliability(gaussian(50, 4), groups=[0.0, float("nan"), 2.0, 3.0, 4.0] * 10)
     with pytest.raises(
         ValueError, match=r"groups: expected groups that fill two halves .* got halves of 50 and 0"
     ):
