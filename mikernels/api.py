@@ -9,7 +9,7 @@ from mikernels import engine, ops  # ops registers torch.ops.mikernels
 from mikernels.arrays import Samples, as_given, pairs_as_given, to_tensor, with_note
 from mikernels.errors import SamplesValueError
 from mikernels.memory import Workspace
-from mikernels.numbers import integer, real
+from mikernels.numbers import positive, real
 from mikernels.options import LARGEST, Options, plain, resolve, shows_options, to_operator
 from mikernels.pairs import Pairs
 from mikernels.ranks import Ranks
@@ -276,10 +276,7 @@ def _place(out: Any, x: Tensor, y: Tensor | None) -> Tensor:
 
 
 def _number_of_pairs(k: object) -> int:
-    number = integer(k, "k")
-    if number < 1:
-        raise ValueError(f"k: expected at least 1, got {number}")
-    return min(number, LARGEST)
+    return min(positive(k, "k"), LARGEST)
 
 
 def _nats(threshold: object) -> float:

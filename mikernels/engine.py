@@ -41,6 +41,14 @@ def compute_blocks(
         ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
             or an implementation or a precision that cannot run.
     """
+    xs, ys, problem = ready(x, y, options)
+    if note is not None:
+        note["atoms"] = xs.has_atoms | (xs if ys is None else ys).has_atoms
+    yield from estimate(xs, ys, problem, options, ranks)
+
+
+def ready(x: Tensor, y: Tensor | None, options: Options) -> tuple[Variables, Variables | None, Problem]:
+    """Samples as `estimate` takes them; see `compute_blocks`."""
     require_float64(x.device)
     choose_implementation(options, x.device)  # before the first long step
     x = read_values(x, "x", check=options["check_finite"])
@@ -48,10 +56,7 @@ def compute_blocks(
         y = read_values(y, "y", check=options["check_finite"])
     problem = problem_of(x, y, options)
     xs = transformed(x, problem, options)
-    ys = None if y is None else transformed(y, problem, options, second=True)
-    if note is not None:
-        note["atoms"] = xs.has_atoms | (xs if ys is None else ys).has_atoms
-    yield from estimate(xs, ys, problem, options, ranks)
+    return xs, None if y is None else transformed(y, problem, options, second=True), problem
 
 
 def problem_of(x: Tensor, y: Tensor | None, options: Options) -> Problem:

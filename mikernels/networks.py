@@ -1,6 +1,7 @@
 """From mutual information to a network: which pairs stand out, and which only pass on what others share.
 
-`clr` scores a pair against all other pairs of its two variables. `aracne` removes the weakest pair of every triangle,
+`clr` scores a pair against all other pairs of its two variables, and `clr_pairs` finds the best ones of samples whose
+matrix does not fit in memory. `aracne` removes the weakest pair of every triangle,
 by the data-processing inequality: if i acts on k through j, then I(i; k) <= min(I(i; j), I(j; k)).
 
 A matrix has a row for each regulator and a column for each target. By default every variable is both. Where only some
@@ -10,16 +11,24 @@ are regulators, such as the transcription factors among genes, `regulators` says
     network = aracne(clr(mi, regulators), regulators)
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from mikernels.arrays import Samples, shaped_as_given
-from mikernels.numbers import real
-from mikernels.pairs import Block, Pairs, fill_matrix
-from mikernels.tiling import cut, tiles
+from mikernels.api import prepare
+from mikernels.arrays import Samples, pairs_as_given, shaped_as_given, to_tensor
+from mikernels.context import Axes, context_scores
+from mikernels.engine import estimate, ready
+from mikernels.isolation import isolated
+from mikernels.numbers import positive, real
+from mikernels.ops import check_same, of_all
+from mikernels.options import Options, shows_options
+from mikernels.pairs import Block, Pairs, best_pairs, fill_matrix, pairs_over
+from mikernels.ranks import Ranks, checksum
+from mikernels.tiling import tiles
 from mikernels.validation import as_tensor
 
 Columns = Tensor | Sequence[int]
@@ -27,11 +36,11 @@ Columns = Tensor | Sequence[int]
 CPU_TILE = 384
 GPU_TILE = 4096
 """Side of a tile of the matrix: the tiles of a step fit the cache of a CPU core, and one occupies a GPU."""
+SCORE_TILE = 2048
+"""Side of a tile that `clr` scores, with temporaries of about 100 MB."""
 PATHS = 2**21
 """Paths of two pairs that are looked at together: about 150 MB."""
 NOT_FINITE = "mi: expected finite values, got NaN or infinite ones"
-ROUNDING = 1e-12
-"""Of the mean square: less variance than this is none."""
 
 
 class _Links(NamedTuple):
@@ -59,6 +68,7 @@ def clr(mi: Samples, regulators: Columns | None = None) -> Any:
 
     The score of (i, k) is `sqrt(z_i^2 + z_k^2)`, where z_i is how many standard deviations `I(i; k)` lies above the
     mean of all pairs of i, or 0 if it lies below. It removes what hubs and noisy variables add to all of their pairs.
+    `clr_pairs` gives the best scores of a matrix that does not fit in memory.
 
     Args:
         mi: `[N, K]` mutual information (or any other weight of links). A symmetric matrix is taken as that of one set
@@ -78,14 +88,110 @@ def clr(mi: Samples, regulators: Columns | None = None) -> Any:
     """
     links = _read(mi, regulators, required=False)
     weight = links.weight
-    row_mean, row_deviation = _background(links, 1)
-    mean, deviation = (row_mean, row_deviation) if links.symmetric else _background(links, 0)
-    score = torch.empty_like(weight)
-    for rows in cut(len(weight), max(1, 2**22 // weight.shape[1])):
-        of_row = (weight[rows] - row_mean[rows, None]).div_(row_deviation[rows, None]).clamp_(min=0)
-        of_column = (weight[rows] - mean).div_(deviation).clamp_(min=0)
-        torch.hypot(of_row, of_column, out=score[rows])
+    n, k = weight.shape
+    axes = Axes(n, k, None if links.symmetric else links.regulators, links.symmetric)
+
+    def blocks() -> Iterator[Block]:
+        for rows, cols in tiles(n, k, SCORE_TILE, upper=links.symmetric):
+            yield Block(rows.start, cols.start, weight[rows, cols])
+
+    scores = context_scores(blocks, axes, weight.device)
+    score = fill_matrix(scores, torch.empty_like(weight), symmetric=links.symmetric)
     return shaped_as_given(links.without_self(score), mi)
+
+
+@overload
+def clr_pairs(
+    x: Tensor,
+    y: Samples | None = None,
+    *,
+    k: int | None = None,
+    threshold: float | None = None,
+    regulators: Columns | None = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Pairs: ...
+
+
+@overload
+def clr_pairs(
+    x: Samples,
+    y: Samples | None = None,
+    *,
+    k: int | None = None,
+    threshold: float | None = None,
+    regulators: Columns | None = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Any: ...
+
+
+@isolated()
+@shows_options()
+def clr_pairs(
+    x: Samples,
+    y: Samples | None = None,
+    *,
+    k: int | None = None,
+    threshold: float | None = None,
+    regulators: Columns | None = None,
+    process_group: Any = None,
+    **options: Unpack[Options],
+) -> Any:
+    """Find the pairs with the highest scores of `clr`, without building the N x N matrix.
+
+    The mutual information of all pairs is computed twice: for the mean and the deviation of each variable, and for the
+    scores. Beyond `memory_budget` and the pairs it takes 32 bytes for each variable.
+
+    Args:
+        x, y, process_group, options: see `mikernels.mutual_information`. With `y`, columns of x are the regulators and
+            columns of y the targets.
+        k: number of pairs, at least 1; all pairs if there are fewer.
+        threshold: in place of k, for every pair with a score above it, in standard deviations.
+        regulators: `[N]` integers, with `y`: the column of y that is each column of x, if the targets include the
+            regulators. Those are no pairs.
+
+    Returns:
+        See `mikernels.top_pairs`, with scores in place of nats. They are those of `clr` but for rounding.
+
+    Raises:
+        TypeError, ValueError: see `mikernels.mutual_information` and `clr`; ValueError unless one of `k` and
+            `threshold` is given.
+
+    Source: see `clr`.
+    """
+    ranks = Ranks(process_group)
+    with ranks.together():
+        if (k is None) == (threshold is None):
+            raise ValueError(f"k, threshold: expected one of them, got k={k!r} and threshold={threshold!r}")
+        collect: Callable[[Iterable[Block]], Pairs]
+        if k is not None:
+            k = positive(k, "k")
+            collect = partial(best_pairs, k=k, symmetric=y is None)
+        else:
+            threshold = real(threshold, "threshold", "a number of standard deviations")
+            collect = partial(pairs_over, threshold=threshold, symmetric=y is None)
+        xs, ys, resolved = prepare(x, y, options)
+        axes = _axes(xs, ys, regulators)
+        own = None if axes.own is None else checksum(axes.own)
+        check_same(xs, ys, resolved | {"k": k, "threshold": threshold, "regulators": own}, ranks)
+        blocks = partial(estimate, *ready(xs, ys, resolved), resolved, ranks)
+        scores = context_scores(blocks, axes, xs.device, ranks)
+        pairs = of_all(collect, scores, xs.device, ranks, k)
+        are_two = pairs.mi > -torch.inf
+        return pairs_as_given(Pairs(*(t[are_two] for t in pairs)), x, y)
+
+
+def _axes(x: Tensor, y: Tensor | None, regulators: Columns | None) -> Axes:
+    """Of the matrix of `x` with `y`, or with itself."""
+    n = x.shape[1]
+    if y is None:
+        if regulators is not None:
+            raise ValueError("regulators: expected None without y, got some; pass y, the targets")
+        return Axes(n, n, None, symmetric=True)
+    k = y.shape[1]
+    columns = None if regulators is None else _columns_of(regulators, x.device, n, k)
+    return Axes(n, k, columns, symmetric=False)
 
 
 @overload
@@ -105,8 +211,8 @@ def aracne(mi: Samples | Pairs, regulators: Columns | None = None, *, tolerance:
 
     Args:
         mi: `[N, K]` mutual information, or scores of `clr`; values below 0 count as 0, and the diagonal is ignored.
-            Or the pairs of `pairs_above` or `top_pairs`, where all other pairs count as 0: then time and memory depend
-            on the number of pairs, and the matrix is never built.
+            Or the `Pairs` of `pairs_above`, `top_pairs` or `clr_pairs`, where all other pairs count as 0: then time and
+            memory depend on the number of pairs, and the matrix is never built.
         regulators: `[N]` integers, the column of each row's own variable (for pairs, of each variable in `first`).
             By default every variable is a regulator: the matrix is symmetric, or the pairs are within one set.
             If regulators and targets are different variables, put the regulators in front of the targets and pass
@@ -132,7 +238,8 @@ def aracne(mi: Samples | Pairs, regulators: Columns | None = None, *, tolerance:
     if not 0 <= share <= 1:
         raise ValueError(f"tolerance: expected a number from 0 to 1, got {tolerance!r}")
     if isinstance(mi, Pairs):
-        return _direct_pairs(mi, regulators, share)
+        pairs = Pairs(*(to_tensor(t, name) for t, name in zip(mi, Pairs._fields, strict=True)))
+        return pairs_as_given(_direct_pairs(pairs, regulators, share), mi.mi)
     links = _read(mi, regulators, required=True)
     links.weight.clamp_(min=0)
     direct = torch.empty_like(links.weight)
@@ -226,12 +333,7 @@ def _read(mi: Samples, regulators: Columns | None, *, required: bool) -> _Links:
     if symmetric:
         columns = torch.arange(len(weight), device=weight.device)
     elif regulators is not None:
-        columns = _read_columns(regulators, weight.device)
-        if len(columns) != len(weight) or int(columns.max()) >= weight.shape[1]:
-            raise ValueError(
-                f"regulators: expected the column, below {weight.shape[1]}, of each of the {len(weight)} rows, got "
-                f"{len(columns)} up to {int(columns.max())}"
-            )
+        columns = _columns_of(regulators, weight.device, *weight.shape)
     elif required:
         raise ValueError(
             f"mi: expected a symmetric matrix, got one of shape {list(weight.shape)} that is not; "
@@ -240,6 +342,16 @@ def _read(mi: Samples, regulators: Columns | None, *, required: bool) -> _Links:
     links = _Links(weight, columns, symmetric)
     _finite(links.without_self(weight))
     return links
+
+
+def _columns_of(regulators: Columns, device: torch.device, n_rows: int, n_cols: int) -> Tensor:
+    columns = _read_columns(regulators, device)
+    if len(columns) != n_rows or int(columns.max()) >= n_cols:
+        raise ValueError(
+            f"regulators: expected the column, below {n_cols}, of each of the {n_rows} rows, got "
+            f"{len(columns)} up to {int(columns.max())}"
+        )
+    return columns
 
 
 def _read_columns(regulators: Columns, device: torch.device) -> Tensor:
@@ -261,20 +373,3 @@ def _finite(weight: Tensor) -> Tensor:
     if not bool(torch.isfinite(weight).all()):
         raise ValueError(NOT_FINITE)
     return weight
-
-
-def _background(links: _Links, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation along a dimension, without the variable itself; infinite deviation where all are
-    equal, which makes every score 0."""
-    weight = links.weight
-    number = torch.full(
-        (weight.shape[1 - dim],), float(weight.shape[dim]), dtype=torch.float64, device=weight.device
-    )
-    if links.regulators is not None:
-        number[slice(None) if dim == 1 else links.regulators] -= 1
-    number.clamp_(min=1)
-    mean = weight.sum(dim, dtype=torch.float64) / number
-    square = torch.linalg.vector_norm(weight, dim=dim, dtype=torch.float64).square() / number
-    variance = square - mean.square()
-    deviation = torch.where(variance > ROUNDING * square, variance.sqrt(), torch.inf)
-    return mean.to(weight.dtype), deviation.to(weight.dtype)

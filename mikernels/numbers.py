@@ -20,6 +20,14 @@ def integer(value: Any, name: str, expected: str = "an integer") -> int:
     raise ValueError(f"{name}: expected {expected}, got {value!r}{advice}")
 
 
+def positive(value: Any, name: str) -> int:
+    """An int of at least 1."""
+    number = integer(value, name)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
 def real(value: Any, name: str, expected: str = "a number") -> float:
     """A float, from any single real number but a bool. NaN is no number."""
     if isinstance(value, float) and value == value:

@@ -64,7 +64,7 @@ def matrix(
         ValueError: see `mikernels.mutual_information`; or the processes have other samples or options.
         RankError: another process cannot be reached.
     """
-    _check_same(x, y, options, ranks)
+    check_same(x, y, options, ranks)
     mi = _empty_matrix(x, y) if out is None else out
     if ranks.count > 1:
         mi.fill_(-0.0)  # plus which every number is itself
@@ -114,18 +114,28 @@ def _pairs(
     k: int | None = None,
     threshold: float | None = None,
 ) -> Pairs:
-    _check_same(x, y, options | {"k": k, "threshold": threshold}, ranks)
+    check_same(x, y, options | {"k": k, "threshold": threshold}, ranks)
     note = provenance_of(options, len(x))
     blocks = _told(compute_blocks(x, y, options, note, ranks), progress)
-    if ranks.count == 1:
-        pairs = collect(blocks)
-    else:
-        first = next(blocks, None)  # of few blocks this process may have none
-        own = [] if first is None else [t.cpu() for t in collect(chain([first], blocks))]
-        parts = [Pairs(*(t.to(x.device) for t in found)) for found in ranks.gather(own) if found]
-        pairs = merged(parts, k)
+    pairs = of_all(collect, blocks, x.device, ranks, k)
     remember(pairs.mi, note)
     return pairs
+
+
+def of_all(
+    collect: Callable[[Iterable[Block]], Pairs],
+    blocks: Iterator[Block],
+    device: torch.device,
+    ranks: Ranks,
+    k: int | None = None,
+) -> Pairs:
+    """What `collect` finds in the blocks of all processes; the first k."""
+    if ranks.count == 1:
+        return collect(blocks)
+    first = next(blocks, None)  # of few blocks this process may have none
+    own = [] if first is None else [t.cpu() for t in collect(chain([first], blocks))]
+    parts = [Pairs(*(t.to(device) for t in found)) for found in ranks.gather(own) if found]
+    return merged(parts, k)
 
 
 def _told(blocks: Iterator[Block], progress: Progress | None) -> Iterator[Block]:
@@ -136,7 +146,7 @@ def _told(blocks: Iterator[Block], progress: Progress | None) -> Iterator[Block]
             progress(block)
 
 
-def _check_same(x: Tensor, y: Tensor | None, given: Mapping[str, object], ranks: Ranks) -> None:
+def check_same(x: Tensor, y: Tensor | None, given: Mapping[str, object], ranks: Ranks) -> None:
     """Raise unless all processes compute the same.
 
     Raises:

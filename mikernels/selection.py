@@ -22,7 +22,7 @@ from torch import Tensor
 from mikernels.arrays import Samples
 from mikernels.engine import choose_implementation, estimate, problem_of, transformed
 from mikernels.isolation import isolated
-from mikernels.numbers import integer
+from mikernels.numbers import positive
 from mikernels.options import Options, plain, resolve, shows_options
 from mikernels.pairs import fill_matrix
 from mikernels.transforms import Variables
@@ -69,7 +69,7 @@ def mrmr(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selectio
     Source: H. Peng, F. Long, C. Ding, Feature selection based on mutual information, IEEE Trans. Pattern Anal. Mach.
     Intell. 27 (2005), DOI 10.1109/TPAMI.2005.159.
     """
-    k = _number(k)
+    k = positive(k, "k")
     columns, target, options = _prepare(x, y, options)
     whole = _Estimates(columns, options)
     return _greedy(whole.with_target(target), whole.with_column, k)
@@ -87,7 +87,7 @@ def mrmr_from_matrix(mi: Samples, relevance: Samples, k: int) -> Selection:
         TypeError: not an array of real numbers.
         ValueError: a wrong shape, NaN or infinite values off the diagonal, or k < 1.
     """
-    k = _number(k)
+    k = positive(k, "k")
     relevant = as_tensor(relevance, "relevance").float()
     relevant = relevant[:, 0] if relevant.ndim == 2 and relevant.shape[1] == 1 else relevant
     matrix = as_tensor(mi, "mi").to(relevant.device, torch.float32)
@@ -126,7 +126,7 @@ def jmi(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selection
     Source: H. H. Yang, J. Moody, Data visualization and feature selection: new algorithms for nongaussian data, NIPS
     1999. In pairs: G. Brown et al., Conditional likelihood maximisation, J. Mach. Learn. Res. 13 (2012), eq. 26.
     """
-    k = _number(k)
+    k = positive(k, "k")
     columns, target, options = _prepare(x, y, options)
     values, label, counts = target.unique(return_inverse=True, return_counts=True)
     rarest = int(counts.argmin())
@@ -185,13 +185,6 @@ def _greedy(relevance: Tensor, redundancy: Callable[[int], Tensor], k: int) -> S
         if step + 1 < k:
             total += redundancy(best)
     return Selection(torch.tensor(chosen, device=relevance.device), scores, relevance)
-
-
-def _number(k: object) -> int:
-    number = integer(k, "k")
-    if number < 1:
-        raise ValueError(f"k: expected at least 1, got {number}")
-    return number
 
 
 def _prepare(x: Samples, y: Samples, options: Options) -> tuple[Tensor, Tensor, Options]:

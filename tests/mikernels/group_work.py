@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from mikernels import mutual_information, pairs_above, top_pairs
+from mikernels.networks import clr_pairs
 from mikernels.ranks import Ranks
 
 
@@ -44,6 +45,8 @@ def share_matrix(group, name, options):
 
 def share_pairs(group, name, which):
     x, y = inputs(name)
+    if which == "clr":
+        return clr_pairs(x, y, k=20, process_group=group)
     if which == "top":
         return top_pairs(x, 20, y, process_group=group)
     return pairs_above(x, 0.01, y, process_group=group)

@@ -18,6 +18,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from mikernels import GridStream, mutual_information, top_pairs
+from mikernels.networks import clr_pairs
 
 def peak():
     # Not ru_maxrss, which starts at the peak of the parent process where that was larger.
@@ -85,6 +86,12 @@ def test_matrix_stays_within_its_budget(peak_bytes, n_samples, n_variables, opti
 def test_best_pairs_need_no_matrix(peak_bytes):
     budget = 32 * MIB  # the matrix would take 100 MB
     used = peak_bytes("torch.randn(16, 5000)", f"top_pairs(x, 100, nodes=2, memory_budget={budget})")
+    assert used < budget + ALLOWANCE
+
+
+def test_best_scores_need_no_matrix(peak_bytes):
+    budget = 24 * MIB  # the matrix would take 64 MB
+    used = peak_bytes("torch.randn(16, 4000)", f"clr_pairs(x, k=100, nodes=2, memory_budget={budget})")
     assert used < budget + ALLOWANCE
 
 

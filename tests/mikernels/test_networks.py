@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mikernels import mutual_information, networks, pairs_above, top_pairs
-from mikernels.networks import aracne, clr
+from mikernels.networks import aracne, clr, clr_pairs
 from mikernels.pairs import Pairs
 
 from samples import correlated, gaussian
@@ -111,6 +111,88 @@ def test_pairs_of_samples_whose_matrix_is_never_built():
     assert len(aracne(top_pairs(x, 1)).mi) == 1
 
 
+def samples_with_ties():
+    """Samples of 36 columns: 2 are constant, and 6 come twice, so that pairs have equal scores."""
+    x = correlated(30, 36)
+    x[:, [8, 20]] = 1.0
+    x[:, 25:31] = x[:, :6]
+    return x
+
+
+def sorted_pairs(scores, is_pair):
+    """`(score, first, second)` of all pairs, the best first and equal scores by index."""
+    first, second = is_pair.nonzero(as_tuple=True)
+    listed = zip(scores[first, second].tolist(), first.tolist(), second.tolist(), strict=True)
+    return sorted(listed, key=lambda pair: (-pair[0], pair[1:]))
+
+
+@pytest.mark.parametrize("case", ["symmetric", "regulators", "other variables"])
+def test_clr_of_samples_equals_clr_of_their_matrix(case, small_tiles):
+    x, y, regulators = samples_with_ties(), None, None
+    if case == "regulators":
+        regulators = [30, 4, 8, 33, *range(9, 25)]
+        x, y = x[:, regulators], x
+    elif case == "other variables":
+        x, y = x[:, :20], x[:, 20:].square()
+    mi = mutual_information(x, y)
+    is_pair = torch.ones_like(mi, dtype=torch.bool)
+    if case == "symmetric":
+        is_pair.triu_(1)
+    elif regulators:
+        is_pair[range(20), regulators] = False
+    expected = sorted_pairs(clr(mi, regulators), is_pair)
+    found = clr_pairs(x, y, k=10_000, regulators=regulators)
+    assert len(found.mi) == len(expected) == int(is_pair.sum())
+    wanted = loop_clr(mi, list(range(36)) if case == "symmetric" else regulators)
+    torch.testing.assert_close(found.mi, wanted[found.first, found.second].float())
+    torch.testing.assert_close(found.mi, torch.tensor([pair[0] for pair in expected]))
+    in_order = list(zip((-found.mi).tolist(), found.first.tolist(), found.second.tolist(), strict=True))
+    assert in_order == sorted(in_order)
+    assert not found.mi[-1]  # constant variables stand out nowhere
+
+    for k in (1, 57):
+        few = clr_pairs(x, y, k=k, regulators=regulators)
+        assert all(torch.equal(got, all_[:k]) for got, all_ in zip(few, found, strict=True))
+    above = clr_pairs(x, y, threshold=float(found.mi[57]), regulators=regulators)
+    number = int((found.mi > found.mi[57]).sum())
+    assert 0 < number <= 57
+    assert all(torch.equal(got, all_[:number]) for got, all_ in zip(above, found, strict=True))
+    assert len(clr_pairs(x, y, threshold=-1, regulators=regulators).mi) == len(expected)
+
+
+def test_aracne_takes_the_pairs_of_clr():
+    x = correlated(100, 12)
+    scores = clr(mutual_information(x))
+    for k in (5, 66):
+        pairs = clr_pairs(x, k=k)
+        kept = aracne(pairs)
+        listed = torch.zeros(12, 12)
+        listed[pairs.first, pairs.second] = pairs.mi
+        direct = aracne(listed + listed.t())
+        assert torch.equal(
+            direct.triu(1).nonzero(), torch.stack(kept[:2], 1)[kept.first.mul(12).add(kept.second).argsort()]
+        )
+    assert float((pairs.mi - scores[pairs.first, pairs.second]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_pairs_of_any_arrays_come_back_in_their_kind(kind):
+    pairs = Pairs(kind([0, 1, 0]), kind([1, 2, 2]), kind([3.0, 2.0, 1.0]))
+    kept = aracne(pairs)
+    assert all(type(got) is type(given) for got, given in zip(kept, pairs, strict=True))
+    assert [t.tolist() for t in kept] == [[0, 1], [1, 2], [3.0, 2.0]]
+
+
+def test_a_table_gives_its_names_to_the_scores():
+    table = pd.DataFrame(correlated(40, 5).numpy(), columns=list("abcde"))
+    found = clr_pairs(table, k=3)
+    numbers = clr_pairs(table.to_numpy(), k=3)
+    assert [f"{i}{j}" for i, j in zip(found["first"], found["second"], strict=True)] == [
+        "abcde"[i] + "abcde"[j] for i, j in zip(numbers.first, numbers.second, strict=True)
+    ]
+    assert np.array_equal(found["mi"], numbers.mi)
+
+
 def test_a_chain_loses_its_indirect_link_only():
     z = gaussian(2000, 3)
     x = torch.stack([z[:, 0], z[:, 0] + 0.7 * z[:, 1], z[:, 0] + 0.7 * z[:, 1] + 0.7 * z[:, 2]], 1)
@@ -149,6 +231,18 @@ def test_the_input_is_left_alone_and_constants_score_nothing():
         (lambda: aracne(rectangle(), [0, 1, 2, 11]), "regulators: expected the column, below 11"),
         (lambda: aracne(rectangle(), [0, 1, 2, 2]), "regulators: expected different column numbers"),
         (lambda: clr(rectangle(), [0.0, 1, 2, 3]), "regulators: expected column numbers, got torch.float32"),
+        (lambda: clr_pairs(gaussian(20, 3)), "k, threshold: expected one of them, got k=None and"),
+        (
+            lambda: clr_pairs(gaussian(20, 3), k=1, threshold=1.0),
+            "k, threshold: expected one of them, got k=1",
+        ),
+        (lambda: clr_pairs(gaussian(20, 3), k=0), "k: expected at least 1, got 0"),
+        (lambda: clr_pairs(gaussian(20, 3), threshold="2"), "threshold: expected a number of standard dev"),
+        (
+            lambda: clr_pairs(gaussian(20, 3), k=1, regulators=[0, 1, 2]),
+            "regulators: expected None without y",
+        ),
+        (lambda: clr_pairs(gaussian(20, 3), gaussian(20, 2), k=1, regulators=[0, 1, 2]), "column, below 2"),
         (
             lambda: aracne(as_pairs(rectangle(), REGULATORS), [0]),
             "regulators: expected one for each variable",

@@ -45,6 +45,14 @@ def test_every_process_gets_the_pairs_of_one(group, name, which):
         assert all(torch.equal(values, other) for values, other in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("name", ["within", "between", "two variables"])
+def test_every_process_gets_the_scores_of_one(group, name):
+    expected = group_work.share_pairs(None, name, "clr")
+    for got in group.run(3, group_work.share_pairs, name, "clr"):
+        assert all(torch.equal(*both) for both in zip(got[:2], expected[:2], strict=True))
+        torch.testing.assert_close(got.mi, expected.mi)  # sums of blocks in another order
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
