@@ -79,7 +79,7 @@ def _add_option(group: Any, name: str, hint: Any) -> None:
     else:
         read: Callable[[str], Any] = str
         if name == "memory_budget":
-            read = _bytes
+            read = byte_count
         elif float in kinds:
             read = _number_or_text
         elif int in kinds:
@@ -87,7 +87,7 @@ def _add_option(group: Any, name: str, hint: Any) -> None:
         group.add_argument(flag, type=read, metavar=name.upper(), help=first)
 
 
-def _bytes(text: str) -> int:
+def byte_count(text: str) -> int:
     """Such as 536870912, 512M or 0.5GiB."""
     found = re.fullmatch(r"(\d+\.?\d*)\s*([kmg]?)(?:i?b)?", text.strip().lower())
     if found is None:

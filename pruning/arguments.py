@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from mikernels.arguments import byte_count
 from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN
 from pruning.settings import Settings, choices, help_text
@@ -36,6 +37,7 @@ TYPES: dict[str, Callable[[str], Any]] = {
     "multiple_of": int,
     "target_params": _whole_number,
     "target_bytes": _whole_number,
+    "memory_budget": byte_count,
 }
 """How to read options whose default is None and whose values are not just text."""
 ALIASES = {"sequence_length": ("--seqlen",)}

@@ -87,6 +87,7 @@ def _visits(
         seed=settings.seed,
         fit=sequential,
         refine=settings.refine,
+        memory_budget=settings.memory_budget,
         ranks=ranks,
     )
 

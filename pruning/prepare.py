@@ -159,6 +159,7 @@ def prepare(
 def run_identity(settings: Settings, windows: Windows | Inputs | None) -> dict[str, object]:
     """What determines the result of a run beside the weights, by name."""
     identity: dict[str, object] = asdict(settings) | versions()
+    del identity["memory_budget"]  # so that a run that took too much memory may go on with less
     if windows is not None:
         identity["calibration"] = calibration_identity(windows, settings)["sha256"]
     return identity

@@ -61,6 +61,10 @@ class Settings:
         sample_size: M, tokens used for the MI estimate.
         estimator, nodes: see `mikernels.mutual_information`.
         seed: for the sample of tokens and for random criteria.
+        memory_budget: bytes that what is kept of all calibration tokens, above all their hidden states, may take on the
+            device. What exceeds it is on the CPU, or in files if that is the device: beside the output of
+            `pruning.prune_folder`, otherwise in the folder for temporary files. The result is the same; by default
+            there is no limit.
         text: keep a few words of the calibration around the tokens that excite the most redundant neurons, for the
             report (`pruning.report`). They are saved with the result; without them it holds no text.
 
@@ -121,6 +125,11 @@ class Settings:
     estimator: Annotated[Estimator, "estimator of mutual information (MI)"] = "grid"
     nodes: Annotated[int, "nodes per neuron of the grid estimator"] = 16
     seed: Annotated[int, "random seed"] = 0
+    memory_budget: Annotated[
+        int | None,
+        "bytes, such as 512M or 2G, that the hidden states of the calibration may take on the device; the others "
+        "are on the CPU, or on disk if that is the device; without it, no limit",
+    ] = None
     text: Annotated[
         bool,
         "keep no words of the calibration text in the result: without this the report shows a few around the tokens "
@@ -142,7 +151,7 @@ class Settings:
                 expected = ", ".join(choices(name))
                 raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
         sizes = ("multiple_of", "calibration_tokens", "sequence_length", "batch_size", "sample_size")
-        for name in (*sizes, "clusters", "candidates", "target_params", "target_bytes"):
+        for name in (*sizes, "clusters", "candidates", "target_params", "target_bytes", "memory_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value}")

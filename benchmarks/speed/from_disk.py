@@ -5,6 +5,7 @@
 Runs `mi-prune` as a user would, each time in a fresh process, on the text that ships with Python, and appends a row
 `from-disk` to `results/cpu.jsonl`, with what `--plan` predicted beside it. `--layers 2` ends each run after that many
 layers instead, for sizes at which whole runs take hours: peaks are then those until there, and no bits are compared.
+`--memory-budget 32M` adds a run from disk with this limit for hidden states, without kills.
 """
 
 import json
@@ -13,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +38,14 @@ class Run(NamedTuple):
 
     Attributes:
         peak_mb: the most resident memory, MB.
+        anonymous_mb: the most of it at a time that is in no file, and so cannot be written back to make room; looked at
+            every few milliseconds.
         seconds: wall clock.
         ended: whether it ended by itself.
     """
 
     peak_mb: int
+    anonymous_mb: int
     seconds: float
     ended: bool
 
@@ -55,6 +60,9 @@ def mi_prune(folder: Path, out: Path, options: Sequence[str], *, kill_after: int
     start, shown = time.perf_counter(), b""
     process = subprocess.Popen([*arguments, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None  # noqa: S101, for the type checker
+    anonymous = [0]
+    watch = threading.Thread(target=_watch, args=(process.pid, anonymous))
+    watch.start()
     killed = False
     while piece := os.read(process.stderr.fileno(), 4096):
         shown = (shown + piece)[-8192:]
@@ -63,11 +71,20 @@ def mi_prune(folder: Path, out: Path, options: Sequence[str], *, kill_after: int
             process.kill()
             killed = True
     process.stderr.close()
+    watch.join()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode and not killed:
         raise RuntimeError(f"mi-prune failed: {shown[-2000:].decode(errors='replace')}")
-    return Run(round(usage.ru_maxrss * 1024 / 1e6), round(time.perf_counter() - start, 1), not killed)
+    seconds = round(time.perf_counter() - start, 1)
+    return Run(round(usage.ru_maxrss * 1024 / 1e6), round(max(anonymous) / 1e6), seconds, not killed)
+
+
+def _watch(pid: int, anonymous: list[int]) -> None:
+    """Append the anonymous resident memory of a process until it ends, bytes."""
+    while found := re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()):
+        anonymous.append(int(found[1]) * 1024)
+        time.sleep(0.005)
 
 
 def same_bits(one: Path, other: Path) -> bool:
@@ -79,9 +96,14 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 def measure(
-    folder: Path, options: Sequence[str], kill_after: Sequence[int], layers: int | None, against: Path | None
+    folder: Path,
+    options: Sequence[str],
+    kill_after: Sequence[int],
+    layers: int | None,
+    against: Path | None,
+    budget: str | None,
 ) -> dict[str, Any]:
-    """In memory, and from disk with a kill after each of `kill_after` layers."""
+    """In memory, and from disk with a kill after each of `kill_after` layers; and from disk within a memory budget."""
     predicted = {name: _predicted(folder, options, from_disk=name == "disk") for name in ("memory", "disk")}
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         expected, out = Path(work) / "memory", Path(work) / "disk"
@@ -93,13 +115,23 @@ def measure(
         peak = max(run.peak_mb for run in runs)
         result: dict[str, Any] = {
             "memory": {"peak_mb": memory.peak_mb, "seconds": memory.seconds, "until_layer": until},
-            "disk": {"peak_mb": peak, "seconds": round(sum(run.seconds for run in runs), 1)},
+            "disk": {
+                "peak_mb": peak,
+                "anonymous_mb": max(run.anonymous_mb for run in runs),
+                "seconds": round(sum(run.seconds for run in runs), 1),
+            },
             "peak_ratio": round(peak / memory.peak_mb, 3),
             "predicted": predicted,
         }
+        if budget is not None:
+            limited = [*options, "--from-disk", "--memory-budget", budget]
+            run = mi_prune(folder, Path(work) / "limited", limited, kill_after=layers)
+            result["limited"] = run._asdict()
         if layers is None:
             result["kills"] = sum(not run.ended for run in runs)
             result["same_bits"] = same_bits(against or expected, out)
+            if budget is not None:
+                result["limited"]["same_bits"] = same_bits(out, Path(work) / "limited")
             manifest = json.loads((out / "mi_prune.json").read_text(encoding="utf-8"))
             result["disk"]["stages_behind_last_kill"] = {
                 n: round(x, 1) for n, x in manifest["seconds"].items()
@@ -157,6 +189,7 @@ def main() -> None:
         type=Path,
         help="an earlier result of the same run in memory, which is then not completed again",
     )
+    parser.add_argument("--memory-budget")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -178,6 +211,7 @@ def main() -> None:
         kill_after=args.kill_after or None,
         layers=args.layers,
         against=args.against and args.against.name,
+        memory_budget=args.memory_budget,
         seed=args.seed,
     )
     case = {
@@ -188,10 +222,10 @@ def main() -> None:
         **shown,
         "seed": args.seed,
         "until_layer": args.layers,
+        "memory_budget": args.memory_budget,
     }
-    found = row(
-        "from-disk", rerun, case, measure(args.folder, given, args.kill_after, args.layers, args.against)
-    )
+    result = measure(args.folder, given, args.kill_after, args.layers, args.against, args.memory_budget)
+    found = row("from-disk", rerun, case, result)
     append([found], args.out)
     print(json.dumps(found["case"]), json.dumps(found["result"]))
 

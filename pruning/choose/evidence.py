@@ -105,6 +105,7 @@ def gather_evidence(
     sampling: Any = {"sample_size": settings.sample_size, "seed": settings.seed, "ranks": ranks}
     captured: Iterator[tuple[list[FFN], list[Statistics]]]
     if follow:
+        sampling["memory_budget"] = settings.memory_budget
         visits = visit_layers(model, ffns, batches, source, **sampling, fit=False, write=False)
         captured = ((visit.ffns, visit.statistics) for visit in visits)
         total = len(by_layer(ffns))

@@ -1,11 +1,15 @@
 """The layers of a model, and where their weights are: in memory, or on disk until a layer is needed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from pruning.model.ffn import FFN
+
+Keep = Callable[[Tensor], Tensor]
+"""Puts hidden states where they wait until they are needed, and returns them."""
 
 
 class Layers:
@@ -13,6 +17,11 @@ class Layers:
 
     on_disk = False
     """Whether layers have weights only while they are held."""
+
+    @property
+    def scratch(self) -> Path | None:
+        """The folder for files without a name; None for that for temporary files."""
+        return None
 
     def fingerprint(self) -> str:
         """Of the weights on disk; empty for a model in memory."""
@@ -35,7 +44,7 @@ class Layers:
         """
         return {}
 
-    def complete_before(self, _n_streams: int) -> tuple[int, list[list[Tensor]]]:
+    def complete_before(self, _n_streams: int, _keep: Keep) -> tuple[int, list[list[Tensor]]]:
         """How many layers an earlier run has completed, and its streams of hidden states behind them."""
         return 0, []
 
@@ -73,6 +82,28 @@ def layer_list(model: nn.Module, ffns: Sequence[FFN]) -> list[nn.Module]:
         f"{ffns[0].name}: expected all FFNs in one list of layers, which are run one by one, got several or none; with "
         f"the whole model in memory, repair='lstsq' does not need that"
     )
+
+
+def first_of_each_kind(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The first layers, at least two, as many as show each kind of layer."""
+    first: dict[object, int] = {}
+    for index, layer in enumerate(layers):
+        shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+        first.setdefault((type(layer), shapes), index)
+    return list(layers[: max(2, 1 + max(first.values()))])
+
+
+@contextmanager
+def only(model: nn.Module, name: str, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block the list of layers with this name consists of these."""
+    parent, _, attribute = name.rpartition(".")
+    module = model.get_submodule(parent)
+    every = getattr(module, attribute)
+    setattr(module, attribute, nn.ModuleList(layers))
+    try:
+        yield
+    finally:
+        setattr(module, attribute, every)
 
 
 def by_layer(ffns: Sequence[FFN]) -> list[list[FFN]]:

@@ -32,10 +32,10 @@ from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
 from pruning.model.free import release_free_memory
 from pruning.model.headers import INDEX, files_by_name, stored_dtype
-from pruning.model.layers import Layers, layer_list
+from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, only
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
-from pruning.model.output_folder import settle
+from pruning.model.output_folder import settle, share_of
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
 from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors
@@ -173,7 +173,7 @@ class LayersOnDisk(Layers):
         names = self._parts[None]
         if body is not self._model:  # the head is not needed
             names = [name for name in names if self._places[name].startswith(self._body_prefix)]
-        with self._only([]):
+        with only(self._model, self._name, []):
             self._load(names)
             self._model.tie_weights()
             set_dtypes(body, {}, self._computing)
@@ -186,15 +186,11 @@ class LayersOnDisk(Layers):
 
     @contextmanager
     def sample(self, body: nn.Module, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:
-        first: dict[object, int] = {}
-        for index, layer in enumerate(self._layers):
-            shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
-            first.setdefault((type(layer), shapes), index)
-        chosen = self._layers[: max(2, 1 + max(first.values()))]
+        chosen = first_of_each_kind(self._layers)
         with self.around(body), ExitStack() as stack:
             for layer in chosen:
                 stack.enter_context(self.held(layer))
-            stack.enter_context(self._only(chosen))
+            stack.enter_context(only(self._model, self._name, chosen))
             yield [ffn for ffn in ffns if ffn.layer in chosen]
 
     def begin(self, out: Path, ranks: Ranks = ALONE) -> None:
@@ -205,7 +201,7 @@ class LayersOnDisk(Layers):
         """
         self._out, self._ranks = out, ranks
         shard = out / self._shard(0)
-        with self._only([]):
+        with only(self._model, self._name, []):
             self._load(self._parts[None])
             self._model.tie_weights()
             self._dtypes = weight_dtypes(self._model)
@@ -223,7 +219,7 @@ class LayersOnDisk(Layers):
 
     def _let_go(self) -> None:
         """Leave only the shapes of what is in no layer."""
-        with self._only([]):
+        with only(self._model, self._name, []):
             _drop_weights(self._model, self._dtypes, self._stored)
             self._model.tie_weights()
         release_free_memory()
@@ -236,8 +232,16 @@ class LayersOnDisk(Layers):
             self._note(self._out / self._shard(number))
         return self._state.remembered
 
-    def complete_before(self, n_streams: int) -> tuple[int, list[list[Tensor]]]:
-        return self._state.done, self._state.streams(n_streams, self._device)
+    @property
+    def scratch(self) -> Path | None:
+        if self._out is None or self._ranks.is_first:
+            return self._out
+        share = share_of(self._out, self._ranks.index)
+        share.mkdir(parents=True, exist_ok=True)
+        return share
+
+    def complete_before(self, n_streams: int, keep: Keep) -> tuple[int, list[list[Tensor]]]:
+        return self._state.done, self._state.streams(n_streams, self._device, keep)
 
     def remember(self, tensors: Mapping[str, Tensor]) -> None:
         self._state.remembered |= tensors
@@ -353,18 +357,6 @@ class LayersOnDisk(Layers):
 
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05d}-of-{len(self._layers) + 1:05d}.safetensors"
-
-    @contextmanager
-    def _only(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """Within the block the model has only these layers."""
-        parent, _, name = self._name.rpartition(".")
-        module = self._model.get_submodule(parent)
-        all_layers = getattr(module, name)
-        setattr(module, name, nn.ModuleList(layers))
-        try:
-            yield
-        finally:
-            setattr(module, name, all_layers)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mikernels.ranks import ALONE, Ranks
+from pruning.model.layers import Keep
 from pruning.model.output_folder import complete_file, share_of
 
 STATE = "unfinished.state"
@@ -63,7 +64,7 @@ class State:
             return self._path
         return share_of(self._path.parent, self._ranks.index) / f"{done % 2}.state"
 
-    def streams(self, count: int, device: str) -> list[list[Tensor]]:
+    def streams(self, count: int, device: str, keep: Keep) -> list[list[Tensor]]:
         """The hidden states of each stream by batch; [] before the first layer.
 
         Raises:
@@ -81,7 +82,7 @@ class State:
             names = set(file.keys())
             return [
                 [
-                    file.get_tensor(f"{i}.{j}").clone()
+                    keep(file.get_tensor(f"{i}.{j}").clone())
                     for j in range(sum(n.startswith(f"{i}.") for n in names))
                 ]
                 for i in range(count)

@@ -1,6 +1,5 @@
 """What a run will take, before it takes it: seconds, memory and disk, from the config and a short probe."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import torch
 from pruning.model.device import find_device
 from pruning.model.precision import computing_dtype
 from pruning.planning import work
+from pruning.planning.available import free_memory, own_memory
 from pruning.planning.rates import Rates, measure_rates
 from pruning.planning.shapes import ModelShapes, model_shapes
 from pruning.planning.work import FFNShape, LayerShape, Work
@@ -92,7 +92,9 @@ class Plan:
         Raises:
             ValueError: with what is missing.
         """
-        advice = "use fewer --calibration-tokens" if self.from_disk else "use --from-disk"
+        advice = (
+            "use fewer --calibration-tokens or a --memory-budget" if self.from_disk else "use --from-disk"
+        )
         for name, needed, free, remedy in (
             ("memory", self.memory, self.free_memory, advice),
             ("disk", self.disk, self.free_disk, "make room"),
@@ -186,14 +188,16 @@ class _Prediction:
             yield Stage(name, total.seconds(rates), int(total.read + total.write), memory[name], total)
 
     def disk(self) -> int:
-        """Bytes beside the model: the result, two versions of the state, and what a first walk keeps."""
+        """Bytes beside the model: the result, two versions of the state, what a first walk keeps, and what exceeds the
+        memory budget."""
         kept = 0
         if self._walks > 1:
             sample = self._settings.sample_size * self._size
             kept = sum(
                 f.count * (8 * f.width**2 + sample * f.width) for x in self._shapes.layers for f in x.ffns
             )
-        return self._shapes.bytes[1] + 2 * self._state() + kept
+        exceeding = max(map(self._exceeding, self._shapes.layers))
+        return self._shapes.bytes[1] + 2 * self._state() + kept + exceeding
 
     def _tokens(self) -> int:
         return self._settings.calibration_tokens
@@ -216,6 +220,9 @@ class _Prediction:
             total += work.moments(ffn, tokens)
         if self._walks > 1:
             total += once
+        share = self._exceeding(layer) / self._kept(layer)
+        moved = share * (self._kept(layer) + (self._walks - 1 + self._sequential) * self._hidden(layer))
+        total += Work(read=moved, write=moved)
         if self._sequential:
             total += once
             for ffn in layer.ffns:
@@ -250,7 +257,7 @@ class _Prediction:
             values = self._shapes.bytes[0] // self._stored
             base += values * (self._size + self._stored * (self._size != self._stored))
         opening = self._shapes.body // self._stored * (self._size + self._stored) if self._from_disk else 0
-        peaks = {"capture": base + opening + self._hidden(layers[0])}
+        peaks = {"capture": base + opening + self._within(self._hidden(layers[0]))}
         for name in ("capture", "measure", "select", "repair"):
             most = max(self._held(layer) + self._beyond(name, layer) for layer in layers)
             peaks[name] = max(peaks.get(name, 0), base + most)
@@ -260,17 +267,32 @@ class _Prediction:
         """The hidden states of one stream."""
         return self._tokens() * layer.hidden * self._size
 
-    def _held(self, layer: LayerShape) -> int:
-        """What a layer has in memory from the first to the last stage."""
-        kept = self._hidden(layer) + (layer.weights * self._size if self._from_disk else 0)
+    def _kept(self, layer: LayerShape) -> int:
+        """What is kept of all tokens, which a memory budget is for."""
+        kept = self._hidden(layer)
         if self._sequential:
-            kept += sum(4 * f.count * f.width * (f.width + f.outputs) for f in layer.ffns)
             # Of a single FFN, its input and what bypasses it take the place of the hidden states of the pruned stream.
             single = len(layer.ffns) == 1 and layer.ffns[0].count == 1
             kept += self._hidden(layer) + (4 * self._tokens() * layer.hidden if single else 0)
-            if self._settings.refine:
-                kept += self._hidden(layer) + 4 * self._tokens() * layer.hidden
+            if self._settings.refine:  # the targets in parts and as a whole
+                kept += self._hidden(layer) + 8 * self._tokens() * layer.hidden
         return kept
+
+    def _within(self, kept: int) -> int:
+        """What of it is on the device."""
+        budget = self._settings.memory_budget
+        return kept if budget is None else min(kept, budget)
+
+    def _exceeding(self, layer: LayerShape) -> int:
+        """What of it is on disk."""
+        return self._kept(layer) - self._within(self._kept(layer)) if self._on_cpu else 0
+
+    def _held(self, layer: LayerShape) -> int:
+        """What a layer has in memory from the first to the last stage."""
+        held = self._within(self._kept(layer)) + (layer.weights * self._size if self._from_disk else 0)
+        if self._sequential:
+            held += sum(4 * f.count * f.width * (f.width + f.outputs) for f in layer.ffns)
+        return held
 
     def _beyond(self, stage: str, layer: LayerShape) -> int:
         """What only this stage needs."""
@@ -298,33 +320,6 @@ def _solve(ffn: FFNShape, repair: str) -> int:
     """Bytes of a ridge regression."""
     targets = ffn.width - ffn.kept if repair == "lstsq" else ffn.outputs
     return 12 * ffn.kept**2 + 24 * ffn.kept * targets + 4 * ffn.kept * ffn.width
-
-
-def own_memory() -> int:
-    """Bytes that this process has resident; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_memory(device: str) -> int:
-    """Bytes that this process may have on a device, with what it has already."""
-    if device != "cpu":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    limits = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits.append(next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable")))
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError, StopIteration):  # no such limit
-        pass
-    if not limits:
-        limits = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    return min(limits) + own_memory()
 
 
 def plan_text(found: Plan) -> str:

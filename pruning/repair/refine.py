@@ -93,7 +93,8 @@ def _train(
     rows, columns = masters[: len(names)], masters[len(names) :]
     optimizer = torch.optim.Adam(masters, lr=PEAK, betas=BETAS)
     # Adam does not depend on the scale of the loss, except through its epsilon.
-    scale = float((weights * target.square().sum(1)).mean().clamp_min(torch.finfo(torch.float32).tiny))
+    energy = torch.cat([chunk.to(weights.device).square().sum(1) for chunk in target.split(CHUNK)])
+    scale = float((weights * energy).mean().clamp_min(torch.finfo(torch.float32).tiny))
     scale = ranks.total(scale)  # also divides the sum of the gradients by the number of processes
     size = math.ceil(BATCH / ranks.count)
     generator = torch.Generator().manual_seed(seed)
@@ -101,14 +102,15 @@ def _train(
     for step in range(steps):
         if len(order) < min(size, len(inputs)):
             order = torch.randperm(len(inputs), generator=generator)
-        batch, order = order[:size].to(inputs.device), order[size:]
+        batch, order = order[:size], order[size:]
+        read, wanted, weight = (_rows(values, batch, ffn) for values in (inputs, target, weights))
         for group in optimizer.param_groups:
             warm = min((step + 1) / WARM_UP, 1.0)
             group["lr"] = PEAK * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.enable_grad(), _mixed_precision(ffn):
-            z = neurons(ffn, inputs[batch], dict(zip(names, rows, strict=True)))
-            errors = (F.linear(z, *columns).float() - target[batch]).square().sum(1)
-            loss = (weights[batch] * errors).mean() / scale
+            z = neurons(ffn, read, dict(zip(names, rows, strict=True)))
+            errors = (F.linear(z, *columns).float() - wanted).square().sum(1)
+            loss = (weight * errors).mean() / scale
         gradients = torch.autograd.grad(loss, masters)
         ranks.add(*gradients)
         for master, gradient in zip(masters, gradients, strict=True):
@@ -122,12 +124,17 @@ def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:
     total = 0.0
     for start in range(0, len(inputs), CHUNK):
         chunk = slice(start, start + CHUNK)
+        read, wanted, weight = (_rows(values, chunk, ffn) for values in (inputs, target, weights))
         with _mixed_precision(ffn):
-            output = F.linear(neurons(ffn, inputs[chunk]), ffn.output.weight, ffn.output.bias)
-        total += float(
-            (weights[chunk] * (output.float() - target[chunk]).square().sum(1)).sum(dtype=torch.float64)
-        )
+            output = F.linear(neurons(ffn, read), ffn.output.weight, ffn.output.bias)
+        total += float((weight * (output.float() - wanted).square().sum(1)).sum(dtype=torch.float64))
     return total
+
+
+def _rows(values: Tensor, which: Tensor | slice, ffn: FFN) -> Tensor:
+    """Some of the rows, on the device of the FFN."""
+    chosen = which.to(values.device) if isinstance(which, Tensor) else which
+    return values[chosen].to(ffn.output.weight.device)
 
 
 def neurons(ffn: FFN, inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from pruning.observe.capture import MIN_TOKENS, Recorder, Statistics, prepare_ex
 from pruning.observe.moments import add_gram, mirror
 from pruning.observe.neurons import Neurons
 from pruning.repair.form import Form
+from pruning.repair.memory_budget import NO_LIMIT, MemoryBudget
 from pruning.repair.refine import refine_ffn
 from pruning.repair.ridge import ridge
 from pruning.repair.stream import LayerPass, Stream
@@ -47,9 +48,12 @@ class Examples:
             the tokens `[t]` float32; empty unless it is refined.
     """
 
-    def __init__(self, ffn: FFN, *, keep: bool) -> None:
-        """Args: keep: whether it is refined."""
-        self._ffn, self._keep = ffn, keep
+    def __init__(self, ffn: FFN, *, keep: bool, budget: MemoryBudget = NO_LIMIT) -> None:
+        """Args:
+        keep: whether it is refined.
+        budget: for what is then kept.
+        """
+        self._ffn, self._keep, self._budget = ffn, keep, budget
         size = ffn.width + (ffn.output.bias is not None)
         self.gram = torch.zeros(size, size, device=ffn.output.weight.device)
         self.cross = self.gram.new_zeros(size, ffn.output.out_features)
@@ -71,13 +75,21 @@ class Examples:
         self.energy += weighted.square().sum(dtype=torch.float64)
         self.n_tokens += len(z)
         if self._keep:
-            self.read.append(part.read)
-            self.target.append(target)
+            self.read.append(self._budget.keep(part.read))
+            self.target.append(self._budget.keep(target))
             self.weight.append(weight)
 
     def complete(self) -> None:
         """No batch follows."""
         mirror(self.gram)
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`read`, `target` and `weight` of all batches, which are then empty."""
+        read = self._budget.join(self.read)
+        self.read = []
+        target = self._budget.join(self.target)
+        self.target = []
+        return read, target, torch.cat(self.weight)
 
     def clear(self) -> None:
         """Free the memory, even if the caller keeps a reference."""
@@ -109,6 +121,7 @@ def visit_layers(
     fit: bool = True,
     refine: bool = False,
     write: bool = True,
+    memory_budget: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Visit]:
     """Run the model layer by layer; the caller prunes the FFNs of a layer before asking for the next.
@@ -125,16 +138,18 @@ def visit_layers(
         fit: whether to run the pruned stream and give examples.
         refine: whether the examples are also for refining.
         write: whether what the layers are when the caller asks for the next one is the result.
+        memory_budget: bytes on the device for what is kept of all tokens; None for no limit.
         ranks: processes that have batches of their own; all get the statistics of all batches, but their own examples.
 
-    Memory, on the model's device: the hidden states of all tokens, twice; for one layer the moments of its FFNs, twice,
-    their inputs, and what bypasses them; with `refine` also their targets.
+    Memory, on the model's device: for one layer the moments of its FFNs, twice. Within the budget: the hidden states of
+    all tokens, twice; for one layer the inputs of its FFNs, and what bypasses them; with `refine` also their targets.
     """
+    budget = MemoryBudget(memory_budget, source.scratch)
     with source.around(body_of(model, by_name(batches[0]))):
-        dense = Stream(model, ffns, batches, source)
-    pruned = dense.copy()
+        dense = Stream(model, ffns, batches, source, budget)
+    pruned = dense.copy() if fit else dense
     streams = [dense, pruned] if fit else [dense]
-    done, hidden = source.complete_before(len(streams)) if write else (0, [])
+    done, hidden = source.complete_before(len(streams), budget.keep) if write else (0, [])
     for stream, behind in zip(streams, hidden, strict=False):  # of an earlier run, if there was one
         stream.hidden = behind
     for index, layer in enumerate(dense.layers):
@@ -143,7 +158,7 @@ def visit_layers(
         with source.held(layer, write=write):
             if dense.ffns[index]:
                 yield from _visit_layer(
-                    dense, pruned, index, sample_size, seed=seed, fit=fit, refine=refine, ranks=ranks
+                    dense, pruned, index, sample_size, budget, seed=seed, fit=fit, refine=refine, ranks=ranks
                 )
             elif index < dense.last:
                 for stream in streams:
@@ -155,7 +170,7 @@ def visit_layers(
 def visit_without_running(model: PreTrainedModel, ffns: Sequence[FFN], source: Layers) -> Iterator[Visit]:
     """The layers with their weights, for repairs that need no more than the statistics of the dense model."""
     layers = layer_list(model, ffns) if source.on_disk else list(dict.fromkeys(ffn.layer for ffn in ffns))
-    for layer in layers[source.complete_before(0)[0] :]:
+    for layer in layers[source.complete_before(0, NO_LIMIT.keep)[0] :]:
         with source.held(layer, write=True):
             if found := [ffn for ffn in ffns if ffn.layer is layer]:
                 yield Visit(found, [], {})
@@ -167,6 +182,7 @@ def _visit_layer(
     pruned: Stream,
     index: int,
     sample_size: int | None,
+    budget: MemoryBudget,
     *,
     seed: int,
     fit: bool,
@@ -178,7 +194,7 @@ def _visit_layer(
     recorders = {}
     if sample_size is not None:
         recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
-    examples = {ffn: Examples(ffn, keep=refine) for ffn in ffns if fit}
+    examples = {ffn: Examples(ffn, keep=refine, budget=budget) for ffn in ffns if fit}
     bypasses = []
     behind = pruned.passes(index) if fit else repeat(None)
     start = end = 0
@@ -244,9 +260,7 @@ def prune_and_fit(
     plans = [Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()]
     prune_ffns(plans)
     for ffn in keep if refine else ():
-        learned = examples[ffn]
-        read, target, weight = map(torch.cat, (learned.read, learned.target, learned.weight))
-        refine_ffn(ffn, read, target, weight, seed=seed, ranks=ranks)
+        refine_ffn(ffn, *examples[ffn].take(), seed=seed, ranks=ranks)
     return [plan.solution.error for plan in plans]
 
 

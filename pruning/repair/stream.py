@@ -20,6 +20,7 @@ from pruning.model.layers import IN_MEMORY, Layers, layer_list
 from pruning.observe.batches import Batch, count_tokens, model_inputs, real_positions, select_tokens
 from pruning.observe.neurons import Masks, Neurons, OnNeurons, observed_neurons
 from pruning.repair.form import ADVICE, Form, Run, find_form
+from pruning.repair.memory_budget import NO_LIMIT, MemoryBudget
 
 DIMENSIONS = 3
 """Of hidden states `[B, L, d]`; some architectures have several streams of them."""
@@ -62,7 +63,7 @@ class Stream:
         layers: all layers of the model, in their order.
         ffns: those to prune of each layer.
         last: the index of the last layer with FFNs to prune.
-        hidden: `[B, L, d]` of each batch, the input of the next layer.
+        hidden: `[B, L, d]` of each batch, the input of the next layer; what exceeds the memory budget is elsewhere.
         tokens: of each batch, how many, without padding.
 
     Raises:
@@ -76,8 +77,9 @@ class Stream:
         ffns: Sequence[FFN],
         batches: Sequence[Batch],
         source: Layers = IN_MEMORY,
+        budget: MemoryBudget = NO_LIMIT,
     ) -> None:
-        self._model = model
+        self._model, self._budget = model, budget
         self.layers = layer_list(model, ffns)
         self.ffns = [[ffn for ffn in ffns if ffn.layer is layer] for layer in self.layers]
         self.last = max(index for index, found in enumerate(self.ffns) if found)
@@ -85,6 +87,7 @@ class Stream:
         self._real: list[Tensor | None] = []  # by batch: the positions that are not padding
         self._forms: dict[int, Form] = {}
         self.hidden: list[Tensor] = []
+        self._devices: list[torch.device] = []  # by batch: where the layers run
         self.tokens = [count_tokens(batch) for batch in batches]
         by_shape: dict[torch.Size, list[Call]] = {}
         for batch in batches:
@@ -102,7 +105,8 @@ class Stream:
                     hidden, calls = _take_hidden(first_call(self.layers[0], run))[0], by_shape[shape]
                 else:
                     hidden, calls = _layer_calls(self.layers, run, source)
-            self.hidden.append(hidden)
+            self.hidden.append(budget.keep(hidden))
+            self._devices.append(hidden.device)
             self._calls.append(calls)
             if plain:
                 by_shape[shape] = calls
@@ -121,11 +125,12 @@ class Stream:
             ValueError: the layer does something else with the output of its FFNs than `Form` knows.
         """
         form = self.find_form(index)
-        for i, hidden in enumerate(self.hidden):
+        for i in range(len(self.hidden)):
+            hidden = self._on_device(i)
             parts: list[Neurons] = []
             after = self._observe(index, i, hidden, lambda part, parts=parts: parts.append(part))  # type: ignore[misc]
             if advance:
-                self.hidden[i] = after
+                self.hidden[i] = self._budget.keep(after)
             rows = select_tokens(after, self._real[i])
             # Only the stream behind the dense one is fitted, so only there the gains are needed.
             gains = [] if advance else form.gains(parts, rows, self._rerun(index, i, hidden))
@@ -134,7 +139,8 @@ class Stream:
     def advance(self, index: int) -> None:
         """Move on through layer `index`."""
         with torch.no_grad():
-            self.hidden = [self._run(index, i, hidden) for i, hidden in enumerate(self.hidden)]
+            for i in range(len(self.hidden)):
+                self.hidden[i] = self._budget.keep(self._run(index, i, self._on_device(i)))
 
     def bypass(self, index: int, batch: int, before: LayerPass) -> Bypass | None:
         """What to keep of the pass of a batch through layer `index` to resume behind it, in place of its hidden states;
@@ -145,7 +151,8 @@ class Stream:
         (part,) = before.parts
         hidden = self.hidden[batch]
         self.hidden[batch] = hidden.new_zeros(1, 1, 1).expand_as(hidden)  # takes no memory
-        return Bypass(before.outcome - form.scale * part.added.float(), part.read)
+        rest = before.outcome - form.scale * part.added.float()
+        return Bypass(self._budget.keep(rest), self._budget.keep(part.read))
 
     def resume(self, index: int, bypasses: list[Bypass | None]) -> None:
         """Move on through layer `index`, whose FFNs have changed since its passes; runs only the FFN if possible.
@@ -158,29 +165,36 @@ class Stream:
             self.advance(index)
             return
         block = self.ffns[index][0].block
-        for i, hidden in enumerate(self.hidden):
+        for i in range(len(self.hidden)):
+            hidden = self._on_device(i)
             bypass, bypasses[i] = bypasses[i], None
             assert bypass is not None  # noqa: S101, for the type checker
             with torch.no_grad():
-                after = (bypass.rest + form.scale * block(bypass.read).float()).to(hidden.dtype)
+                added = form.scale * block(bypass.read.to(hidden.device)).float()
+                after = (bypass.rest.to(added.device) + added).to(hidden.dtype)
             real = self._real[i]
             if real is None:
-                self.hidden[i] = after.view_as(hidden)
+                after = after.view_as(hidden)
             else:  # no token attends to padding, so that any finite values do there
-                self.hidden[i] = hidden.clone(memory_format=torch.contiguous_format)
-                self.hidden[i][real] = after
+                tokens, after = after, hidden.clone(memory_format=torch.contiguous_format)
+                after[real] = tokens
+            self.hidden[i] = self._budget.keep(after)
 
     def find_form(self, index: int) -> Form:
         """What the layer does with the outputs of its FFNs, found on the first batch before it moves on."""
         if index not in self._forms:
             ffns = self.ffns[index]
             try:
-                self._forms[index] = find_form(ffns, self._real[0], self._rerun(index, 0, self.hidden[0]))
+                self._forms[index] = find_form(ffns, self._real[0], self._rerun(index, 0, self._on_device(0)))
             except (TypeError, RuntimeError, AttributeError, IndexError) as error:
                 raise ValueError(
                     f"{ffns[0].name}: expected a layer that runs on its own, got: {error}; {ADVICE}"
                 ) from error
         return self._forms[index]
+
+    def _on_device(self, batch: int) -> Tensor:
+        """The hidden states of a batch where the layers run."""
+        return self.hidden[batch].to(self._devices[batch])
 
     def _observe(self, index: int, batch: int, hidden: Tensor, on_neurons: OnNeurons) -> Tensor:
         masks = Masks(self._real[batch], self._real[batch], text_only=True)

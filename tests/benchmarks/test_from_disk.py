@@ -33,6 +33,6 @@ def test_a_run_is_killed_after_a_layer_and_its_memory_is_known(tmp_path, monkeyp
     options = [*OPTIONS, "--ratio=0.2", "--multiple-of=4", "--from-disk"]
     run = mi_prune(tmp_path / "model", tmp_path / "out", options, kill_after=2)
     assert not run.ended
-    assert run.peak_mb > 100
+    assert run.peak_mb > run.anonymous_mb > 50
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.unfinished" / "unfinished.state").is_file()

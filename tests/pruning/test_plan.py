@@ -141,6 +141,29 @@ def test_from_disk_takes_less_memory_than_the_whole_model(tmp_path):
     assert memory.memory > memory.shapes.bytes[0] > 3 * disk.memory
 
 
+@pytest.mark.parametrize(
+    ("repair", "refine"), [("sequential", False), ("sequential", True), ("lstsq", False)]
+)
+def test_hidden_states_that_exceed_the_budget_are_on_disk_and_not_in_memory(
+    tmp_path, monkeypatch, repair, refine
+):
+    monkeypatch.setattr(planning, "own_memory", lambda: 0)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"]))
+    settings = Settings(repair=repair, refine=refine)
+    whole = plan(tmp_path, settings=settings, device="cpu", rates=RATES)
+    states = 4 * 57_344 * LARGE["70B"]["hidden_size"]
+    kept = states * (1 if repair == "lstsq" else 6 if refine else 3)
+    for budget in (1, states, 100 * states):
+        limited = plan(tmp_path, settings=replace(settings, memory_budget=budget), device="cpu", rates=RATES)
+        exceeding = max(0, kept - budget)
+        stages = {stage.name: stage.memory for stage in limited.stages}
+        before = {stage.name: stage.memory for stage in whole.stages}
+        assert before["repair"] - stages["repair"] == exceeding
+        assert limited.memory <= whole.memory
+        assert limited.disk - whole.disk == exceeding
+        assert (limited.seconds > whole.seconds) is (exceeding > 0)
+
+
 @pytest.mark.parametrize(("what", "advice"), [("memory", "--calibration-tokens"), ("disk", "make room")])
 def test_what_does_not_fit_is_refused_with_what_is_missing(tmp_path, monkeypatch, what, advice):
     tiny_model("Llama").save_pretrained(tmp_path)

@@ -1,0 +1,74 @@
+"""How many bytes on the device the hidden states of all tokens may take; what exceeds it waits elsewhere.
+
+A run needs those of one batch at a time, so that the others may be on the CPU, or in a file if the model is there.
+"""
+
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class MemoryBudget:
+    """Keeps tensors for later: on their device while they fit, otherwise on the CPU, or from there in a file.
+
+    The files have no name once they are written, and end with their tensors, or with the process.
+    """
+
+    def __init__(self, n_bytes: int | None = None, folder: Path | None = None) -> None:
+        """Args:
+        n_bytes: that may be kept on the device at a time; None for no limit.
+        folder: for the files; by default that for temporary files.
+        """
+        self._left, self._folder = n_bytes, folder
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """The tensor, or an equal one elsewhere."""
+        return self.join([tensor])
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of all parts in one tensor, on their device or elsewhere.
+
+        Raises:
+            OSError: the file cannot be written, such as to a full disk.
+        """
+        n_bytes = sum(part.numel() * part.element_size() for part in parts)
+        if self._left is None or n_bytes <= self._left:
+            kept = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+            if self._left is not None:
+                self._left -= n_bytes
+                weakref.finalize(kept, self._give_back, n_bytes).atexit = False
+            return kept
+        if parts[0].device.type != "cpu":
+            return torch.cat([part.detach().cpu() for part in parts])
+        return self._in_file(parts) if n_bytes else torch.cat(list(parts))
+
+    def _give_back(self, n_bytes: int) -> None:
+        assert self._left is not None  # noqa: S101, for the type checker
+        self._left += n_bytes
+
+    def _in_file(self, parts: Sequence[Tensor]) -> Tensor:
+        first = parts[0]
+        shape = (sum(len(part) for part in parts), *first.shape[1:])
+        try:
+            # A hidden name, which `pruning.model.output_folder.growing_folder` deletes if a kill leaves it there.
+            with tempfile.NamedTemporaryFile(prefix=".hidden-states.", dir=self._folder, buffering=0) as file:
+                for part in parts:
+                    values = part.detach().contiguous().flatten().view(torch.uint8).numpy().data
+                    while values:  # one call writes at most 2 GiB
+                        values = values[file.write(values) :]
+                return torch.from_file(
+                    file.name, shared=True, size=torch.Size(shape).numel(), dtype=first.dtype
+                ).view(shape)
+        except OSError as error:
+            folder = self._folder or tempfile.gettempdir()
+            raise OSError(
+                f"memory_budget: expected room in {folder} for the hidden states that exceed it, got: {error}; make "
+                f"room, name another folder in TMPDIR if it is that for temporary files, or raise the budget"
+            ) from error
+
+
+NO_LIMIT = MemoryBudget()
