@@ -18,6 +18,7 @@ from pruning.observe.mixture import has_samples
 from pruning.observe.sources import builtin
 from pruning.paths import check_paths
 from pruning.pipeline import prune
+from pruning.prepare import check_one_by_one
 from pruning.progress import timed
 from pruning.report.dry_save import dry_save
 from pruning.report.manifest import Report
@@ -72,7 +73,11 @@ def prune_folder(
     out = Path(out).resolve()
     ranks = Ranks(process_group)
     with ranks.together(), ExitStack() as stack:
-        _check(settings, calibration)
+        check_one_by_one(settings, "pruned from disk")
+        if has_samples(calibration):
+            raise ValueError(
+                "calibration: expected text for a model that is pruned from disk, got the model's own samples"
+            )
         check_paths(out, {"the model": source}, force=force)
         model, tokenizer, layers = open_folder(
             source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
@@ -100,15 +105,3 @@ def prune_folder(
             complete(model, tokenizer, report, folder, source=source)
     shutil.rmtree(share_of(folder, ranks.index), ignore_errors=True)
     return report
-
-
-def _check(settings: Settings, calibration: Calibration) -> None:
-    """Raise for what needs the whole model in memory."""
-    for name, given, expected in (
-        ("budget", settings.budget == "kl", "'uniform' or 'mi'"),
-        ("candidates", settings.candidates > 1, "1"),
-        ("calibration", has_samples(calibration), "text"),
-    ):
-        if given:
-            got = "the model's own samples" if name == "calibration" else repr(getattr(settings, name))
-            raise ValueError(f"{name}: expected {expected} for a model that is pruned from disk, got {got}")

@@ -40,7 +40,7 @@ from pruning.choose.selection import decide
 from pruning.choose.sensitivity import halved_divergences
 from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.ffn import FFN, find_ffns
+from pruning.model.ffn import FFN
 from pruning.model.layers import IN_MEMORY, Layers
 from pruning.model.size import count_parameters
 from pruning.model.snapshot import restored_on_error
@@ -52,8 +52,10 @@ from pruning.observe.mixture import has_samples
 from pruning.paths import check_statistics_target
 from pruning.prepare import (
     calibration_or_default,
+    check_one_by_one,
     check_ranks,
     check_share,
+    layers_of,
     prepare,
     run_identity,
     warn_of_few_tokens,
@@ -81,8 +83,8 @@ def prune(
     """Drop the redundant neurons of every FFN of `model`, in place.
 
     Args:
-        model: a Hugging Face model, de-quantized, in memory, whose config sets the widths of its FFNs
-            (`pruning.model.knobs`).
+        model: a Hugging Face model, de-quantized, whose config sets the widths of its FFNs (`pruning.model.knobs`).
+            What accelerate has offloaded to the CPU or to disk is pruned where it is, layer by layer.
         tokenizer: of the model; may be None if `calibration` is a tensor.
         calibration: what to run the model on. Text, of which about `calibration_tokens` are read, in windows of
             `sequence_length`: a str; a Path of text, JSON lines or Parquet; sources (`pruning.observe.sources`); a
@@ -163,8 +165,11 @@ def _prune(
     origin = Origin(estimator_name(settings.estimator, settings.nodes), "")
     if save_statistics is not None:
         check_statistics_target(save_statistics)
-    if not source.on_disk:
-        find_ffns(model)  # raises before the model is read
+    if source is IN_MEMORY:
+        source = layers_of(model)  # raises before the model is read
+        if not source.in_memory:
+            check_one_by_one(settings, "offloaded")
+    if not (files := source.fingerprint()):
         origin = replace(origin, model=model_fingerprint(model))
     lacks_divergence = settings.budget == "kl" and (statistics is None or not has_divergence(statistics))
     need_windows = (
@@ -217,11 +222,16 @@ def _prune(
     notes: dict[str, Any] = {"calibration": origin.calibration}
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
     notes["parameters"] = {"before": count_parameters(model)}
-    notes["model_fingerprint"] = origin.model or f"files:{source.fingerprint()}"
+    notes["model_fingerprint"] = origin.model or f"files:{files}"
     if statistics is not None:
         notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
     n_tokens = windows.n_tokens if windows is not None else 0
-    with TemporaryDirectory() as folder, restored_on_error(ffns), evaluation_mode(model):
+    with (
+        TemporaryDirectory() as folder,
+        source.restored_on_error(),
+        restored_on_error(ffns),
+        evaluation_mode(model),
+    ):
         whole = settings.budget != "uniform" or settings.candidates > 1 or save_statistics is not None
         if evidence is None and (whole or not follow):  # the first walk
             measured = gather_evidence(

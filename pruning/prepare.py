@@ -106,7 +106,7 @@ def prepare(
     Raises:
         ValueError: see `pruning.prune`.
     """
-    every = find_ffns(model, in_memory=not source.on_disk)
+    every = find_ffns(model, in_memory=source.in_memory)
     ffns, left = chosen_ffns(model, every, settings)
     settings = reach_target(model, ffns, settings, saved)
     widths = sorted({ffn.width for ffn in ffns})
@@ -148,12 +148,45 @@ def prepare(
                 model,
                 sampled,
                 probe,
-                needed=source.on_disk or settings.repair == "sequential" or settings.refine,
+                needed=not source.in_memory or settings.repair == "sequential" or settings.refine,
             )
     _check_experts(ffns, kept, settings)
     if settings.repair == "auto":
         settings = replace(settings, repair="sequential" if follow else "lstsq")
     return Prepared(ffns, windows, settings, left, len(every), follow)
+
+
+def layers_of(model: PreTrainedModel) -> Layers:
+    """The layers of a model that was loaded, whose weights are in memory, or where accelerate has offloaded them.
+
+    Raises:
+        ValueError: see `pruning.model.ffn.find_ffns`; or what was offloaded cannot be replaced.
+    """
+    ffns = find_ffns(model, in_memory=False)
+    parts = [projection.parameter for ffn in ffns for projection in ffn.projections]
+    if not any(part.is_meta for part in (next(model.parameters()), *parts)):
+        return IN_MEMORY
+    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        find_ffns(model)  # raises
+    from pruning.model.offloaded import OffloadedLayers  # needs accelerate, which is there if its hooks are
+
+    return OffloadedLayers(model, ffns)
+
+
+def check_one_by_one(settings: Settings, how: str) -> None:
+    """Raise for what needs all layers in memory, of a model that is pruned `how`.
+
+    Raises:
+        ValueError: a setting that does. The message names it.
+    """
+    for name, given, expected in (
+        ("budget", settings.budget == "kl", "'uniform' or 'mi'"),
+        ("candidates", settings.candidates > 1, "1"),
+    ):
+        if given:
+            raise ValueError(
+                f"{name}: expected {expected} for a model that is {how}, got {getattr(settings, name)!r}"
+            )
 
 
 def run_identity(settings: Settings, windows: Windows | Inputs | None) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.integrations.accelerate import load_offloaded_parameter
 
 from mikernels.isolation import isolated
 from mikernels.options import Estimator
@@ -50,13 +51,17 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     evenly spaced values of each in order.
 
     It is the same on every device, and for two dtypes that hold the same values, such as bfloat16 weights and the
-    float32 that they are computed in. Of a parameter that is not in memory only name and shape count.
+    float32 that they are computed in. Parameters that accelerate has offloaded are read. Of a parameter that is nowhere
+    only name and shape count.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().flatten()
         if values.is_meta:
+            owner = model.get_submodule(name.rpartition(".")[0])
             values = torch.empty(0)
+            if hasattr(owner, "_hf_hook"):
+                values = load_offloaded_parameter(model, name).detach().flatten()
         checksum = sum(int(_bits(chunk).sum(dtype=torch.int64)) for chunk in values.split(CHUNK))
         sample = _bits(values[:: max(1, len(values) // SAMPLES)])
         digest.update(f"{name} {list(parameter.shape)} {checksum} ".encode())

@@ -1,6 +1,8 @@
 """The device to compute on."""
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from mikernels.devices import require_float64
 
@@ -24,3 +26,15 @@ def find_device(name: str | None) -> str:
             f"device: expected a device of this machine, such as 'cpu', got {name!r}: {reason}"
         ) from error
     return name
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs: on the device of its first weight, also if accelerate has offloaded that."""
+    if model.device.type != "meta":
+        return model.device
+    return next((device for device in map(_execution_device, model.modules()) if device), model.device)
+
+
+def _execution_device(module: nn.Module) -> torch.device | None:
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return None if device is None else torch.device(device)

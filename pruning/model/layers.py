@@ -1,4 +1,4 @@
-"""The layers of a model, and where their weights are: in memory, or on disk until a layer is needed."""
+"""The layers of a model, and where their weights are: in memory, or elsewhere until a layer is needed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ Keep = Callable[[Tensor], Tensor]
 class Layers:
     """Brings the weights of one layer at a time, and takes them away; of a model in memory there is nothing to do."""
 
-    on_disk = False
-    """Whether layers have weights only while they are held."""
+    in_memory = True
+    """Whether all layers have their weights; otherwise only those that are held."""
 
     @property
     def scratch(self) -> Path | None:
@@ -55,6 +55,11 @@ class Layers:
         """A layer was written, and these are the hidden states behind it."""
 
     @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Put back what was written if the block raises; not what is written to another folder."""
+        yield
+
+    @contextmanager
     def around(self, _body: nn.Module) -> Iterator[None]:
         """Within the block everything of `body`, the model or its base model, but the layers has its weights."""
         yield
@@ -81,6 +86,16 @@ def layer_list(model: nn.Module, ffns: Sequence[FFN]) -> list[nn.Module]:
     raise ValueError(
         f"{ffns[0].name}: expected all FFNs in one list of layers, which are run one by one, got several or none; with "
         f"the whole model in memory, repair='lstsq' does not need that"
+    )
+
+
+def list_name(model: nn.Module, layers: Sequence[nn.Module]) -> str:
+    """The name of the list that consists of these layers."""
+    wanted = list(layers)
+    return next(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and list(module) == wanted
     )
 
 

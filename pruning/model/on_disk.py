@@ -32,7 +32,7 @@ from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
 from pruning.model.free import release_free_memory
 from pruning.model.headers import INDEX, files_by_name, stored_dtype
-from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, only
+from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, list_name, only
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
 from pruning.model.output_folder import settle, share_of
@@ -94,7 +94,7 @@ def open_folder(
 class LayersOnDisk(Layers):
     """The layers of a model in a folder."""
 
-    on_disk = True
+    in_memory = False
 
     def __init__(
         self,
@@ -117,11 +117,7 @@ class LayersOnDisk(Layers):
         self._model, self._folder = model, folder
         self._stored, self._computing, self._device = stored, computing, device
         self._layers = layer_list(model, bind_ffns(model, type(model)))
-        self._name = next(
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.ModuleList) and list(module) == self._layers
-        )
+        self._name = list_name(model, self._layers)
         self._body_prefix = f"{model.base_model_prefix}."
         self._quantizer = find_quantizer(model.config)
         forget_quantization(model)

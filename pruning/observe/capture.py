@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mikernels.ranks import ALONE, Ranks
+from pruning.model.device import input_device
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import body_of, without_cache
@@ -203,7 +204,7 @@ def capture(
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
             start, end = end, end + count_tokens(batch)
-            inputs = model_inputs(batch, model.device)
+            inputs = model_inputs(batch, input_device(model))
             body = body_of(model, inputs)
             with observed_neurons(model, list(n_tokens), Masks.of(inputs), observe):
                 body(**inputs, **without_cache(body))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from pruning.model.device import input_device
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import comparable_part, is_causal, without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions
@@ -45,7 +46,7 @@ class DenseOutputs:
         """Logits `[B, L, vocabulary]` of a language model, otherwise hidden states `[B, L, d]`."""
         part = comparable_part(self._model)
         with torch.no_grad(), evaluation_mode(self._model):
-            output: Tensor = part(**model_inputs(batch, self._model.device), **without_cache(part))[0]
+            output: Tensor = part(**model_inputs(batch, input_device(self._model)), **without_cache(part))[0]
         return output
 
 

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pruning.model.device import input_device
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.observe.text import beginning, encode
 from pruning.progress import track
@@ -104,11 +105,12 @@ def sample_sequences(
     opened = [openers[i // 2 % len(openers)] if i % 2 else [] for i in range(count)]
     steps = range(0, count, BATCH)
     samples: list[Tensor] = []
-    devices = [model.device] if model.device.type == "cuda" else []
+    device = input_device(model)
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(), evaluation_mode(model):
         torch.manual_seed(seed)
         for first in track(steps, "sample", show=progress):
-            prompt = torch.tensor([start] * min(BATCH, count - first), device=model.device)
+            prompt = torch.tensor([start] * min(BATCH, count - first), device=device)
             part = opened[first : first + BATCH]
             samples += _continue(model, prompt, part, length + hidden).cpu()[:, hidden:]
     kept = [

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pruning.model.device import input_device
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import BY_NAME, body_of, modalities, without_cache
@@ -99,7 +100,7 @@ def _kinds(ffns: Sequence[FFN]) -> list[list[list[FFN]]]:
 def _first_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> dict[FFN, Tensor]:
     """The neurons `[T, N]` of each FFN that runs, from its first call."""
     seen: dict[FFN, Tensor] = {}
-    inputs = model_inputs(batch, model.device)
+    inputs = model_inputs(batch, input_device(model))
     body = body_of(model, inputs)
 
     def keep_first(part: Neurons) -> None:
@@ -123,7 +124,7 @@ def _first_output(
         silence: subtract the outputs of the neurons that `_every_other` drops.
     """
     seen: list[Any] = []
-    inputs = model_inputs(batch, model.device)
+    inputs = model_inputs(batch, input_device(model))
     body = body_of(model, inputs)
 
     def subtract(part: Neurons) -> Tensor | None:

@@ -17,7 +17,7 @@ from pruning.model.architecture import empty_model, model_class
 from pruning.model.ffn import FFN, bind_ffns, switch_biases_on
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import Knob, set_entry
-from pruning.model.layers import layer_list
+from pruning.model.layers import layer_list, list_name
 from pruning.model.quantized import dequantize
 from pruning.planning.work import FFNShape, LayerShape
 from pruning.prepare import chosen_ffns
@@ -131,9 +131,7 @@ def _pruned_config(
 
 def _files(model: PreTrainedModel, layers: Sequence[nn.Module]) -> dict[str, dict[str, int]]:
     """The bytes of each weight by file: one for what is in no layer, and one for each layer."""
-    name = next(
-        n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and list(m) == list(layers)
-    )
+    name = list_name(model, layers)
     once = {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
     parts: list[dict[str, Tensor]] = [{} for _ in range(len(layers) + 1)]
     for weight, value in model.state_dict().items():

@@ -169,7 +169,7 @@ def visit_layers(
 
 def visit_without_running(model: PreTrainedModel, ffns: Sequence[FFN], source: Layers) -> Iterator[Visit]:
     """The layers with their weights, for repairs that need no more than the statistics of the dense model."""
-    layers = layer_list(model, ffns) if source.on_disk else list(dict.fromkeys(ffn.layer for ffn in ffns))
+    layers = list(dict.fromkeys(ffn.layer for ffn in ffns)) if source.in_memory else layer_list(model, ffns)
     for layer in layers[source.complete_before(0, NO_LIMIT.keep)[0] :]:
         with source.held(layer, write=True):
             if found := [ffn for ffn in ffns if ffn.layer is layer]:

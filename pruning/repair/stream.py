@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruning.model.device import input_device
 from pruning.model.ffn import FFN
 from pruning.model.first_call import Call, first_call
 from pruning.model.forward import body_of, without_cache
@@ -91,7 +92,7 @@ class Stream:
         self.tokens = [count_tokens(batch) for batch in batches]
         by_shape: dict[torch.Size, list[Call]] = {}
         for batch in batches:
-            inputs = model_inputs(batch, model.device)
+            inputs = model_inputs(batch, input_device(model))
             if "input_ids" not in inputs:
                 raise ValueError(f"{ffns[0].name}: expected calibration text for sequential repair; {ADVICE}")
             real, shape = real_positions(inputs), inputs["input_ids"].shape
@@ -231,7 +232,7 @@ def check_stream(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[
     )
     try:
         for batch in batches:
-            inputs = model_inputs(batch, model.device)
+            inputs = model_inputs(batch, input_device(model))
             body = body_of(model, inputs)
             with torch.no_grad():
                 body(**inputs, **without_cache(body))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.isolation import isolated
+from pruning.model.device import input_device
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.forward import without_cache
 from pruning.observe.batches import Batch, model_inputs, real_positions, select_tokens
@@ -64,7 +65,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
     lengths: list[int] = []
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
-            inputs = model_inputs(batch, model.device)
+            inputs = model_inputs(batch, input_device(model))
             real = real_positions(inputs)
             logits = model(**inputs, use_cache=False).logits[:, :-1]  # [B, L - 1, vocabulary]
             for i, (window, target) in enumerate(zip(logits, inputs["input_ids"][:, 1:], strict=True)):
@@ -87,7 +88,7 @@ def hidden_states(model: PreTrainedModel, batches: Iterable[Batch]) -> Tensor:
     states = []
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
-            inputs = model_inputs(batch, model.device)
+            inputs = model_inputs(batch, input_device(model))
             hidden = body(**inputs, **without_cache(body)).last_hidden_state
             states.append(select_tokens(hidden, real_positions(inputs)).float().cpu())
     return torch.cat(states)
