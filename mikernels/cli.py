@@ -175,8 +175,7 @@ def _pairs(
 
 def _write_matrix(args: argparse.Namespace, samples: _Samples) -> None:
     shape = (len(samples.rows), len(samples.cols))
-    part = Path(f"{args.matrix}.part")
-    try:
+    with files.complete_file(args.matrix) as part:
         stored = files.matrix_file(part, shape)
         with _bar(args, samples) as progress:
             into = to_tensor(stored, "matrix") if samples.x.device.type == "cpu" else None
@@ -184,9 +183,6 @@ def _write_matrix(args: argparse.Namespace, samples: _Samples) -> None:
             if into is None:
                 stored[:] = mi.cpu().numpy()
         stored.flush()
-        part.replace(args.matrix)
-    finally:
-        part.unlink(missing_ok=True)
     _say(args, f"{shape[0]:,} x {shape[1]:,} from {len(samples.x):,} samples", args.matrix)
 
 

@@ -172,13 +172,14 @@ def files_in(folder: Path) -> set[str]:
 
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden file beside `path` to write, which replaces `path` at the end of the block.
+    """Yield a hidden file beside `path` to write, which replaces `path`, or what it links to, at the end of the block.
 
     If the block raises, `path` stays as it was.
 
     Raises:
         FileExistsError: another process is at it.
     """
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.partial")
     partial.touch()
     with _locked(partial):

@@ -222,6 +222,16 @@ def test_edges_go_to_a_file_a_few_rows_at_a_time(data, ending, edges, tmp_path, 
     assert main([data, "--out", str(out), "--threshold=99", "--quiet", "--draws=2000"]) == 0  # none
 
 
+@pytest.mark.parametrize("arguments", [["--out", "link.csv", "--draws=2000"], ["--matrix", "link.npy"]])
+def test_what_a_link_leads_to_is_written(arguments, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / arguments[1]).symlink_to(tmp_path / "disk" / arguments[1])
+    assert main([data, *arguments, "--quiet"]) == 0
+    assert (tmp_path / arguments[1]).is_symlink()
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == [arguments[1]]
+
+
 def test_options_of_the_library_are_options_of_the_command(data, values, edges):
     assert {action.dest for action in parser()._actions} >= set(OPTIONS)
     told = re.sub(r"\s+", " ", parser().format_help())
