@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -230,6 +231,22 @@ def test_what_a_link_leads_to_is_written(arguments, data, tmp_path, monkeypatch)
     assert main([data, *arguments, "--quiet"]) == 0
     assert (tmp_path / arguments[1]).is_symlink()
     assert [p.name for p in (tmp_path / "disk").iterdir()] == [arguments[1]]
+
+
+def test_a_command_that_is_told_to_end_leaves_nothing_behind(data, tmp_path, monkeypatch):
+    def terminated(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("mikernels.cli.ops.matrix", terminated)
+    child = os.fork()  # a fresh process would take seconds to import everything
+    if child == 0:
+        try:
+            main([data, "--matrix", str(tmp_path / "mi.npy"), "--quiet"])
+        except SystemExit as end:
+            os._exit(end.code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert [p.name for p in tmp_path.iterdir()] == ["data.parquet"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_options_of_the_library_are_options_of_the_command(data, values, edges):
