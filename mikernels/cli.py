@@ -18,7 +18,7 @@ from mikernels.errors import SamplesValueError
 from mikernels.options import OPTIONS, Options
 from mikernels.pairs import Block, Pairs
 from mikernels.statistics.null import Null, permuted_null, q_values, shifted_null
-from mikernels.terminal import any_encoding, describe, discard_output, warnings_in_one_line
+from mikernels.terminal import any_encoding, describe, discard_output, ends_in_order, warnings_in_one_line
 
 MARGIN = 1.1
 """Pairs with p-values up to this times the rate are listed before the false discovery rate chooses among them."""
@@ -27,7 +27,7 @@ MARGIN = 1.1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 on success, 1 after printing an error in one line to standard error, 130 if
     interrupted."""
-    with any_encoding():
+    with any_encoding(), ends_in_order():
         args = arguments.parser().parse_args(argv)
         try:
             with warnings_in_one_line("mikernels", quiet=args.quiet):
@@ -175,8 +175,7 @@ def _pairs(
 
 def _write_matrix(args: argparse.Namespace, samples: _Samples) -> None:
     shape = (len(samples.rows), len(samples.cols))
-    part = Path(f"{args.matrix}.part")
-    try:
+    with files.complete_file(args.matrix) as part:
         stored = files.matrix_file(part, shape)
         with _bar(args, samples) as progress:
             into = to_tensor(stored, "matrix") if samples.x.device.type == "cpu" else None
@@ -184,9 +183,6 @@ def _write_matrix(args: argparse.Namespace, samples: _Samples) -> None:
             if into is None:
                 stored[:] = mi.cpu().numpy()
         stored.flush()
-        part.replace(args.matrix)
-    finally:
-        part.unlink(missing_ok=True)
     _say(args, f"{shape[0]:,} x {shape[1]:,} from {len(samples.x):,} samples", args.matrix)
 
 

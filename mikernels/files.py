@@ -6,6 +6,7 @@ Each library is imported when a file of its kind comes.
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -134,10 +135,18 @@ def write_pairs(
     if path is None:
         _write(parts, os.dup(1), ".csv")
         return
-    unfinished = Path(f"{path}.part")
-    try:
+    with complete_file(path) as unfinished:
         _write(parts, unfinished, Path(path).suffix.lower())
-        unfinished.replace(path)
+
+
+@contextmanager
+def complete_file(path: str) -> Iterator[Path]:
+    """Yield a file to write, which replaces `path`, or what it links to, at the end of the block unless that raises."""
+    whole = Path(path).resolve()
+    unfinished = whole.with_name(f"{whole.name}.part")
+    try:
+        yield unfinished
+        unfinished.replace(whole)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -1,7 +1,10 @@
-"""What the commands show: on terminals of any encoding, as one line for an error, and nothing more when quiet."""
+"""What the commands show: on terminals of any encoding, as one line for an error, and nothing more when quiet; and
+that they leave nothing behind when they are told to end."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +29,21 @@ def any_encoding() -> Iterator[None]:
         for stream in before:
             if not stream.closed:
                 stream.reconfigure(errors="strict")
+
+
+@contextmanager
+def ends_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers and containers end a program, raise SystemExit: what is half written and
+    temporary is then removed, as after Ctrl-C. A handler of the caller is left."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

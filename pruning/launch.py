@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from mikernels.terminal import ends_in_order
 from pruning.model.device import find_device
 
 PATIENCE = timedelta(hours=2)
@@ -45,7 +46,8 @@ class Launch:
             ValueError: see `own_device`.
         """
         if self._count == 1:
-            yield find_device(device)
+            with ends_in_order():  # torchrun ends several at once
+                yield find_device(device)
             return
         self._store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
         own = own_device(device)

@@ -140,10 +140,10 @@ def _delete_shares(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with this process however that ends.
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a folder or file, which ends with this process however that ends.
 
-    There is none on Windows and on file systems that lock no folders, as NFS.
+    There is none on Windows and on file systems that lock only what is open for writing, as NFS.
 
     Raises:
         FileExistsError: another process holds it.
@@ -151,14 +151,12 @@ def _locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FileExistsError(
-                f"{folder}: expected no other run that writes to this folder, got one"
-            ) from error
+            raise FileExistsError(f"{path}: expected no other run that writes to it, got one") from error
         except OSError:
             pass
         yield
@@ -174,18 +172,24 @@ def files_in(folder: Path) -> set[str]:
 
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden file beside `path` to write, which replaces `path` at the end of the block.
+    """Yield a hidden file beside `path` to write, which replaces `path`, or what it links to, at the end of the block.
 
     If the block raises, `path` stays as it was.
+
+    Raises:
+        FileExistsError: another process is at it.
     """
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        settle(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    partial.touch()
+    with _locked(partial):
+        try:
+            yield partial
+            settle(partial)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def settle(file: Path) -> None:

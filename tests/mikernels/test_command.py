@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -220,6 +221,32 @@ def test_edges_go_to_a_file_a_few_rows_at_a_time(data, ending, edges, tmp_path, 
     assert np.allclose(read["mi"], edges(data)["mi"], atol=1e-6)
     assert list(read["first"]) == list(edges(data)["first"])
     assert main([data, "--out", str(out), "--threshold=99", "--quiet", "--draws=2000"]) == 0  # none
+
+
+@pytest.mark.parametrize("arguments", [["--out", "link.csv", "--draws=2000"], ["--matrix", "link.npy"]])
+def test_what_a_link_leads_to_is_written(arguments, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / arguments[1]).symlink_to(tmp_path / "disk" / arguments[1])
+    assert main([data, *arguments, "--quiet"]) == 0
+    assert (tmp_path / arguments[1]).is_symlink()
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == [arguments[1]]
+
+
+def test_a_command_that_is_told_to_end_leaves_nothing_behind(data, tmp_path, monkeypatch):
+    def terminated(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("mikernels.cli.ops.matrix", terminated)
+    child = os.fork()  # a fresh process would take seconds to import everything
+    if child == 0:
+        try:
+            main([data, "--matrix", str(tmp_path / "mi.npy"), "--quiet"])
+        except SystemExit as end:
+            os._exit(end.code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert [p.name for p in tmp_path.iterdir()] == ["data.parquet"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_options_of_the_library_are_options_of_the_command(data, values, edges):

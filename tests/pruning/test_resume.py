@@ -202,7 +202,7 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, windows):
     folder_of(tiny_model("Llama"), tmp_path / "model")
     with (
         growing_folder(tmp_path / "out", state.STATE, resume=False, force=False),
-        pytest.raises(FileExistsError, match="expected no other run that writes to this folder"),
+        pytest.raises(FileExistsError, match="expected no other run that writes to it"),
     ):
         go_on(tmp_path, windows)
 

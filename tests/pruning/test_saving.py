@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from pruning import prune
-from pruning.model.output_folder import MANIFEST
+from pruning.model.output_folder import MANIFEST, complete_file
 from pruning.report import save
 from pruning.report.save import save_pruned
 
@@ -56,6 +56,32 @@ def test_other_users_may_read_a_result_as_the_umask_says(llama, report, tokenize
         os.umask(before)
     found = {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "out").iterdir()}
     assert found == dict.fromkeys(report.files, "0o640")
+
+
+def test_two_processes_do_not_write_one_file_at_once(tmp_path):
+    """Each would cut off what the other has written so far, and the first to end would put a mixture in its place."""
+    path = tmp_path / "statistics.safetensors"
+    with complete_file(path) as partial, partial.open("w") as file:
+        file.write("whole ")
+        file.flush()
+        with (
+            pytest.raises(FileExistsError, match="expected no other run that writes to it"),
+            complete_file(path),
+        ):
+            partial.write_text("another")
+        file.write("file")
+    assert path.read_text() == "whole file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "file")
+    for text in ("new", "replaced"):
+        with complete_file(tmp_path / "link") as partial:
+            partial.write_text(text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "disk" / "file").read_text() == text
 
 
 def test_an_error_while_writing_leaves_no_files(llama, report, tmp_path, monkeypatch):

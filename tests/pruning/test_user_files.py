@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -178,6 +179,27 @@ def test_an_unknown_error_is_one_line_and_has_a_traceback_with_debug(root, capsy
     assert error == "mi-prune: KeyError: 'a\\nb' (already saved: the statistics in again)\n"
     assert main(["model", "--out", "new", "--debug", *SHORT]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_command_that_is_told_to_end_leaves_nothing_behind(root, tmp_path, monkeypatch):
+    """Its temporary files would fill the disk: N^2 x 8 bytes for each layer."""
+
+    def terminated(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("pruning.pipeline.decide", terminated)
+    before = sorted(root.iterdir())
+    child = os.fork()
+    if child == 0:
+        try:
+            main(["model", "--out=new", "--calibration=text.txt", "--budget=mi", *SHORT])
+        except SystemExit as end:
+            os._exit(end.code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert not list(tmp_path.iterdir())
+    assert sorted(root.iterdir()) == before
 
 
 def test_the_fingerprint_is_of_the_values_in_any_dtype():
