@@ -103,13 +103,14 @@ def _write_edges(args: argparse.Namespace, samples: _Samples, threshold: argumen
 
 
 def _load(args: argparse.Namespace, given: Options) -> _Samples:
-    table = files.read(args.data)
+    table, names = files.read(args.data)
     rows = files.columns(table)
     left_out = _named(args.drop, rows, "--drop")
     if args.y is None:
         others, cols, own = None, rows, []
     elif Path(args.y).exists():
-        others = files.read(args.y)
+        others, other_names = files.read(args.y)
+        _check_order(names, other_names, args.data)
         cols = files.columns(others)
         own = list(range(len(cols)))
     else:
@@ -122,6 +123,16 @@ def _load(args: argparse.Namespace, given: Options) -> _Samples:
     xs, ys, options = prepare(x, y, given)
     own = kept if ys is None else own
     return _Samples(xs, ys, options, [rows[i] for i in kept], [cols[i] for i in own])
+
+
+def _check_order(names: list[str] | None, others: list[str] | None, file: str) -> None:
+    """Raise SamplesValueError if the rows of two files have the same names in another order."""
+    if names is not None and others is not None and names != others and sorted(names) == sorted(others):
+        first = next(i for i, (name, other) in enumerate(zip(names, others, strict=True)) if name != other)
+        raise SamplesValueError(
+            f"y: expected rows in the order of {file}, got {others[first]!r} in place of {names[first]!r}; sort them "
+            f"by their names"
+        )
 
 
 def _named(text: str | None, names: list[Any], option: str) -> list[int]:

@@ -55,10 +55,9 @@ def load(package: str) -> Any:
         ) from None
 
 
-def read(path: str) -> Any:
-    """The samples in a file, as an array or table with a row for each sample and a column for each variable.
-
-    Names of the rows are left out: a first column without a name, and in Parquet what pandas calls the index.
+def read(path: str) -> tuple[Any, list[str] | None]:
+    """The samples in a file, as an array or table with a row for each sample and a column for each variable; and the
+    names of the rows, if it has some: a first column without a name, what pandas calls the index, or `obs_names`.
 
     Raises:
         OSError: no file that can be read.
@@ -71,11 +70,14 @@ def read(path: str) -> Any:
     _check_sign(file, file.suffix.lower())
     try:
         if ending == ".npy":
-            return load("numpy").load(file, mmap_mode="r", allow_pickle=False)
+            return load("numpy").load(file, mmap_mode="r", allow_pickle=False), None
         if ending == ".h5ad":
-            return load("anndata").read_h5ad(file)
+            samples = load("anndata").read_h5ad(file)
+            return samples, list(samples.obs_names)
         if ending == ".parquet":
-            return _without_index(load("pyarrow.parquet").read_table(file))
+            table = load("pyarrow.parquet").read_table(file)
+            index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+            return _without(table, [i for i, name in enumerate(table.column_names) if name in index])
         return _read_text(file, SEPARATORS[ending])
     except (SamplesValueError, ImportError):
         raise
@@ -192,7 +194,7 @@ def _write(parts: Iterator[Any], target: Path | int, ending: str) -> None:
                 writer.write_table(table)
 
 
-def _read_text(file: Path, separator: str) -> Any:
+def _read_text(file: Path, separator: str) -> tuple[Any, list[str] | None]:
     csv = load("pyarrow.csv")
     table = csv.read_csv(
         file,
@@ -206,19 +208,25 @@ def _read_text(file: Path, separator: str) -> Any:
             f"{file}: expected columns that are separated by {separator!r}, got one column with {other!r} in it; name "
             f"the file by its separator, .csv for ',' and .tsv for a tab"
         )
-    if names and names[0] == "" and table.num_columns > 1:
-        table, names = table.select(range(1, len(names))), names[1:]
+    has_names = bool(names) and names[0] == "" and table.num_columns > 1
+    if has_names:
+        names = names[1:]
     if names and all(_is_fraction(name) for name in names):
         raise SamplesValueError(
             f"{file}: expected a first line with the names of the columns, got numbers such as {names[0]}; add one"
         )
-    return table
+    return _without(table, [0] if has_names else [])
 
 
-def _without_index(table: Any) -> Any:
-    """A table without the columns in which pandas named the rows, such as by their numbers before some were dropped."""
-    index = (table.schema.pandas_metadata or {}).get("index_columns", ())
-    return table.drop_columns([name for name in index if name in table.column_names])
+def _without(table: Any, index: list[int]) -> tuple[Any, list[str] | None]:
+    """A table without the columns at these places, which name its rows, such as by their numbers before some were
+    dropped; and the names."""
+    if not index:
+        return table, None
+    names = [
+        ", ".join(map(str, row)) for row in zip(*(table.column(i).to_pylist() for i in index), strict=True)
+    ]
+    return table.select([i for i in range(table.num_columns) if i not in index]), names
 
 
 def _is_fraction(text: str) -> bool:

@@ -4,13 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from pruning.model.loaded import name_some
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The floating-point dtypes that a model can be pruned in, by their names in the headers."""
 
@@ -22,35 +22,60 @@ class Entry(NamedTuple):
     dtype: str
 
 
-def read_headers(folder: Path, pattern: str = "*.safetensors") -> dict[str, Entry]:
-    """The tensors in all safetensors files of `folder` with names of a pattern, by name.
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the model in a folder, by the rule of transformers: `model.safetensors`, else those that
+    the index names; all in a folder without either.
+
+    Others may lie beside them: the same weights in another precision, averaged ones, or in the format of another
+    library.
 
     Raises:
-        ValueError: a file is cut off or not a safetensors file.
+        ValueError: an index that cannot be read.
     """
-    entries: dict[str, Entry] = {}
-    for file in sorted(folder.glob(pattern)):
-        try:
-            with file.open("rb") as handle:
-                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-                start = handle.tell()
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            entries |= {name: Entry(tuple(e["shape"]), e["dtype"]) for name, e in header.items()}
-        except (
-            ValueError,
-            OverflowError,
-            MemoryError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            IndexError,
-        ) as error:
-            raise ValueError(f"{file}: expected a safetensors file, got an unreadable header") from error
-        if file.stat().st_size < start + end:
-            raise ValueError(
-                f"{file}: expected {start + end} bytes as in its header, got {file.stat().st_size}; copy it again"
-            )
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        return sorted({folder / file for file in _index(folder).values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
+def read_headers(folder: Path) -> dict[str, Entry]:
+    """The tensors in the files of the model in a folder, by name.
+
+    Raises:
+        ValueError: a file is cut off or not a safetensors file; see also `weight_files`.
+    """
+    files = (file for file in weight_files(folder) if file.is_file())
+    return {name: entry for file in files for name, entry in read_header(file).items()}
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """The tensors in a file, by name.
+
+    Raises:
+        ValueError: it is cut off or not a safetensors file.
+    """
+    try:
+        with file.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+            start = handle.tell()
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        entries = {name: Entry(tuple(e["shape"]), e["dtype"]) for name, e in header.items()}
+    except (
+        ValueError,
+        OverflowError,
+        MemoryError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise ValueError(f"{file}: expected a safetensors file, got an unreadable header") from error
+    if file.stat().st_size < start + end:
+        raise ValueError(
+            f"{file}: expected {start + end} bytes as in its header, got {file.stat().st_size}; copy it again"
+        )
     return entries
 
 
@@ -64,20 +89,27 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:
-    """The file of each stored weight.
+    """The file of each weight of the model in a folder.
 
     Raises:
-        ValueError: a file is cut off or not a safetensors file, or the index names others than the files have.
+        ValueError: a file is cut off or not a safetensors file, or the index names weights that the files do not have.
     """
-    names = {file: read_headers(folder, file.name) for file in sorted(folder.glob("*.safetensors"))}
-    files = {name: file for file, entries in names.items() for name in entries}
-    if (folder / INDEX).is_file():
-        index: Mapping[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        wrong = [name for name, file in index.items() if files.get(name) != folder / file]
-        if wrong:
+    files = {name: file for file in weight_files(folder) if file.is_file() for name in read_header(file)}
+    if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        named = {name: folder / file for name, file in _index(folder).items()}
+        if wrong := [name for name, file in named.items() if files.get(name) != file]:
             raise ValueError(
                 f"{folder / INDEX}: expected files with the weights that it names, got none with {name_some(wrong)}; "
                 f"copy the files again"
             )
-        files = {name: folder / file for name, file in index.items()}
+        return named
     return files
+
+
+def _index(folder: Path) -> Mapping[str, str]:
+    """The file of each weight that the index of a folder names."""
+    try:
+        index: Mapping[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / INDEX}: expected an index of weights, got an unreadable one") from error
+    return index

@@ -171,7 +171,7 @@ class LayersOnDisk(Layers):
             names = [name for name in names if self._places[name].startswith(self._body_prefix)]
         with only(self._model, self._name, []):
             self._load(names)
-            self._model.tie_weights()
+            self._model.tie_weights(recompute_mapping=False)
             set_dtypes(body, {}, self._computing)
         self._around = body
         try:
@@ -199,7 +199,8 @@ class LayersOnDisk(Layers):
         shard = out / self._shard(0)
         with only(self._model, self._name, []):
             self._load(self._parts[None])
-            self._model.tie_weights()
+            # Weights that are to be tied, but are stored with different values, are not tied from here on.
+            self._model.tie_weights(missing_keys=set(self._absent), recompute_mapping=False)
             self._dtypes = weight_dtypes(self._model)
             self._model.config.dtype = str(self._model.dtype).removeprefix("torch.")
             self._model.config.architectures = [type(self._model).__name__]
@@ -217,7 +218,7 @@ class LayersOnDisk(Layers):
         """Leave only the shapes of what is in no layer."""
         with only(self._model, self._name, []):
             _drop_weights(self._model, self._dtypes, self._stored)
-            self._model.tie_weights()
+            self._model.tie_weights(recompute_mapping=False)
         release_free_memory()
 
     def go_on(self, identity: Mapping[str, object]) -> dict[str, Tensor]:
@@ -291,13 +292,14 @@ class LayersOnDisk(Layers):
             inside = given.removeprefix(f"{self._name}.")
             parts[int(inside.split(".")[0]) if inside != given and given in state else None].append(name)
             self._places[name] = given
+        self._absent = state.keys() - found
         tied = set(self._model.all_tied_weights_keys)
         ignored = self._model._keys_to_ignore_on_load_unexpected or ()
         check_loaded(
             str(self._folder),
             self._model,
             {
-                "missing_keys": state.keys() - found - tied,
+                "missing_keys": self._absent - tied,
                 "unexpected_keys": {n for n in found - state.keys() if not _matches(n, ignored)},
                 "mismatched_keys": set(),
                 "error_msgs": [],

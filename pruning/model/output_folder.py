@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pruning.model.loaded import name_some
@@ -197,7 +197,8 @@ def settle(file: Path) -> None:
 
     safetensors writes to a temporary file first, which only its owner may read.
     """
-    file.chmod(0o666 & ~_umask())
+    with suppress(OSError):  # a file system may have no permissions
+        file.chmod(0o666 & ~_umask())
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
 

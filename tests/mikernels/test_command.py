@@ -186,6 +186,25 @@ def test_y_is_another_file_or_columns_of_the_same(data, table, values, edges, tm
     assert within["mi"][0] == pytest.approx(float(mutual_information(values[:, [0]], values[:, [1]])[0, 0]))
 
 
+@pytest.mark.parametrize("write", ["to_csv", "to_parquet"])
+def test_rows_of_two_files_that_are_named_in_another_order_are_not_paired(
+    write, table, values, edges, refusal, tmp_path
+):
+    names = [f"cell {i}" for i in range(len(table))]
+    named, target = table.set_axis(names), table[["gene 1"]].rename(columns=str.upper).set_axis(names)
+    path, other = tmp_path / f"x.{write[3:]}", tmp_path / f"y.{write[3:]}"
+    getattr(named, write)(path)
+    getattr(target, write)(other)
+    assert list(edges(path, "--y", other, "--top=1").iloc[0])[:2] == ["gene 1", "GENE 1"]
+    getattr(target.iloc[::-1], write)(other)
+    message = (
+        f"mikernels: {other}: expected rows in the order of {path}, got 'cell 299' in place of 'cell 0'; sort"
+    )
+    assert refusal(path, "--y", other).startswith(message)
+    getattr(target.reset_index(drop=True), write)(other)  # other names say nothing
+    assert list(edges(path, "--y", other, "--top=1").iloc[0])[:2] == ["gene 1", "GENE 1"]
+
+
 def test_the_matrix_goes_to_a_file(data, values, tmp_path, capfd):
     assert main([data, "--matrix", str(tmp_path / "mi.npy"), "--estimator=renyi2", "--quiet"]) == 0
     assert np.array_equal(np.load(tmp_path / "mi.npy"), mutual_information(values, estimator="renyi2"))

@@ -114,6 +114,33 @@ def test_the_stored_precision_comes_back_and_stock_transformers_loads_the_result
         assert "mlp" in name or torch.equal(value, untouched[name])
 
 
+def test_weights_that_are_tied_in_the_config_but_not_in_the_files_stay_apart(tmp_path, windows):
+    """As transformers loads them."""
+    source = folder_of(tiny_model("Llama", tie_word_embeddings=False), tmp_path / "model")
+    config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (source / "config.json").write_text(json.dumps(config))
+    expected = weights(source)["lm_head.weight"]
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(source).lm_head.weight, expected)
+    prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "disk").lm_head.weight, expected)
+
+
+@pytest.mark.parametrize("shard_size", ["20KB", "1GB"])
+def test_other_weights_beside_those_of_the_model_are_not_read(tmp_path, windows, shard_size):
+    """Such as averaged ones, in another precision; transformers reads `model.safetensors`, or what the index names."""
+    source = tmp_path / "model"
+    tiny_model("Llama").save_pretrained(source, max_shard_size=shard_size)
+    tiny_tokenizer().save_pretrained(source)
+    dense = AutoModelForCausalLM.from_pretrained(source).state_dict()
+    others = {name: (value + 1).half().contiguous() for name, value in dense.items()}
+    save_file(others, source / "model_ema.safetensors", {"format": "pt"})
+    save_file({"layers.9.up.weight": torch.ones(2)}, source / "consolidated.safetensors", {"format": "pt"})
+    assert load_model(str(source), device="cpu")[0].dtype is torch.float32
+    prune_folder(source, tmp_path / "out", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
+    for name, value in weights(tmp_path / "out").items():
+        assert "mlp" in name or torch.equal(value, dense[name])
+
+
 def damaged(folder, how):
     index = folder / "model.safetensors.index.json"
     document = json.loads(index.read_text())

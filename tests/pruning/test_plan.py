@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pruning import Settings, plan, prune, prune_folder
 from pruning.cli import main
-from pruning.model.headers import read_headers
+from pruning.model.headers import read_header
 from pruning.planning import plan as planning
 from pruning.planning.plan import own_memory
 from pruning.planning.rates import Rates
@@ -98,7 +98,7 @@ def test_the_files_are_those_that_a_run_from_disk_writes(class_name, options, tm
     written = {
         file.name: {
             name: torch.Size(entry.shape).numel() * size[entry.dtype]
-            for name, entry in read_headers(tmp_path / "out", file.name).items()
+            for name, entry in read_header(file).items()
         }
         for file in (tmp_path / "out").glob("*.safetensors")
     }
