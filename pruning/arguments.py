@@ -75,7 +75,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--from-disk",
         action="store_true",
-        help="for a folder that does not fit into memory: read, prune and write one layer at a time",
+        help="for a folder or GGUF file that does not fit into memory: read, prune and write one layer at a time",
     )
     parser.add_argument(
         "--resume",

@@ -20,6 +20,7 @@ from pruning.paths import check_paths
 from pruning.pipeline import prune
 from pruning.prepare import check_one_by_one
 from pruning.progress import timed
+from pruning.report.companions import source_folder
 from pruning.report.dry_save import dry_save
 from pruning.report.manifest import Report
 from pruning.report.save import complete
@@ -42,14 +43,14 @@ def prune_folder(
     progress: bool = False,
     notes: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Prune the model in the folder `source` and write the result to the folder `out`, with one layer in memory at a
-    time. The result is that of `pruning.load_model`, `pruning.prune` and saving, bit for bit.
+    """Prune the model in `source` and write the result to the folder `out`, with one layer in memory at a time. The
+    result is that of `pruning.load_model`, `pruning.prune` and saving, bit for bit.
 
     Memory: the weights of one layer, embeddings and head; what `pruning.prune` needs beyond the model; and while the
     model is tried out, its first layers, at least two, as many as show each kind of layer.
 
     Args:
-        source: a folder of safetensors, with or without an index.
+        source: a folder of safetensors, with or without an index; or a GGUF file, but of no mixture of experts.
         out: appears only when complete.
         calibration, settings, process_group, progress: see `pruning.prune`; by default the text that ships with Python
             alone, since writing samples would read the whole model for every token. Of several processes each reads the
@@ -102,6 +103,6 @@ def prune_folder(
         if ranks.is_first:
             with timed(report.seconds, "save"):
                 layers.finish()
-            complete(model, tokenizer, report, folder, source=source)
+            complete(model, tokenizer, report, folder, source=source_folder(str(source)))
     shutil.rmtree(share_of(folder, ranks.index), ignore_errors=True)
     return report

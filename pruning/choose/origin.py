@@ -60,7 +60,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         if values.is_meta:
             owner = model.get_submodule(name.rpartition(".")[0])
             values = torch.empty(0)
-            if hasattr(owner, "_hf_hook"):
+            if getattr(getattr(owner, "_hf_hook", None), "weights_map", None) is not None:
                 values = load_offloaded_parameter(model, name).detach().flatten()
         checksum = sum(int(_bits(chunk).sum(dtype=torch.int64)) for chunk in values.split(CHUNK))
         sample = _bits(values[:: max(1, len(values) // SAMPLES)])

@@ -1,6 +1,8 @@
 """Loading models from a folder, a GGUF file or the Hugging Face hub; weights come from safetensors only."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,17 @@ def class_of_folder(path: Path, *, trust_remote_code: bool) -> tuple[PretrainedC
     return config, class_
 
 
+def class_of_gguf(path: Path) -> tuple[PretrainedConfig, Any]:
+    """The config and the class of a model in a GGUF file.
+
+    Raises:
+        ValueError: a file that is cut off, or of an architecture that transformers does not load from GGUF.
+    """
+    with _readable(path):
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    return config, AutoModelForCausalLM._model_mapping[type(config)]
+
+
 def load_tokenizer(
     source: str, model: PreTrainedModel, *, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
@@ -130,15 +143,24 @@ def load_tokenizer(
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder, name = str(path.parent), path.name
-    options = {}
+    options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # transformers 5.17 has none and always de-quantizes
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_loaded` names them
+    with _readable(path):
+        model, info = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, **options)
     check_loaded(str(path), model, info)
     forget_quantization(model)
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the GGUF file that transformers cannot read in the block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a GGUF file that transformers can read, got: {error}") from error
 
 
 def _adapter_error(source: str) -> ValueError:

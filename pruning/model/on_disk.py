@@ -1,6 +1,6 @@
-"""A model in a folder, of which one layer is in memory at a time, and the pruned one, which is written layer by layer.
+"""A model on disk, of which one layer is in memory at a time, and the pruned one, which is written layer by layer.
 
-The model is built without weights; the tensors of a layer are read from the safetensors files when it is held.
+The model is built without weights; the tensors of a layer are read from the checkpoint when it is held.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -28,15 +28,19 @@ from transformers.utils import logging
 
 from mikernels.ranks import ALONE, Ranks
 from pruning.model.architecture import without_weights
+from pruning.model.checkpoint import Checkpoint, SafetensorsFolder
 from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
 from pruning.model.free import release_free_memory
-from pruning.model.headers import INDEX, files_by_name, stored_dtype
+from pruning.model.headers import INDEX, stored_dtype
 from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, list_name, only
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, load_tokenizer
 from pruning.model.output_folder import settle, share_of
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
+from pruning.model.loading import class_of_folder, class_of_gguf, load_tokenizer
+from pruning.model.output_folder import share_of, sync
+from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes, working_dtype
 from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors
 from pruning.model.uneven import is_uneven
@@ -60,22 +64,26 @@ def open_folder(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Opened:
-    """Open a folder of safetensors without reading the layers.
+    """Open a folder of safetensors, or a GGUF file, without reading the layers.
 
     Args:
         dtype: of the weights, to compute in and to save; by default the stored one, computed in float32 where a CPU is
-            slow with 16 bits.
+            slow with 16 bits, and for a GGUF file `working_dtype`.
         device: to compute on; by default a GPU if there is one.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: see `pruning.load_model`; or layers of different widths, an index that names weights that no file
-            has, or layers with FFNs in several lists.
+            has, layers with FFNs in several lists, or a GGUF file with stacked experts.
         ImportError: accelerate is not installed.
     """
     path, device = Path(source), find_device(device)
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path, dtype or working_dtype(device), device)
     if not path.is_dir():
-        raise FileNotFoundError(f"{source}: expected a folder of safetensors to prune from disk, got none")
+        raise FileNotFoundError(
+            f"{source}: expected a folder of safetensors or a GGUF file to prune from disk, got none"
+        )
     config, class_ = class_of_folder(path, trust_remote_code=trust_remote_code)
     if is_uneven(config):
         raise ValueError(
@@ -86,9 +94,18 @@ def open_folder(
     model = without_weights(class_, config, stored)
     if model.can_generate() and (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path)
-    layers = LayersOnDisk(model, path, stored, computing, device)
+    layers = LayersOnDisk(model, SafetensorsFolder(path), stored, computing, device)
     tokenizer = load_tokenizer(str(path), model, trust_remote_code=trust_remote_code)
     return Opened(model, tokenizer, layers)
+
+
+def _open_gguf(path: Path, dtype: torch.dtype, device: str) -> Opened:
+    from pruning.model.gguf_file import GgufFile  # needs gguf, which is an extra
+
+    config, class_ = class_of_gguf(path)
+    model = without_weights(class_, config, dtype)
+    layers = LayersOnDisk(model, GgufFile(path, model, dtype), dtype, dtype, device)
+    return Opened(model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name), layers)
 
 
 class LayersOnDisk(Layers):
@@ -99,7 +116,7 @@ class LayersOnDisk(Layers):
     def __init__(
         self,
         model: PreTrainedModel,
-        folder: Path,
+        checkpoint: Checkpoint,
         stored: torch.dtype,
         computing: torch.dtype,
         device: str,
@@ -108,13 +125,13 @@ class LayersOnDisk(Layers):
 
         Args:
             model: without weights.
-            stored: the dtype of the weights in the folder and in the result.
+            stored: the dtype of the weights in the checkpoint and in the result.
             computing: that of a layer that is held.
 
         Raises:
             ValueError: see `open_folder`.
         """
-        self._model, self._folder = model, folder
+        self._model, self._checkpoint = model, checkpoint
         self._stored, self._computing, self._device = stored, computing, device
         self._layers = layer_list(model, bind_ffns(model, type(model)))
         self._name = list_name(model, self._layers)
@@ -122,7 +139,6 @@ class LayersOnDisk(Layers):
         self._quantizer = find_quantizer(model.config)
         forget_quantization(model)
         self._mapping = get_model_conversion_mapping(model, hf_quantizer=self._quantizer)
-        self._files = files_by_name(folder)
         self._places: dict[str, str] = {}  # where each name in the files is in the model
         self._parts = self._divide()  # by layer, and None for the rest: the names in the files
         self._held: set[int] = set()
@@ -252,9 +268,10 @@ class LayersOnDisk(Layers):
         for file in (self._folder / "config.json", *sorted(self._folder.glob("*.py"))):
             digest.update(f"{file.name} ".encode() + file.read_bytes())
         for file in sorted(set(self._files.values())):
+        for file in sorted(set(self._checkpoint.files.values())):
             size = file.stat().st_size
             with file.open("rb") as handle:
-                header = handle.read(8 + int.from_bytes(handle.read(8), "little"))
+                header = handle.read(self._checkpoint.header_size(file))
                 digest.update(f"{file.name} {size} ".encode() + header)
                 for start in range(0, size, max(1, size // SAMPLES)):
                     handle.seek(start)
@@ -281,7 +298,7 @@ class LayersOnDisk(Layers):
         targets = {pattern: c.target_patterns for c in converters for pattern in c.source_patterns}
         parts: dict[int | None, list[str]] = {index: [] for index in (None, *range(len(self._layers)))}
         found: set[str] = set()
-        for name in self._files:
+        for name in self._checkpoint.files:
             given, pattern = rename_source_key(
                 name, renamings, converters, self._model.base_model_prefix, state
             )
@@ -296,7 +313,7 @@ class LayersOnDisk(Layers):
         tied = set(self._model.all_tied_weights_keys)
         ignored = self._model._keys_to_ignore_on_load_unexpected or ()
         check_loaded(
-            str(self._folder),
+            str(self._checkpoint.path),
             self._model,
             {
                 "missing_keys": self._absent - tied,
@@ -316,14 +333,8 @@ class LayersOnDisk(Layers):
             weight_mapping=self._mapping,
             device_map={"": self._device},
         )
-        with ExitStack() as stack:
-            opened = {
-                file: stack.enter_context(safe_open(file, "pt"))
-                for file in sorted({self._files[name] for name in names})
-            }
-            slices = {name: opened[self._files[name]].get_slice(name) for name in names}
-            with _quiet():
-                info, _ = convert_and_load_state_dict_in_model(self._model, slices, options)
+        with self._checkpoint.read(names) as weights, _quiet():
+            info, _ = convert_and_load_state_dict_in_model(self._model, weights, options)
         if self._quantizer is not None:
             forget_quantization(self._model)
         problems = [
@@ -332,7 +343,7 @@ class LayersOnDisk(Layers):
         problems += [f"{name}: {error}" for name, error in info.conversion_errors.items()]
         if problems:
             raise ValueError(
-                f"{self._folder}: expected the weights of {type(self._model).__name__} with this config, got "
+                f"{self._checkpoint.path}: expected the weights of {type(self._model).__name__} with this config, got "
                 f"{name_some(problems)}"
             )
 

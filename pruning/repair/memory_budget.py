@@ -44,7 +44,7 @@ class MemoryBudget:
             return kept
         if parts[0].device.type != "cpu":
             return torch.cat([part.detach().cpu() for part in parts])
-        return self._in_file(parts) if n_bytes else torch.cat(list(parts))
+        return self._in_file(parts)
 
     def _give_back(self, n_bytes: int) -> None:
         assert self._left is not None  # noqa: S101, for the type checker
