@@ -1,10 +1,13 @@
+import pydoc_data.topics
+
 import pytest
 import torch
 
 from pruning.observe.text import builtin_text, read_text, token_windows
 
 
-def test_the_builtin_halves_are_long_and_disjoint():
+def test_the_builtin_halves_are_long_and_disjoint(all_topics, monkeypatch):
+    monkeypatch.setattr(pydoc_data.topics, "topics", all_topics)
     calibration, evaluation = builtin_text()
     assert min(len(calibration), len(evaluation)) > 100_000
     assert calibration[-2000:] not in evaluation
