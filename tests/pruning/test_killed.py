@@ -10,7 +10,13 @@ from transformers import AutoModelForCausalLM
 from tiny import tiny_model, tiny_tokenizer
 
 KILLS = 20
-OPTIONS = ("--ratio=0.5", "--multiple-of=2", "--sequence-length=32", "--calibration-tokens=512", "--quiet")
+OPTIONS = (
+    "--ratio=0.5",
+    "--multiple-of=2",
+    "--sequence-length=32",
+    "--calibration-tokens=512",
+    "--device=cpu",
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
