@@ -141,7 +141,7 @@ def clr_pairs(
     """Find the pairs with the highest scores of `clr`, without building the N x N matrix.
 
     The mutual information of all pairs is computed twice: for the mean and the deviation of each variable, and for the
-    scores. Beyond `memory_budget` and the pairs it takes 32 bytes for each variable.
+    scores. Memory is that of `top_pairs` or `pairs_above`, and some 50 bytes for each variable.
 
     Args:
         x, y, process_group, options: see `mikernels.mutual_information`. With `y`, columns of x are the regulators and

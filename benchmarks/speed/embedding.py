@@ -1,12 +1,15 @@
-"""What arrays of other libraries cost beside a tensor, and what the command takes for a large table.
+"""What arrays of other libraries cost beside a tensor, what the command takes for a large table, and how long the
+import takes beyond that of torch.
 
 python -m benchmarks.speed.embedding kinds      # seconds of each kind of array beside those of a tensor
 python -m benchmarks.speed.embedding command    # seconds and peak memory, on Linux
+python -m benchmarks.speed.embedding import     # seconds in fresh processes
 
 A kind of array is compared with a tensor of the same memory and with its own conversions, measured alone: what is left
 is the cost of telling the kinds apart. Libraries that are not installed are left out.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -163,13 +166,56 @@ def measure_command(n_samples: int, n_variables: int, options: list[str], seed: 
     }
 
 
+IMPORT = """
+import time
+start = time.perf_counter()
+import {modules}
+print(time.perf_counter() - start)
+"""
+
+
+def measure_import(repeats: int) -> dict[str, dict[str, float]]:
+    """Medians and quartiles of the seconds that `import torch` and `import torch, mikernels` take, each in a fresh
+    process, over `repeats` rounds in which they take turns, and of their difference within a round.
+
+    Bytecode is written in the first round, which does not count, as it is when a package is installed.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+    def seconds(modules: str) -> float:
+        command = [sys.executable, "-c", IMPORT.format(modules=modules)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        return float(done.stdout)
+
+    found: dict[str, list[float]] = {"torch_s": [], "both_s": [], "beyond_torch_s": []}
+    for round_ in range(repeats + 1):
+        torch_s, both_s = seconds("torch"), seconds("torch, mikernels")
+        if round_:
+            for values, value in zip(found.values(), (torch_s, both_s, both_s - torch_s), strict=True):
+                values.append(value)
+    names = ("lower_quartile", "median", "upper_quartile")
+    return {
+        name: {
+            n: round(v, 4)
+            for n, v in zip(names, np.quantile(values, [0.25, 0.5, 0.75]).tolist(), strict=True)
+        }
+        for name, values in found.items()
+    }
+
+
 def main() -> None:
     parser = record.argument_parser(MODULE, __doc__ or "", "embedding.jsonl")
-    parser.add_argument("what", choices=("kinds", "command"))
+    parser.add_argument("what", choices=("kinds", "command", "import"))
     parser.add_argument("--samples", type=int)
     parser.add_argument("--variables", type=int)
     parser.add_argument("--repeats", type=int, default=7)
     args, options = parser.parse_known_args()
+    if args.what == "import":
+        result = measure_import(args.repeats)
+        print(result)
+        rerun = record.command(MODULE, args.what, repeats=args.repeats)
+        record.append([record.row("embedding", rerun, {"what": args.what}, result)], args.out)
+        return
     defaults = (4096, 512) if args.what == "kinds" else (5000, 5000)
     M, N = args.samples or defaults[0], args.variables or defaults[1]
     case: dict[str, Any] = {"what": args.what, "M": M, "N": N, "seed": args.seed}

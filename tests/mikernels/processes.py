@@ -1,4 +1,4 @@
-"""Processes that form groups of torch.distributed, for tests. One server imports what they need, then forks them."""
+"""Processes that form groups of torch.distributed, for tests: forks, since imports take seconds."""
 
 import multiprocessing
 import tempfile
@@ -16,7 +16,8 @@ class Processes:
     """Processes that run functions together. Functions are importable, with a process group as first argument."""
 
     def __init__(self, count):
-        context = multiprocessing.get_context("forkserver")
+        # Forks of this process could not use a GPU. Those of a server can, which imports what they need first.
+        context = multiprocessing.get_context("forkserver" if torch.cuda.is_available() else "fork")
         context.set_forkserver_preload(["pruning.cli", "mikernels", "tiny"])
         meeting = tempfile.mktemp()  # noqa: S306  the processes create it
         self._pipes, self._processes = [], []

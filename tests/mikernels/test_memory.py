@@ -66,11 +66,11 @@ def peak_bytes(server):
     ("n_samples", "n_variables", "options", "budget"),
     [
         # The joint tables of all pairs would take 256 MB, those of a row of tiles 65 MB.
-        (1024, 500, "", 32 * MIB),
+        (256, 500, "", 32 * MIB),
         # The shares of all variables would take 67 MB, beside ranks of 17 MB.
-        (32768, 128, "", 48 * MIB),
-        (1024, 400, "precision='fp32'", 32 * MIB),
-        (1024, 400, "transform='standardize'", 32 * MIB),
+        (65536, 64, "", 56 * MIB),
+        (2048, 200, "precision='fp32'", 32 * MIB),
+        (2048, 200, "transform='standardize'", 32 * MIB),
         (64, 1100, "estimator='kde'", 16 * MIB),
         (64, 1100, "estimator='renyi2'", 32 * MIB),
     ],
@@ -104,10 +104,10 @@ def test_ranking_of_ties_stays_within_the_budget(peak_bytes):
 
 
 def test_stream_stays_within_its_budget(peak_bytes):
-    budget = 160 * MIB  # of which the counts take 128, and their products for a whole batch would take 64
+    budget = 64 * MIB  # of which the counts take 32, and the shares of a whole batch would take 64
     script = f"GridStream(x[:512], memory_budget={budget})"
     call = f"(lambda stream: (stream.update(x), stream.mutual_information()))({script})"
-    assert peak_bytes("torch.randn(16_384, 256)", call) < budget + ALLOWANCE
+    assert peak_bytes("torch.randn(32_768, 128)", call) < budget + ALLOWANCE
 
 
 def test_stream_takes_a_part_of_a_batch_at_a_time(peak_bytes):

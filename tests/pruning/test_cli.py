@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning.cli import main
 
-from tiny import tiny, tiny_model
+from tiny import reload_here, tiny, tiny_model
 
 SHORT = ("--sequence-length=32", "--calibration-tokens=2048", "--evaluation-tokens=512", "--multiple-of=2")
 
@@ -58,7 +58,10 @@ def test_the_command_prunes_evaluates_saves_and_verifies(folders, tmp_path):
     assert low <= evaluation["tokens_per_second_ratio"]["median"] <= high
 
 
-def test_saved_statistics_serve_a_second_ratio_and_uneven_layers_are_verified(mi_prune, folders, tmp_path):
+def test_saved_statistics_serve_a_second_ratio_and_uneven_layers_are_verified(
+    mi_prune, folders, tmp_path, monkeypatch
+):
+    reload_here(monkeypatch)
     saved = tmp_path / "statistics.safetensors"
     status, _, bars = mi_prune(folders / "Llama", "--out", tmp_path / "a", "--save-statistics", saved, *SHORT)
     assert status == 0

@@ -135,6 +135,9 @@ def test_only_the_evidence_of_one_layer_is_in_memory_at_a_time(windows, monkeypa
     measured, peak = [], []
     monkeypatch.setattr("pruning.choose.picture.SHOWN", 24)  # maps smaller than a layer, as of large models
 
+    gc.collect()
+    gc.freeze()  # what was there before is not looked at
+
     def alive():
         gc.collect()
         matrices = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == (40, 40)]
@@ -151,7 +154,10 @@ def test_only_the_evidence_of_one_layer_is_in_memory_at_a_time(windows, monkeypa
     monkeypatch.setattr("pruning.choose.evidence.measure_ffn", measure)
     if "save_statistics" in options:
         options = {"save_statistics": tmp_path / "saved"}
-    prune(tiny_model("Llama"), None, calibration=windows, **options, **OPTIONS)
+    try:
+        prune(tiny_model("Llama"), None, calibration=windows, **options, **OPTIONS)
+    finally:
+        gc.unfreeze()
     assert len(measured) == 3
     assert max(peak) <= 3  # MI, covariance and what they were made from
 

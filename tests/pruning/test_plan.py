@@ -108,10 +108,10 @@ def test_the_files_are_those_that_a_run_from_disk_writes(class_name, options, tm
 @pytest.mark.parametrize("repair", ["sequential", "lstsq"])
 def test_the_operations_are_those_that_torch_counts(repair, tmp_path, windows):
     """Of products; torch does not count decompositions, and products of integers."""
-    entries = {"intermediate_size": 1536, "hidden_size": 64, "num_hidden_layers": 3}
+    entries = {"intermediate_size": 1024, "hidden_size": 64, "num_hidden_layers": 2}
     model = tiny("LlamaForCausalLM", **entries)
     model.save_pretrained(tmp_path)
-    ids = windows.repeat(4, 1)
+    ids = windows.repeat(3, 1)
     options = {"calibration_tokens": ids.numel(), "sequence_length": ids.shape[1], "batch_size": 4}
     settings = Settings(ratio=0.25, sample_size=64, criterion="flap", repair=repair, **options)
 
@@ -136,7 +136,7 @@ def test_rates_that_are_twice_as_high_take_half_the_time(tmp_path):
 
 
 def test_from_disk_takes_less_memory_than_the_whole_model(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"]))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"] | {"num_hidden_layers": 20}))
     disk, memory = (plan(tmp_path, from_disk=how, device="cpu", rates=RATES) for how in (True, False))
     assert memory.memory > memory.shapes.bytes[0] > 3 * disk.memory
 
@@ -188,12 +188,14 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 def test_the_command_shows_the_plan_and_fails_if_it_does_not_fit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"]))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(LLAMA | LARGE["70B"] | {"num_hidden_layers": 8})
+    )
     monkeypatch.setattr(planning, "measure_rates", lambda *_args: RATES)
     monkeypatch.setattr(planning, "free_memory", lambda _device: 10**9)
     assert main(["model", "--plan", "--from-disk", "--device=cpu"]) == 1
     printed = capsys.readouterr()
-    assert "LlamaForCausalLM, 70.55 billion parameters in bfloat16 (141.11 GB)" in printed.out
+    assert "LlamaForCausalLM, 8.95 billion parameters in bfloat16 (17.89 GB)" in printed.out
     assert printed.err.startswith("mi-prune: memory: expected ")
     assert "GB are missing; use fewer --calibration-tokens" in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -201,7 +203,9 @@ def test_the_command_shows_the_plan_and_fails_if_it_does_not_fit(tmp_path, monke
 
 def test_the_command_measures_this_machine_and_prints_json(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pruning.planning.rates.SECONDS", 1e-6)
+    less = {"SECONDS": 1e-6, "SIZE": 64, "FACTORED": 128, "FILE_BYTES": 2**16, "PAIRED": 16}
+    for name, value in less.items():
+        monkeypatch.setattr(f"pruning.planning.rates.{name}", value)
     tiny_model("Llama").save_pretrained("model")
     assert main(["model", "--plan", "--device=cpu", "--json", "--calibration-tokens=512"]) == 0
     found = json.loads(capsys.readouterr().out)

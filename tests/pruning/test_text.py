@@ -1,3 +1,5 @@
+import pydoc_data.topics
+
 import pytest
 import torch
 
@@ -9,7 +11,8 @@ from pruning.report.quality import check_prompt
 from tiny import tiny_model, tiny_tokenizer
 
 
-def test_the_builtin_halves_are_long_and_disjoint():
+def test_the_builtin_halves_are_long_and_disjoint(all_topics, monkeypatch):
+    monkeypatch.setattr(pydoc_data.topics, "topics", all_topics)
     calibration, evaluation = builtin_text()
     assert min(len(calibration), len(evaluation)) > 100_000
     assert calibration[-2000:] not in evaluation

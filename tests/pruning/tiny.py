@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -279,12 +280,15 @@ def masked(model: transformers.PreTrainedModel, report: Report) -> transformers.
 
 
 def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `reload_difference` load the checkpoint in this process: a fresh one, which `test_cli` and `test_reload`
-    start, takes seconds."""
+    """Let `reload_difference` load the checkpoint in this process: a fresh one, which `test_cli` starts, takes
+    seconds."""
 
     def run(command: list[str], **_options) -> SimpleNamespace:
         assert command[1:3] == ["-m", "pruning.model.reload"]
-        reload._run(*command[3:])
+        try:
+            reload._run(*command[3:])
+        except Exception:
+            return SimpleNamespace(returncode=1, stderr=traceback.format_exc().encode())
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(reload, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
