@@ -41,4 +41,7 @@ def mutual_information_of_genes(
         raise ValueError("adata: expected a matrix X, got None; name a layer")
     mi = mutual_information(values, **options)
     adata.varp[key_added] = torch.as_tensor(mi).cpu().numpy()
-    adata.uns[key_added] = {"params": {"layer": layer, **plain(options)}}
+    params = {"layer": layer, **plain(options)}
+    if "device" in params:
+        params["device"] = str(params["device"])  # a file takes no device of torch
+    adata.uns[key_added] = {"params": params}
