@@ -107,7 +107,12 @@ class AnnData(Pandas):
                 f"{name}: expected an AnnData with values in X, got one without; pass one of its layers as an array"
             )
         _check_names(value.var_names, name, "; call var_names_make_unique() on it")
-        return value.X.to_memory() if hasattr(value.X, "to_memory") else value.X  # sparse, in a file
+        return in_memory(value.X)
+
+
+def in_memory(matrix: Any) -> Any:
+    """A matrix of an AnnData, read if it is a sparse one in a file."""
+    return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
 
 
 class Polars:

@@ -46,6 +46,16 @@ def test_the_matrix_of_genes_is_stored_and_read_back(counts, tmp_path):
     assert stored[:, ["gene0", "gene1"]].varp["again"].shape == (2, 2)
 
 
+def test_a_sparse_matrix_in_a_file_is_read(counts, tmp_path):
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(counts))
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    mutual_information_of_genes(backed)
+    assert np.array_equal(backed.varp["mutual_information"], mutual_information(counts))
+    backed.file.close()
+
+
 def test_bad_input_is_named(counts):
     with pytest.raises(ValueError, match="adata: expected a matrix X, got None; name a layer"):
         mutual_information_of_genes(anndata.AnnData(shape=(300, 6)))
