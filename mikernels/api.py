@@ -8,6 +8,7 @@ from torch import Tensor
 from mikernels import engine, ops  # ops registers torch.ops.mikernels
 from mikernels.arrays import Samples, as_given, pairs_as_given, to_tensor, with_note
 from mikernels.errors import SamplesValueError
+from mikernels.frames import check_order
 from mikernels.memory import Workspace
 from mikernels.numbers import positive, real
 from mikernels.options import LARGEST, Options, plain, resolve, shows_options, to_operator
@@ -114,7 +115,8 @@ def mutual_information(
 
     Raises:
         SamplesError: a TypeError for an input that is no array of real numbers; a ValueError for a wrong shape, fewer
-            than 8 samples, NaN, infinite or masked values, integers beyond 2^53, or different sample counts.
+            than 8 samples, NaN, infinite or masked values, integers beyond 2^53, different sample counts, or tables
+            whose rows have the same labels in another order.
         UnsupportedError: a ValueError for a device, an `impl` or a `precision` that cannot run here.
         WorkspaceError: a ValueError for a memory budget that is too small.
         TypeError: an option that does not exist.
@@ -292,6 +294,7 @@ def prepare(x: Samples, y: Samples | None, options: Options) -> tuple[Tensor, Te
             f"x: expected at least 2 variables (columns) to pair, got shape {list(xs.shape)}"
         )
     resolved = resolve(options, xs.shape[0])
+    check_order(x, y, "y")
     ys = None if y is None else as_samples(y, "y", xs.device)
     if ys is not None and ys.shape[0] != xs.shape[0]:
         raise SamplesValueError(f"y: expected as many samples as in x ({xs.shape[0]}), got {ys.shape[0]}")

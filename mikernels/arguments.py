@@ -126,7 +126,7 @@ def check(args: argparse.Namespace) -> tuple[Threshold | None, Options]:
     out = args.out if args.matrix is None else args.matrix
     if out is not None:
         files.ending_of(out, files.WRITTEN if args.matrix is None else (".npy",))
-        if not Path(out).absolute().parent.is_dir() or Path(out).is_dir():
+        if not Path(out).resolve().parent.is_dir() or Path(out).is_dir():
             raise ValueError(f"{out}: expected a file in a folder that exists, got none such")
         if any(
             name and Path(name).exists() and Path(out).exists() and Path(name).samefile(out)

@@ -107,7 +107,12 @@ class AnnData(Pandas):
                 f"{name}: expected an AnnData with values in X, got one without; pass one of its layers as an array"
             )
         _check_names(value.var_names, name, "; call var_names_make_unique() on it")
-        return value.X.to_memory() if hasattr(value.X, "to_memory") else value.X  # sparse, in a file
+        return in_memory(value.X)
+
+
+def in_memory(matrix: Any) -> Any:
+    """A matrix of an AnnData, read if it is a sparse one in a file."""
+    return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
 
 
 class Polars:
@@ -224,6 +229,31 @@ def stacked(columns: "Sequence[np.ndarray]", n_rows: int, name: str) -> "np.ndar
             )
         row[:] = column
     return out.T
+
+
+def check_order(x: object, y: object, name: str) -> None:
+    """Raise SamplesValueError for rows of two tables with the same labels in another order: here the first row of one
+    belongs to the first of the other, whereas pandas pairs them by label. A `RangeIndex` is no label."""
+    if isinstance(x, Tensor) or y is None:  # nothing here for `torch.compile` to trace
+        return
+    ours, theirs = _labels(x), _labels(y)
+    if ours is None or theirs is None or len(ours) != len(theirs) or ours.equals(theirs):
+        return
+    if not len(ours.symmetric_difference(theirs, sort=False)):
+        raise SamplesValueError(
+            f"{name}: expected the rows in one order, got their labels in another; use {name}.loc[] with the labels of "
+            f"the other table, or pass arrays to pair them by place"
+        )
+
+
+def _labels(value: object) -> Any:
+    """The labels of the rows of a table of pandas or an AnnData, which is an index of pandas; None without."""
+    if is_a(value, "anndata", "AnnData"):
+        return value.obs_names  # type: ignore[attr-defined]
+    has_labels = is_a(value, "pandas", "DataFrame", "Series")
+    if not has_labels or is_a(value.index, "pandas", "RangeIndex"):  # type: ignore[attr-defined]
+        return None
+    return value.index  # type: ignore[attr-defined]
 
 
 def is_sparse(value: object) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mikernels.arrays import Samples
 from mikernels.engine import choose_implementation, estimate, problem_of, transformed
+from mikernels.frames import check_order
 from mikernels.isolation import isolated
 from mikernels.numbers import positive
 from mikernels.options import Options, plain, resolve, shows_options
@@ -93,6 +94,7 @@ def mrmr_from_matrix(mi: Samples, relevance: Samples, k: int) -> Selection:
     matrix = as_tensor(mi, "mi").to(relevant.device, torch.float32)
     if relevant.ndim != 1 or not len(relevant):
         raise ValueError(f"relevance: expected one value for each variable, got shape {list(relevant.shape)}")
+    check_order(mi, relevance, "relevance")
     n = len(relevant)
     if matrix.shape != (n, n):
         raise ValueError(f"mi: expected shape {[n, n]} as in relevance, got {list(matrix.shape)}")
@@ -191,6 +193,7 @@ def _prepare(x: Samples, y: Samples, options: Options) -> tuple[Tensor, Tensor, 
     """Samples `[M, N]` and `[M, 1]` with values that can be used, on their device, and options."""
     options = plain(options)
     options.setdefault("calibrate", options.get("transform", "rank") == "rank")
+    check_order(x, y, "y")
     columns = as_samples(x, "x", options.get("device"))
     target = as_samples(y, "y", columns.device)
     if target.shape != (len(columns), 1):

@@ -78,12 +78,12 @@ def check_report(path: str | Path, inputs: Mapping[str, str | Path] | None = Non
         raise ValueError(f"--report: expected the name of a file that ends with .html, got {path}")
     if path.is_dir():
         raise IsADirectoryError(f"--report: expected a file, got the folder {path}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--report: expected an existing folder, got {path.parent}")
+    if not (folder := path.resolve().parent).is_dir():  # where a link leads
+        raise FileNotFoundError(f"--report: expected an existing folder, got {folder}")
     for option, given in (inputs or {}).items():
         if os.path.exists(given) and _is_within(path, given):
             raise ValueError(f"--report: expected a file beside the input of {option}, {given}, got {path}")
-    check_writable(path.parent, path.name)
+    check_writable(folder, path.name)
 
 
 def check_statistics_target(path: str | Path) -> None:
@@ -95,13 +95,13 @@ def check_statistics_target(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"save_statistics: expected a file, got the folder {path}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"save_statistics: expected an existing folder, got {path.parent}")
+    if not (folder := path.resolve().parent).is_dir():  # where a link leads
+        raise FileNotFoundError(f"save_statistics: expected an existing folder, got {folder}")
     if path.exists() and not (path.is_file() and is_evidence(path)):
         raise FileExistsError(
             f"save_statistics: expected a new file or earlier statistics, got a file with other data, {path}"
         )
-    check_writable(path.parent, path.name)
+    check_writable(folder, path.name)
 
 
 def check_writable(folder: Path, name: str) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 
 from mikernels.api import mutual_information
+from mikernels.frames import in_memory
 from mikernels.options import Options, plain, shows_options
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def mutual_information_of_genes(
     values = adata.X if layer is None else adata.layers[layer]
     if values is None:
         raise ValueError("adata: expected a matrix X, got None; name a layer")
-    mi = mutual_information(values, **options)
+    mi = mutual_information(in_memory(values), **options)
     adata.varp[key_added] = torch.as_tensor(mi).cpu().numpy()
-    adata.uns[key_added] = {"params": {"layer": layer, **plain(options)}}
+    params = {"layer": layer, **plain(options)}
+    if "device" in params:
+        params["device"] = str(params["device"])  # a file takes no device of torch
+    adata.uns[key_added] = {"params": params}

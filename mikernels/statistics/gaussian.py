@@ -12,6 +12,7 @@ from torch import Tensor
 from mikernels.arrays import Samples, as_given
 from mikernels.devices import require_float64
 from mikernels.errors import SamplesValueError
+from mikernels.frames import check_order
 from mikernels.isolation import isolated
 from mikernels.numbers import integer
 from mikernels.transforms import transform_samples
@@ -51,6 +52,7 @@ def gaussian_conditional_information(
 
 @isolated()
 def _conditional(x: Samples, given: Samples, seed: int, device: torch.device | str | None) -> Tensor:
+    check_order(x, given, "given")
     xs, zs = as_samples(x, "x", device), as_samples(given, "given", device)
     require_float64(xs.device)
     if len(zs) != len(xs):

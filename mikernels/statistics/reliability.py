@@ -26,6 +26,7 @@ from torch import Tensor
 from mikernels.api import mutual_information
 from mikernels.arrays import Samples
 from mikernels.errors import SamplesValueError
+from mikernels.frames import check_order
 from mikernels.isolation import isolated
 from mikernels.numbers import real
 from mikernels.options import Options, plain, shows_options
@@ -86,6 +87,7 @@ def split_half_reliability(
         halves = [order[:size], order[size : 2 * size]]
         quarters = [part[: size // 2] for part in (*halves, halves[0].flip(0), halves[1].flip(0))]
     else:
+        check_order(x, groups, "groups")
         quarters = _parts(_read_groups(groups, len(xs)), 4, generator)
         halves = [torch.cat(quarters[0::2]), torch.cat(quarters[1::2])]
     if min(map(len, halves)) < MIN_SAMPLES:

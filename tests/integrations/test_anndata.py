@@ -29,7 +29,9 @@ def test_the_matrix_of_genes_is_stored_and_read_back(counts, tmp_path):
     adata.var_names = names
     adata.layers["dense"] = counts
     assert mutual_information_of_genes(adata, estimator="adaptive") is None
-    mutual_information_of_genes(adata, layer="dense", key_added="again", estimator="adaptive", seed=0)
+    mutual_information_of_genes(
+        adata, layer="dense", key_added="again", estimator="adaptive", seed=0, device="cpu"
+    )
     expected = mutual_information(torch.from_numpy(counts), estimator="adaptive").numpy()
     assert np.array_equal(adata.varp["mutual_information"], expected)
     assert np.array_equal(adata.varp["again"], expected)
@@ -40,7 +42,18 @@ def test_the_matrix_of_genes_is_stored_and_read_back(counts, tmp_path):
     stored = anndata.read_h5ad(tmp_path / "cells.h5ad")
     assert np.array_equal(stored.varp["again"], adata.varp["again"])
     assert stored.uns["again"]["params"]["estimator"] == "adaptive"
+    assert stored.uns["again"]["params"]["device"] == "cpu"
     assert stored[:, ["gene0", "gene1"]].varp["again"].shape == (2, 2)
+
+
+def test_a_sparse_matrix_in_a_file_is_read(counts, tmp_path):
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(counts))
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    mutual_information_of_genes(backed)
+    assert np.array_equal(backed.varp["mutual_information"], mutual_information(counts))
+    backed.file.close()
 
 
 def test_bad_input_is_named(counts):

@@ -18,8 +18,10 @@ from mikernels import (
     null_distribution,
     pairs_above,
     provenance,
+    split_half_reliability,
     top_pairs,
 )
+from mikernels.selection import mrmr, mrmr_from_matrix
 
 NAMES = ["height", "weight", "age", "income"]
 
@@ -255,6 +257,34 @@ def test_batches_of_a_stream_have_the_columns_of_its_reference(values):
     stream.update(x)
     with pytest.raises(ValueError, match="batch: expected the columns of the reference in their order"):
         stream.update(x[NAMES[::-1]])
+
+
+def test_rows_of_two_tables_with_their_labels_in_another_order_are_refused(values):
+    x = pandas_table(values).set_axis([f"person {i}" for i in range(64)])
+    y = x["age"] > 0
+    calls = {
+        "y": (lambda other: mutual_information(x, other), lambda other: mrmr(x, other, 1)),
+        "given": (lambda other: gaussian_conditional_information(x, other),),
+        "groups": (lambda other: split_half_reliability(x, groups=other),),
+    }
+    for name, functions in calls.items():
+        for call in functions:
+            with pytest.raises(
+                ValueError, match=f"{name}: expected the rows in one order, got their labels in"
+            ):
+                call(y[::-1])
+    relevance = mutual_information(x, y)
+    mi = mutual_information(x)
+    with pytest.raises(ValueError, match="relevance: expected the rows in one order"):
+        mrmr_from_matrix(mi, relevance[::-1], 2)
+    expected = mutual_information(values, y.to_numpy())
+    # Other labels, or numbers by default, say nothing.
+    for other in (y, y.reset_index(drop=True), y.set_axis(y.index + "!")):
+        assert np.array_equal(mutual_information(x, other), expected)
+    assert (
+        mrmr_from_matrix(mi, relevance, 2).features.tolist()
+        == mrmr_from_matrix(mi.to_numpy(), expected, 2)[0].tolist()
+    )
 
 
 def test_columns_of_one_name_are_refused(values):

@@ -26,6 +26,7 @@ def root(tmp_path_factory, tokenizer):
     tiny_model("Llama").save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     (root / "text.txt").write_text("All happy families are alike. " * 200)
+    (root / "link").symlink_to(root / "absent" / "s")
     (root / "earlier").mkdir()
     (root / "earlier" / "mi_prune.json").write_text('{"files": []}')
     (root / "earlier" / "text.txt").write_text("All happy families are alike. " * 200)
@@ -54,6 +55,7 @@ def contents(folder):
         ("new", ["--save-statistics", "earlier"], "expected a file, got the folder"),
         ("new", ["--statistics", "earlier"], "expected a statistics file, got a folder"),
         ("new", ["--save-statistics", "absent/s"], "expected an existing folder"),
+        ("new", ["--save-statistics", "link"], "expected an existing folder"),
         ("new", ["--save-statistics", "text.txt"], "got a file with other data"),
         ("new", ["--save-statistics", os.devnull], "got a file with other data"),
         (
