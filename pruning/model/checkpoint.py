@@ -17,10 +17,12 @@ class Checkpoint(ABC):
     Attributes:
         path: of the file or the folder.
         files: that of each weight, by its name.
+        descriptions: the files that say what the weights are of: the config and the code of the model.
     """
 
     path: Path
     files: Mapping[str, Path]
+    descriptions: Sequence[Path] = ()
 
     @abstractmethod
     def read(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Any]]:
@@ -40,6 +42,7 @@ class SafetensorsFolder(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path, self.files = path, files_by_name(path)
+        self.descriptions = [path / "config.json", *sorted(path.glob("*.py"))]
 
     @contextmanager
     def read(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -265,9 +265,8 @@ class LayersOnDisk(Layers):
     def fingerprint(self) -> str:
         """Of the config and the code of the model, the headers and sizes of its files, and some bytes of each."""
         digest = hashlib.sha256(repr((self._stored, self._computing)).encode())
-        for file in (self._folder / "config.json", *sorted(self._folder.glob("*.py"))):
+        for file in self._checkpoint.descriptions:
             digest.update(f"{file.name} ".encode() + file.read_bytes())
-        for file in sorted(set(self._files.values())):
         for file in sorted(set(self._checkpoint.files.values())):
             size = file.stat().st_size
             with file.open("rb") as handle:

@@ -2,10 +2,6 @@
 
 import errno
 import json
-import os
-import shutil
-import subprocess
-import sys
 import random
 import shutil
 from pathlib import Path
