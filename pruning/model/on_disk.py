@@ -35,11 +35,8 @@ from pruning.model.free import release_free_memory
 from pruning.model.headers import INDEX, stored_dtype
 from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, list_name, only
 from pruning.model.loaded import check_loaded, name_some
-from pruning.model.loading import class_of_folder, load_tokenizer
-from pruning.model.output_folder import settle, share_of
-from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
 from pruning.model.loading import class_of_folder, class_of_gguf, load_tokenizer
-from pruning.model.output_folder import share_of, sync
+from pruning.model.output_folder import settle, share_of
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes, working_dtype
 from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors
