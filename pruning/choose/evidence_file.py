@@ -1,6 +1,7 @@
 """The file format of evidence; one file serves every ratio, criterion and repair without capturing again."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,8 +59,14 @@ def store_evidence(evidence: Iterable[Evidence], ffns: Sequence[FFN], folder: Pa
     """Write each FFN's evidence to a file of its own in `folder` as it comes.
 
     Raises:
-        OSError: from writing.
+        OSError: from writing; or before the first one is measured, the disk has no space for all of them.
     """
+    needed = sum(4 * ffn.width**2 for ffn in ffns)  # of the covariances alone
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(
+            f"{folder}: expected at least {needed / 1e9:.2f} GB of free disk space for what is measured of all layers, "
+            f"got {free / 1e9:.2f} GB; set TMPDIR to a folder on another disk"
+        )
     paths: list[Path] = []
     for layer in evidence:
         paths.append(folder / f"{len(paths)}.safetensors")

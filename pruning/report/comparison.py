@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.size import count_parameters, weight_bytes
 from pruning.observe.batches import Windows
+from pruning.observe.samples import SELF
+from pruning.observe.sources import BUILTIN
 from pruning.progress import track
 from pruning.report.manifest import Report
 from pruning.report.quality import Perplexity, generate, hidden_states, log_ratio_error, perplexity
@@ -128,8 +130,8 @@ def closing_table(
         change = cosine(states, pruned.hidden[text])
         rows.append((f"hidden-state cosine, {_marked(text, calibrated_on)}", "1", f"{change:.4f}", ""))
     if texts := dense.perplexity.keys() | dense.hidden.keys():
-        if texts & set(calibrated_on):
-            lines.append("* The model was calibrated on text of this kind, from another part of it.")
+        if near := texts & set(calibrated_on):
+            lines.append(meaning_of_mark(near))
         if texts <= set(calibrated_on):
             lines.append("Other kinds of text may lose more; add one with --evaluate.")
     if speed is not None:
@@ -143,6 +145,17 @@ def closing_table(
     rows.append(_row("parameters (M)", dense.parameters / 1e6, pruned.parameters / 1e6, "{:.1f}"))
     rows.append(_row("weights (MB)", dense.weight_bytes / 1e6, pruned.weight_bytes / 1e6, "{:.1f}"))
     return "\n".join([table(rows, ("", "dense", "pruned", "change")), "", *lines, _reason(report)])
+
+
+def meaning_of_mark(near: Collection[str]) -> str:
+    """What the mark says of the texts `near`, which the model was calibrated on."""
+    read = sorted(set(near) - {BUILTIN, SELF})  # these two have parts of their own for evaluation
+    if not read:
+        return "* The model was calibrated on text of this kind, from another part of it."
+    return (
+        f"* The model was calibrated on text of this kind, and on parts of {', '.join(read)} itself: new text may lose "
+        f"more."
+    )
 
 
 def warnings_of(growth: Mapping[str, float], calibrated_on: Collection[str]) -> list[str]:

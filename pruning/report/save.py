@@ -34,10 +34,16 @@ def save_pruned(
             write themselves is not replaced.
 
     Raises:
+        FileNotFoundError: no folder `source`.
         FileExistsError, OSError: as `check_output`, or from writing, or what was written is not what is in memory.
         ValueError: the config does not describe the model, so that nothing could load it.
     """
     out = Path(out).resolve()
+    if source is not None and not Path(source).is_dir():
+        raise FileNotFoundError(
+            f"source: expected the folder of the dense model, got {source}; for a name on the hub pass "
+            f"huggingface_hub.snapshot_download({str(source)!r}), or leave it out"
+        )
     _check_described(model)
     check_output(out, needed_bytes=weight_bytes(model), force=force)
     with complete_folder(out, force=force) as folder:

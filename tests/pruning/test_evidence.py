@@ -1,5 +1,6 @@
 import copy
 import gc
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -111,6 +112,21 @@ def test_a_missing_output_folder_is_an_error_before_anything_is_captured(windows
         FileNotFoundError, match=r"save_statistics: expected an existing folder, got .*absent"
     ):
         prune(tiny_model("Llama"), None, calibration=windows, save_statistics=path, **OPTIONS)
+
+
+def test_a_disk_without_space_for_all_layers_is_an_error_before_anything_is_captured(
+    llama, windows, monkeypatch
+):
+    disk, needed = shutil.disk_usage("/"), 3 * 40 * 40 * 4
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: disk._replace(free=needed - 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.pipeline.gather_evidence", lambda *_args, **_options: iter(()))
+        with pytest.raises(
+            OSError, match=r"free disk space for what is measured of all layers, got .*; set TMPDIR"
+        ):
+            prune(llama, None, calibration=windows, budget="mi", multiple_of=4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: disk._replace(free=needed))
+    prune(llama, None, calibration=windows, budget="mi", multiple_of=4)
 
 
 def test_the_error_for_a_missing_or_wrong_file_names_it(tmp_path, llama):

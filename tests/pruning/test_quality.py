@@ -3,7 +3,11 @@ import math
 import numpy
 import torch
 
+from pruning.observe.mixture import text_windows
+from pruning.observe.sources import open_sources
+from pruning.report.comparison import meaning_of_mark
 from pruning.report.quality import Perplexity, generate, hidden_states, log_ratio_error, perplexity
+from pruning.settings import Settings
 
 from tiny import outputs, tiny_model
 
@@ -64,3 +68,23 @@ def test_generation_continues_the_prompt_greedily(llama, tokenizer):
         ids = torch.cat([ids, outputs(llama, ids)[:, -1].argmax(-1, keepdim=True)], dim=1)
     expected = tokenizer.decode(ids[0, prompt_length:], skip_special_tokens=True).strip()
     assert generate(llama, tokenizer, "Once", max_new_tokens=5) == expected
+
+
+def test_the_mark_of_a_text_says_whether_its_windows_are_those_of_the_calibration(llama, tokenizer, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"{number} is a number. " for number in range(2000)))
+    for name in ("builtin", str(file)):
+        calibration, evaluation = (
+            text_windows(
+                llama,
+                tokenizer,
+                open_sources([name], builtin_half=half),
+                Settings(sequence_length=32, seed=half),
+                n_tokens=4096,
+            )
+            for half in (0, 1)
+        )
+        read = {tuple(window.tolist()) for window in calibration.sequences}
+        is_shared = any(tuple(window.tolist()) in read for window in evaluation.sequences)
+        assert is_shared is (name != "builtin")
+        assert (f"on parts of {name} itself" in meaning_of_mark([name])) is is_shared

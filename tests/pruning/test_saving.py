@@ -94,6 +94,17 @@ def test_an_error_while_writing_leaves_no_files(llama, report, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_source_that_is_no_folder_is_an_error_before_anything_is_written(
+    llama, report, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(llama, "save_pretrained", None)
+    with pytest.raises(
+        FileNotFoundError, match="source: expected the folder of the dense model, got org/name"
+    ):
+        save_pruned(llama, None, report, tmp_path / "out", source="org/name")
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_error_while_replacing_keeps_the_old_result(llama, report, tmp_path, monkeypatch):
     save_pruned(llama, None, report, tmp_path / "out")
     before = (tmp_path / "out" / MANIFEST).read_bytes()
