@@ -3,6 +3,7 @@
 A run needs those of one batch at a time, so that the others may be on the CPU, or in a file if the model is there.
 """
 
+import os
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 class MemoryBudget:
     """Keeps tensors for later: on their device while they fit, otherwise on the CPU, or from there in a file.
 
-    The files have no name once they are written, and end with their tensors, or with the process.
+    The files lose their names before they are written, and end with their tensors, or with the process.
     """
 
     def __init__(self, n_bytes: int | None = None, folder: Path | None = None) -> None:
@@ -54,16 +55,20 @@ class MemoryBudget:
         first = parts[0]
         shape = (sum(len(part) for part in parts), *first.shape[1:])
         try:
-            # A hidden name, which `pruning.model.output_folder.growing_folder` deletes if a kill leaves it there.
-            with tempfile.NamedTemporaryFile(prefix=".hidden-states.", dir=self._folder, buffering=0) as file:
-                for part in parts:
+            with tempfile.NamedTemporaryFile(
+                prefix=".hidden-states.", dir=self._folder, buffering=0, delete=False
+            ) as file:
+                try:
+                    size = torch.Size(shape).numel()
+                    kept = torch.from_file(file.name, shared=True, size=size, dtype=first.dtype)
+                finally:  # before anything is written, so that a kill leaves nothing
+                    os.unlink(file.name)
+                for part in parts:  # not through the mapping: there a full disk would end the process
                     values = part.detach().contiguous().flatten().view(torch.uint8).numpy().data
                     while values:  # one call writes at most 2 GiB
                         values = values[file.write(values) :]
-                return torch.from_file(
-                    file.name, shared=True, size=torch.Size(shape).numel(), dtype=first.dtype
-                ).view(shape)
-        except OSError as error:
+                return kept.view(shape)
+        except (OSError, RuntimeError) as error:  # torch raises the latter
             folder = self._folder or tempfile.gettempdir()
             raise OSError(
                 f"memory_budget: expected room in {folder} for the hidden states that exceed it, got: {error}; make "
