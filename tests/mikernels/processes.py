@@ -1,6 +1,7 @@
 """Processes that form groups of torch.distributed, for tests: forks, since imports take seconds."""
 
 import multiprocessing
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ class Processes:
 
     def __init__(self, count):
         # Forks of this process could not use a GPU. Those of a server can, which imports what they need first.
-        context = multiprocessing.get_context("forkserver" if torch.cuda.is_available() else "fork")
+        by_server = torch.cuda.is_available() or sys.platform != "linux"
+        context = multiprocessing.get_context("forkserver" if by_server else "fork")
         context.set_forkserver_preload(["pruning.cli", "mikernels", "tiny"])
         meeting = tempfile.mktemp()  # noqa: S306  the processes create it
         self._pipes, self._processes = [], []

@@ -14,7 +14,13 @@ from pruning.report.quality import Perplexity
 from tiny import outputs, tiny_model, tiny_tokenizer
 
 TEXT = "All happy families are alike; each unhappy family is unhappy in its own way. " * 40
-COMMON = {"ratio": 0.25, "multiple_of": 2, "sequence_length": 32, "calibration_tokens": 1024}
+COMMON = {
+    "ratio": 0.25,
+    "multiple_of": 2,
+    "sequence_length": 32,
+    "calibration_tokens": 1024,
+    "sample_size": 128,
+}
 
 
 @pytest.fixture
@@ -81,6 +87,7 @@ def test_the_command_evaluates_and_verifies_on_windows_with_bos(with_bos, bos, t
         text,
         "--sequence-length=32",
         "--multiple-of=2",
+        "--sample-size=128",
         "--verify",
         "--quiet",
         *switch,

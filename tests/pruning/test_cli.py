@@ -13,7 +13,13 @@ from pruning.cli import main
 
 from tiny import reload_here, tiny, tiny_model
 
-SHORT = ("--sequence-length=32", "--calibration-tokens=2048", "--evaluation-tokens=512", "--multiple-of=2")
+SHORT = (
+    "--sequence-length=32",
+    "--calibration-tokens=2048",
+    "--evaluation-tokens=512",
+    "--multiple-of=2",
+    "--sample-size=256",
+)
 
 
 @pytest.fixture(scope="module")

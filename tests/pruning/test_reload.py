@@ -1,6 +1,7 @@
 """`reload_difference`: a fresh process confirms a checkpoint, or notices what is wrong with it.
 
-That it finds no difference where there is none, with equal and with different widths, the tests of `--verify` show.
+That it finds no difference where there is none, with equal and with different widths, the tests of `--verify` in
+`test_cli` show, one of them with a fresh process.
 """
 
 import pytest

@@ -21,8 +21,21 @@ from pruning.report.comparison import warnings_of
 
 from tiny import tiny_model, tiny_tokenizer
 
-SHORT = {"sequence_length": 16, "calibration_tokens": 512, "ratio": 0.25, "multiple_of": 2}
-COMMAND = ["--ratio=0.25", "--multiple-of=2", "--sequence-length=16", "--calibration-tokens=256", "--quiet"]
+SHORT = {
+    "sequence_length": 16,
+    "calibration_tokens": 512,
+    "ratio": 0.25,
+    "multiple_of": 2,
+    "sample_size": 128,
+}
+COMMAND = [
+    "--ratio=0.25",
+    "--multiple-of=2",
+    "--sequence-length=16",
+    "--calibration-tokens=256",
+    "--sample-size=128",
+    "--quiet",
+]
 OPTIONS = {"length": 16, "n_tokens": 64, "bos": True, "seed": 0}
 
 

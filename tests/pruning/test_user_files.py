@@ -16,7 +16,13 @@ from pruning.cli import main
 
 from tiny import tiny_model
 
-SHORT = ("--sequence-length=32", "--calibration-tokens=2048", "--multiple-of=2", "--quiet")
+SHORT = (
+    "--sequence-length=32",
+    "--calibration-tokens=2048",
+    "--multiple-of=2",
+    "--sample-size=128",
+    "--quiet",
+)
 OPTIONS = {"multiple_of": 2, "sample_size": 128}
 
 
