@@ -9,6 +9,9 @@ import torch
 
 from pruning.cli import main
 
+TIMEOUT = 120
+"""Seconds that nothing takes."""
+
 
 def start(folder, *arguments):
     """The id of a process that runs `mi-prune` in a folder, silently."""
@@ -16,6 +19,7 @@ def start(folder, *arguments):
     if child:
         return child
     status = 1
+    signal.alarm(TIMEOUT)
     try:
         torch.set_num_threads(1)  # those of OpenMP do not survive a fork
         os.chdir(folder)
