@@ -144,7 +144,7 @@ SETTINGS = {
     "threshold": (None, -1, 0, 1e400, 10**30),
     "seed": (-1, 0),
 }
-SETTINGS |= dict.fromkeys(("multiple_of", "target_params", "target_bytes"), (None,))
+SETTINGS |= dict.fromkeys(("multiple_of", "target_params", "target_bytes", "memory_budget"), (None,))
 SETTINGS["only"] = (None, *(value for value in ODD if isinstance(value, str) and value.isidentifier()))
 OPTIONS = {
     "bandwidth": (None,),

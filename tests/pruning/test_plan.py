@@ -138,7 +138,7 @@ def test_rates_that_are_twice_as_high_take_half_the_time(tmp_path):
 def test_from_disk_takes_less_memory_than_the_whole_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"] | {"num_hidden_layers": 20}))
     disk, memory = (plan(tmp_path, from_disk=how, device="cpu", rates=RATES) for how in (True, False))
-    assert memory.memory > memory.shapes.bytes[0] > 3 * disk.memory
+    assert memory.memory - disk.memory > 0.8 * memory.shapes.bytes[0]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_the_mark_of_a_text_says_whether_its_windows_are_those_of_the_calibratio
                 llama,
                 tokenizer,
                 open_sources([name], builtin_half=half),
-                Settings(sequence_length=32, seed=half),
+                Settings(sequence_length=64, seed=half),
                 n_tokens=4096,
             )
             for half in (0, 1)
