@@ -19,6 +19,7 @@ from mikernels.options import OPTIONS, Options
 from mikernels.pairs import Block, Pairs
 from mikernels.statistics.null import Null, permuted_null, q_values, shifted_null
 from mikernels.terminal import any_encoding, describe, discard_output, ends_in_order, warnings_in_one_line
+from mikernels.written import complete_file
 
 MARGIN = 1.1
 """Pairs with p-values up to this times the rate are listed before the false discovery rate chooses among them."""
@@ -186,7 +187,7 @@ def _pairs(
 
 def _write_matrix(args: argparse.Namespace, samples: _Samples) -> None:
     shape = (len(samples.rows), len(samples.cols))
-    with files.complete_file(args.matrix) as part:
+    with complete_file(Path(args.matrix)) as part:
         stored = files.matrix_file(part, shape)
         with _bar(args, samples) as progress:
             into = to_tensor(stored, "matrix") if samples.x.device.type == "cpu" else None

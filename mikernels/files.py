@@ -6,7 +6,6 @@ Each library is imported when a file of its kind comes.
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mikernels.arrays import kind_of
 from mikernels.errors import SamplesTypeError, SamplesValueError
+from mikernels.written import complete_file
 
 BLOCK_BYTES = 2**26
 """Of a text file that is parsed at a time: a row of 5,000 numbers takes 100 kB."""
@@ -137,20 +137,8 @@ def write_pairs(
     if path is None:
         _write(parts, os.dup(1), ".csv")
         return
-    with complete_file(path) as unfinished:
+    with complete_file(Path(path)) as unfinished:
         _write(parts, unfinished, Path(path).suffix.lower())
-
-
-@contextmanager
-def complete_file(path: str) -> Iterator[Path]:
-    """Yield a file to write, which replaces `path`, or what it links to, at the end of the block unless that raises."""
-    whole = Path(path).resolve()
-    unfinished = whole.with_name(f"{whole.name}.part")
-    try:
-        yield unfinished
-        unfinished.replace(whole)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def matrix_file(path: str | Path, shape: tuple[int, int]) -> Any:

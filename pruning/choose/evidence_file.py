@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mikernels.written import complete_file
 from pruning.choose.evidence import Evidence
 from pruning.choose.origin import Origin
 from pruning.model.ffn import FFN
 from pruning.model.headers import DTYPES
-from pruning.model.output_folder import complete_file
 from pruning.observe.batches import Inputs, Windows
 from pruning.observe.capture import Statistics, prepare_experts
 

@@ -27,6 +27,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from mikernels.ranks import ALONE, Ranks
+from mikernels.written import settle
 from pruning.model.architecture import without_weights
 from pruning.model.checkpoint import Checkpoint, SafetensorsFolder
 from pruning.model.device import find_device
@@ -36,7 +37,7 @@ from pruning.model.headers import INDEX, stored_dtype
 from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, list_name, only
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, class_of_gguf, load_tokenizer
-from pruning.model.output_folder import settle, share_of
+from pruning.model.output_folder import share_of
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes, working_dtype
 from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors

@@ -2,19 +2,14 @@
 
 import glob
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from mikernels.written import locked, umask
 from pruning.model.loaded import name_some
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "mi_prune.json"
 """The file that marks a folder as an earlier result, which `force` may replace. Its entry `files` lists all files of
@@ -72,7 +67,7 @@ def complete_folder(out: Path, *, force: bool) -> Iterator[Path]:
     try:
         yield staging
         check_output(out, force=force)
-        staging.chmod(0o777 & ~_umask())
+        staging.chmod(0o777 & ~umask())
         _move_into_place(staging, out)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -108,7 +103,7 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
     folder = unfinished(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         if not resume and (folder / state).is_file() and not force:
             raise FileExistsError(
                 f"{out}: expected no interrupted run, got one in {folder}; go on with --resume, or begin again with "
@@ -125,7 +120,7 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
             yield folder
             check_output(out, force=force)
             (folder / state).unlink(missing_ok=True)
-            folder.chmod(0o777 & ~_umask())
+            folder.chmod(0o777 & ~umask())
             _move_into_place(folder, out)
         except BaseException:
             if not (folder / state).is_file():
@@ -139,68 +134,10 @@ def _delete_shares(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a folder or file, which ends with this process however that ends.
-
-    There is none on Windows and on file systems that lock only what is open for writing, as NFS.
-
-    Raises:
-        FileExistsError: another process holds it.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(f"{path}: expected no other run that writes to it, got one") from error
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def files_in(folder: Path) -> set[str]:
     """The paths of all files in `folder`, relative to it; a link counts as a file."""
     entries = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in entries}
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden file beside `path` to write, which replaces `path`, or what it links to, at the end of the block.
-
-    If the block raises, `path` stays as it was.
-
-    Raises:
-        FileExistsError: another process is at it.
-    """
-    path = path.resolve()
-    partial = path.with_name(f".{path.name}.partial")
-    partial.touch()
-    with _locked(partial):
-        try:
-            yield partial
-            settle(partial)
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def settle(file: Path) -> None:
-    """Give a written file the permissions of any new file, and wait until its contents are on disk.
-
-    safetensors writes to a temporary file first, which only its owner may read.
-    """
-    with suppress(OSError):  # a file system may have no permissions
-        file.chmod(0o666 & ~_umask())
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
 
 
 def _files_of_result(out: Path) -> set[str]:
@@ -224,9 +161,3 @@ def _move_into_place(staging: Path, out: Path) -> None:
             old.rename(out)
         raise
     shutil.rmtree(old)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mikernels.ranks import ALONE, Ranks
+from mikernels.written import complete_file
 from pruning.model.layers import Keep
-from pruning.model.output_folder import complete_file, share_of
+from pruning.model.output_folder import share_of
 
 STATE = "unfinished.state"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from pruning.model.output_folder import MANIFEST, complete_file
+from mikernels.written import complete_file
+from pruning.model.output_folder import MANIFEST
 
 TEXT = {".json", ".jinja", ".md", ".txt", ".py", ".yaml", ".yml", ".model", ".spm", ".tiktoken", ".vocab"}
 """Endings of configs, cards, code and vocabularies. Files with other endings are weights or data for all we know."""

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pruning.model.output_folder import complete_file
+from mikernels.written import complete_file
 from pruning.report import words
 from pruning.report.manifest import Report
 from pruning.report.result import Layer, Result, load_result

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mikernels.written import settle
 from pruning.model.ffn import find_ffns
-from pruning.model.output_folder import MANIFEST, PICTURES, check_output, complete_folder, files_in, settle
+from pruning.model.output_folder import MANIFEST, PICTURES, check_output, complete_folder, files_in
 from pruning.model.saved import check_config, check_saved
 from pruning.model.size import weight_bytes
 from pruning.model.state import STATE

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
+from mikernels.written import complete_file
 from pruning import prune
-from pruning.model.output_folder import MANIFEST, complete_file
+from pruning.model.output_folder import MANIFEST
 from pruning.report import save
 from pruning.report.save import save_pruned
 
