@@ -1,6 +1,6 @@
 """Run everything that needs a GPU in one call: accuracy, speed, memory checks and tests. Needs no network.
 
-    python -m benchmarks.gpu [--activations FILE] [--out FILE]
+    python -m benchmarks.gpu [--activations FILE] [--parts accuracy tests] [--out FILE]
     python -m benchmarks.gpu --dry-run      # tiny shapes in Triton's interpreter, nothing is recorded
 
 Prints a table and appends rows to `results/gpu.jsonl`: errors; times beside torch's product in fp16 and in the same
@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ SPEED_SECONDS = 210  # no speed measurement starts later than this,
 CHOICES_SECONDS = 270  # and no comparison of choices
 PROFILER_SECONDS = 40
 SANITIZER_SECONDS = 60
-TESTS_SECONDS = 150
+TESTS_SECONDS = 180
+TESTS = ("tests/mikernels", "tests/pruning", "tests/integrations")
+TEST_PROCESSES = 14  # each has a CUDA context, which takes half a gigabyte of the GPU's memory
+PARTS = ("accuracy", "speed", "choices", "profiler", "sanitizer", "tests")
 METRICS = (
     "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -35,8 +40,10 @@ METRICS = (
 
 
 def run_tests(limit: float) -> dict[str, Any]:
-    """Run the tests of `mikernels` on the GPU in a process of their own."""
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "tests/mikernels", "-p", "no:cacheprovider"]
+    """Run the tests on a machine with a GPU: kernels, and commands without `--device`, take it."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    if find_spec("xdist"):
+        words += ["--dist=worksteal", "-n", str(min(TEST_PROCESSES, os.cpu_count() or 1))]
     return run_process("tests", words, min(TESTS_SECONDS, limit))
 
 
@@ -92,6 +99,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--autotune", action="store_true", help="time the tile sizes that autotuning chooses")
     parser.add_argument("--activations", type=Path, help="a torch file with one tensor [M, N]")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.jsonl")
     args = parser.parse_args()
     if args.dry_run:
@@ -105,29 +113,52 @@ def main() -> int:
         return 1
     device = "cpu" if args.dry_run else "cuda"
     start = time.monotonic()
+
+    def speed() -> list[dict[str, Any]]:
+        cases = checks.TINY if args.dry_run else checks.SPEED
+        found = checks.measure_speed(device, cases, start + SPEED_SECONDS, args.autotune)
+        return [*found, checks.compare_broadcasting(device, args.dry_run)]
+
+    def process(run: Callable[[float], dict[str, Any]]) -> Callable[[], list[dict[str, Any]]]:
+        return lambda: [] if args.dry_run else [run(start + SECONDS - time.monotonic())]
+
+    parts: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
+        "accuracy": (
+            "accuracy against float64",
+            lambda: checks.check_accuracy(device, args.dry_run, args.activations),
+        ),
+        "speed": ("speed of whole calls", speed),
+        "choices": (
+            "choices: time, and as a multiple of the first line's",
+            lambda: choices.compare_choices(device, args.dry_run, start + CHOICES_SECONDS),
+        ),
+        "profiler": ("ncu", process(run_profiler)),
+        "sanitizer": ("compute-sanitizer", process(run_sanitizer)),
+        "tests": ("tests", process(run_tests)),
+    }
+    rerun = command("benchmarks.gpu", autotune=args.autotune, activations=args.activations)
     found: list[dict[str, Any]] = []
-    print("accuracy against float64")
-    found += checks.check_accuracy(device, args.dry_run, args.activations)
-    print("speed of whole calls")
-    cases = checks.TINY if args.dry_run else checks.SPEED
-    found += checks.measure_speed(device, cases, start + SPEED_SECONDS, args.autotune)
-    found.append(checks.compare_broadcasting(device, args.dry_run))
-    print("choices: time, and as a multiple of the first line's")
-    found += choices.compare_choices(device, args.dry_run, start + CHOICES_SECONDS)
-    if not args.dry_run:
-        for name, part in (("ncu", run_profiler), ("compute-sanitizer", run_sanitizer), ("tests", run_tests)):
-            print(name)
-            found.append(part(start + SECONDS - time.monotonic()))
-        rerun = command("benchmarks.gpu", autotune=args.autotune, activations=args.activations)
-        versions = {"triton": version("triton")}
-        rows = [
-            row(f"gpu-{r.pop('part')}", rerun, r.pop("case", {}), r, versions, device="cuda") for r in found
-        ]
-        append(rows, args.out)
-        found = [r["result"] for r in rows]
+    for name in args.parts:
+        title, part = parts[name]
+        print(title, flush=True)
+        results = part()
+        found += results
+        if not args.dry_run:  # at once, so that a later part cannot lose them
+            versions = {"triton": version("triton")}
+            append(
+                [
+                    row(f"gpu-{r['part']}", rerun, r.get("case", {}), _result(r), versions, device="cuda")
+                    for r in results
+                ],
+                args.out,
+            )
     failed = sum(r["ok"] is False for r in found)
     print(f"{len(found)} results, {failed} failed, {time.monotonic() - start:.0f} s")
     return int(failed > 0)
+
+
+def _result(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in ("part", "case")}
 
 
 if __name__ == "__main__":
