@@ -11,6 +11,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # jax takes three quarters of a GPU's memory
 
 
 @pytest.fixture(scope="session", autouse=True)

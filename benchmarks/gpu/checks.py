@@ -43,7 +43,7 @@ TINY = [
     Case("renyi2", 4, 20, "fp16"),
 ]
 
-MAX_ERROR = {"int8": 2e-3, "fp8": 2e-3, "fp16": {"grid": 1e-3, "kde": 1e-4, "renyi2": 1e-3}, "fp32": 1e-5}
+MAX_ERROR = {"int8": 2e-3, "fp8": 3e-3, "fp16": {"grid": 1e-3, "kde": 1e-4, "renyi2": 1e-3}, "fp32": 1e-5}
 """Tolerated error against float64, nats."""
 
 

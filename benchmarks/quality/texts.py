@@ -133,12 +133,13 @@ def measure(
     tokens: int,
     n_windows: int,
     dtype: str,
+    device: str,
     seed: int,
     out: Path,
 ) -> None:
     """Append a row for each calibration, method and ratio."""
     model, tokenizer = source.load()
-    model = model.to(getattr(torch, dtype))
+    model = model.to(device, getattr(torch, dtype))
     windows = evaluation_windows(tokenizer, data, n_windows)
     dense = evaluate(model, windows)
     print({name: round(value.value, 2) for name, value in dense.items()}, flush=True)
@@ -178,9 +179,10 @@ def measure(
                         tokens=tokens,
                         windows=n_windows,
                         dtype=dtype,
+                        device=device,
                         seed=seed,
                     )
-                    append([row("quality.texts", again, case, result)], out)
+                    append([row("quality.texts", again, case, result, device=device)], out)
                     summary = result["pruned"]
                     shown = {text: entry["ratio"] for text, entry in summary["texts"].items()}
                     print(calibration, name, ratio, shown, summary["mean"], summary["worst"], flush=True)
@@ -197,6 +199,7 @@ def main() -> int:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2])
     parser.add_argument("--tokens", type=int, default=Settings().calibration_tokens, help="of calibration")
     parser.add_argument("--dtype", default="float32", help="to compute in")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     models = sources(args)
     for model in models:
@@ -209,6 +212,7 @@ def main() -> int:
             tokens=args.tokens,
             n_windows=args.windows,
             dtype=args.dtype,
+            device=args.device,
             seed=args.seed,
             out=args.out,
         )

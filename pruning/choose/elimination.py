@@ -4,6 +4,7 @@ An order is int64 and starts with the neuron to drop first. Dropping its first n
 selections: one calibration serves every ratio.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,14 +37,14 @@ class _Projection:
         self._weight = weight
 
     def begin(self, u: Tensor) -> None:
-        """Begin a block, in which the projection is `weight - lost^T u` with the rows of u that are filled."""
+        """Within a block the projection is `weight - lost^T u` with the rows of u that are filled."""
         self._u, self._lost = u, u.new_zeros(len(u), len(self._weight))
 
-    def drop(self, d: Tensor, i: int, root: Tensor, _column: Tensor) -> tuple[Tensor, Tensor]:
+    def drop(self, d: Tensor, i: int, root: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         """Drop neuron d in step i. Each `w_j` loses a multiple of the vector `w_d / root`; returns the inner products
         of this vector with all `w_j` `[N]`, and its squared norm."""
         u = self._u[:i]
-        lost = (self._weight[:, d] - u[:, d] @ self._lost[:i]) / root  # [d]
+        lost = (_column(self._weight, d) - _column(u, d) @ self._lost[:i]) / root  # [d]
         self._lost[i] = lost
         return lost @ self._weight - (self._lost[:i] @ lost) @ u, lost.square().sum()
 
@@ -64,13 +65,13 @@ class _Gram:
         self._gram = weight.t() @ weight
 
     def begin(self, u: Tensor) -> None:
-        """Begin a block, in which the inner products are `gram - u^T v - v^T u`."""
+        """Within a block the inner products are `gram - u^T v - v^T u`."""
         self._u, self._v = u, torch.zeros_like(u)
 
     def drop(self, d: Tensor, i: int, root: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """See `_Projection.drop`."""
         u, v = self._u[:i], self._v[:i]
-        overlap = (self._gram[d] - v[:, d] @ u - u[:, d] @ v) / root
+        overlap = (_row(self._gram, d) - _column(v, d) @ u - _column(u, d) @ v) / root
         norm = overlap[d] / root
         self._v[i] = overlap - norm / 2 * column
         return overlap, norm
@@ -130,26 +131,58 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
     diagonal = inverse.diagonal().maximum(floor)
     energy = weight.square().sum(0)  # |w_d|^2
     dropped = torch.zeros(n_neurons, dtype=torch.bool, device=device)
-    order = torch.empty(n_drop, dtype=torch.int64, device=device)
-    increase = torch.empty(n_drop, device=device)
+    u = inverse.new_zeros(
+        min(BLOCK, n_drop), n_neurons
+    )  # within a block the current inverse is inverse - u^T u
+    order = torch.empty(len(u), dtype=torch.int64, device=device)
+    increase = torch.empty(len(u), device=device)
+    outputs.begin(u)
+
+    def drop_block(width: int = BLOCK) -> None:
+        """Drop so many neurons. No step waits for the device, and all of them write to the same tensors."""
+        for i in range(width):
+            least = (energy / diagonal).masked_fill_(dropped, torch.inf).min(0, keepdim=True)
+            d = least.indices  # [1]
+            order[i : i + 1], increase[i : i + 1] = d, least.values
+            root = diagonal[d].sqrt()
+            column = (_row(inverse, d) - _column(u[:i], d) @ u[:i]) / root  # [N]
+            overlap, lost = outputs.drop(d, i, root, column)
+            energy.sub_(2 * column * overlap).add_(column.square() * lost).clamp_min_(0)
+            torch.maximum(diagonal.sub_(column.square()), floor, out=diagonal)
+            u[i] = column
+            dropped.index_fill_(0, d, True)
+            diagonal.masked_fill_(dropped, 1.0)
+
+    drop_whole_block = _recorded(drop_block) if device.type == "cuda" and n_drop > BLOCK else drop_block
+    orders, increases = [], []
     for start in range(0, n_drop, BLOCK):
         width = min(BLOCK, n_drop - start)
-        u = inverse.new_zeros(width, n_neurons)  # within a block the current inverse is inverse - u^T u
-        outputs.begin(u)
-        for i in range(width):
-            cost = (energy / diagonal).masked_fill(dropped, torch.inf)
-            d = cost.argmin()
-            order[start + i], increase[start + i] = d, cost[d]
-            root = diagonal[d].sqrt()
-            column = (inverse[d] - u[:i, d] @ u[:i]) / root  # [N]
-            overlap, lost = outputs.drop(d, i, root, column)
-            energy = (energy - 2 * column * overlap + column.square() * lost).clamp_min(0)
-            diagonal = (diagonal - column.square()).maximum(floor)
-            u[i] = column
-            dropped[d] = True
-            diagonal = diagonal.masked_fill(dropped, 1.0)
+        drop_whole_block() if width == BLOCK else drop_block(width)
+        orders.append(order[:width].clone())
+        increases.append(increase[:width].clone())
         if start + width < n_drop:
             inverse.addmm_(u.t(), u, alpha=-1)
             outputs.end()
+    order, increase = torch.cat(orders), torch.cat(increases)
     damage = torch.cat([increase.new_zeros(1), increase.clamp_min(0)]).double().cumsum(0)
     return Elimination(order, damage / total.clamp_min(1e-300))
+
+
+def _row(matrix: Tensor, index: Tensor) -> Tensor:
+    """The row at an index `[1]`, for which a GPU need not wait."""
+    return matrix.index_select(0, index)[0]
+
+
+def _column(matrix: Tensor, index: Tensor) -> Tensor:
+    return matrix.index_select(1, index)[:, 0]
+
+
+def _recorded(call: Callable[[], None]) -> Callable[[], None]:
+    """A call that replays what `call` launches: a step of 30 small kernels takes longer to launch than to run.
+
+    Recording launches nothing, so that the state is still that before the first block.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        call()
+    return graph.replay

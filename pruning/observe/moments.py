@@ -1,5 +1,11 @@
-"""Sums of products of a matrix with itself, of which only the blocks on and below the diagonal are multiplied."""
+"""Sums of products of matrices; of a matrix with itself, only the blocks on and below the diagonal.
 
+On a GPU they run on the tensor cores, where a product in float32 would not: `x = h + l` with both in bfloat16 has 16
+bits of precision and the range of float32, and three products of halves, `h h + h l + l h`, summed in float32, lack
+only `l l`. TF32, the mode of the hardware, has 11 bits.
+"""
+
+import torch
 from torch import Tensor
 
 BLOCK = 1024
@@ -13,9 +19,35 @@ def add_gram(total: Tensor, values: Tensor) -> None:
         total: `[N, N]`; what is above these blocks is not touched (`mirror`).
         values: `[T, N]`.
     """
+    left, right = _factors(values, values)
     for start in range(0, len(total), BLOCK):
         end = min(start + BLOCK, len(total))
-        total[start:end, :end].addmm_(values[:, start:end].t(), values[:, :end])
+        _add(total[start:end, :end], left[:, start:end], right[:, :end])
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left^T right` to `total [N, K]`, in place; `left [T, N]` and `right [T, K]` are float32."""
+    _add(total, *_factors(left, right))
+
+
+def _factors(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """What to multiply: on a GPU the halves, one below the other."""
+    if not left.is_cuda:
+        return left, right
+    (high, low), (other_high, other_low) = _halves(left), _halves(right)
+    return torch.cat([high, high, low]), torch.cat([other_high, other_low, other_high])
+
+
+def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    high = values.bfloat16()
+    return high, (values - high.float()).bfloat16()
+
+
+def _add(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype is total.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total += torch.mm(left.t(), right, out_dtype=total.dtype)
 
 
 def mirror(total: Tensor) -> Tensor:

@@ -7,15 +7,27 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+LEAST_BUILTIN = 50_000
+"""Characters that the builtin text has at least; some builds of Python come without most of it."""
+
 
 def builtin_text() -> tuple[str, str]:
     """Two disjoint halves of the language reference that ships with CPython, for calibration and for evaluation.
 
     About 230,000 characters each; the exact text depends on the Python version.
+
+    Raises:
+        ValueError: this Python comes without it.
     """
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[key] for key in sorted(topics))
+    if len(text) < LEAST_BUILTIN:
+        raise ValueError(
+            f"calibration: expected the language reference that ships with CPython, at least {LEAST_BUILTIN:,} "
+            f"characters, got {len(text):,} in pydoc_data.topics of this Python; give text of your own with "
+            f"--calibration and --evaluate"
+        )
     middle = text.index("\n\n", len(text) // 2)
     return text[:middle], text[middle:]
 

@@ -16,7 +16,7 @@ from pruning.model.layers import IN_MEMORY, Layers, layer_list
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.batches import Batch, by_name
 from pruning.observe.capture import MIN_TOKENS, Recorder, Statistics, prepare_experts
-from pruning.observe.moments import add_gram, mirror
+from pruning.observe.moments import add_gram, add_product, mirror
 from pruning.observe.neurons import Neurons
 from pruning.repair.form import Form
 from pruning.repair.memory_budget import NO_LIMIT, MemoryBudget
@@ -71,7 +71,7 @@ class Examples:
         root = weight.sqrt()[:, None]
         z, weighted = z * root, target * root
         add_gram(self.gram, z)
-        self.cross.addmm_(z.t(), weighted)
+        add_product(self.cross, z, weighted)
         self.energy += weighted.square().sum(dtype=torch.float64)
         self.n_tokens += len(z)
         if self._keep:

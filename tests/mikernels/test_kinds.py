@@ -60,6 +60,8 @@ class Shared:
         return self.device or self.values.__dlpack_device__()
 
 
+ROUNDING = 2e-6 if torch.cuda.is_available() else 0.0
+"""Nats; jax has its arrays on a GPU if there is one, and then other kernels take them."""
 ARRAYS = [jax_array, strict_array, np.asarray, torch.from_numpy]
 
 
@@ -84,14 +86,15 @@ def test_every_function_answers_in_the_kind_of_array_that_came(make, values, exp
     ]
     assert {type(result) for result in results} == {type(x)}
     assert isinstance(pairs, Pairs)
-    assert np.array_equal(np.asarray(mi), expected)
+    assert np.allclose(np.asarray(mi), expected, rtol=0, atol=ROUNDING)
     assert [int(pairs.first[0]), int(pairs.second[0])] == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "float16", "bfloat16"])
 def test_types_of_jax_are_read_exactly(values, dtype):
     x = jax_array(values).astype(dtype)
-    assert np.array_equal(mutual_information(x), mutual_information(np.asarray(x, dtype=np.float32)))
+    expected = mutual_information(np.asarray(x, dtype=np.float32))
+    assert np.allclose(mutual_information(x), expected, rtol=0, atol=ROUNDING)
 
 
 def test_arrays_that_numpy_alone_can_read_give_those_of_numpy(values, expected):

@@ -28,7 +28,7 @@ def start(folder, *arguments):
             contextlib.redirect_stdout(nothing),
             contextlib.redirect_stderr(nothing),
         ):
-            status = main(arguments)
+            status = main([*arguments, "--device=cpu"])  # forks cannot use a GPU
     finally:
         os._exit(status)
 

@@ -75,6 +75,8 @@ def own_neurons(block, expert, read):
     else:
         _, gates, index = (block.router if hasattr(block, "router") else block.gate)(read)
         chosen = (index == expert).any(1)
+        if gates.shape != index.shape:  # of all experts, in some versions
+            gates = gates.gather(1, index)
         scale = (gates * (index == expert)).sum(1)
     rows = read[chosen]
     fused, _, bias, _ = weights(module, expert)

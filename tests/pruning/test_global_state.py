@@ -95,7 +95,7 @@ def test_a_model_is_loaded_in_any_state(name, saved):
     folder, weights = saved
     with STATES[name]():
         before = state()
-        model, _ = load_model(str(folder), dtype=torch.float32)
+        model, _ = load_model(str(folder), dtype=torch.float32, device="cpu")
         assert state() == before
     assert all(torch.equal(weight, weights[key]) for key, weight in model.state_dict().items())
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from mikernels.ranks import Ranks
 from pruning import Settings, plan, prune
 from pruning.cli import main
+from pruning.observe.moments import add_gram, add_product, mirror
 from pruning.observe.samples import sample_sequences
 from pruning.report.quality import perplexity
 
@@ -48,6 +49,22 @@ def test_a_gpu_chooses_and_repairs_as_a_cpu_does(windows, name, options):
     torch.testing.assert_close(
         outputs(on_gpu, windows.cuda()).cpu(), outputs(on_cpu, windows), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
+def test_moments_on_the_tensor_cores_are_as_exact_as_in_float32(scale):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3000, 1100, generator=generator) * torch.logspace(-4, 4, 1100) * scale
+    other = torch.randn(3000, 70, generator=generator)
+    exact, product = values.double().t() @ values.double(), values.double().t() @ other.double()
+    gram, cross = torch.zeros(1100, 1100, device="cuda"), torch.zeros(1100, 70, device="cuda")
+    add_gram(gram, values.cuda())
+    add_product(cross, values.cuda(), other.cuda())
+    norms = exact.diagonal().sqrt()
+    error = (mirror(gram).cpu().double() - exact) / torch.outer(norms, norms)
+    assert error.abs().max() < 2e-5
+    error = (cross.cpu().double() - product) / torch.outer(norms, other.double().norm(dim=0))
+    assert error.abs().max() < 2e-5
 
 
 def test_refining_on_a_gpu_loses_no_more_than_on_a_cpu(windows):

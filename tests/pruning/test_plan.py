@@ -150,11 +150,12 @@ def test_hidden_states_that_exceed_the_budget_are_on_disk_and_not_in_memory(
     monkeypatch.setattr(planning, "own_memory", lambda: 0)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"]))
     settings = Settings(repair=repair, refine=refine)
-    whole = plan(tmp_path, settings=settings, device="cpu", rates=RATES)
+    options = {"device": "cpu", "dtype": torch.float32, "rates": RATES}
+    whole = plan(tmp_path, settings=settings, **options)
     states = 4 * 57_344 * LARGE["70B"]["hidden_size"]
     kept = states * (1 if repair == "lstsq" else 6 if refine else 3)
     for budget in (1, states, 100 * states):
-        limited = plan(tmp_path, settings=replace(settings, memory_budget=budget), device="cpu", rates=RATES)
+        limited = plan(tmp_path, settings=replace(settings, memory_budget=budget), **options)
         exceeding = max(0, kept - budget)
         stages = {stage.name: stage.memory for stage in limited.stages}
         before = {stage.name: stage.memory for stage in whole.stages}

@@ -175,7 +175,15 @@ def free_port():
 def test_the_command_that_torchrun_starts_speaks_once(folder, extra):
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     sizes = ["--ratio=0.25", "--multiple-of=4", "--sequence-length=32", "--calibration-tokens=512"]
-    arguments = ["model", "--out=out", "--calibration=text.txt", "--sample-size=64", *sizes, *extra]
+    arguments = [
+        "model",
+        "--out=out",
+        "--calibration=text.txt",
+        "--sample-size=64",
+        "--device=cpu",
+        *sizes,
+        *extra,
+    ]
     with processes(2) as started:
         first, second = started.run(2, rank_work.command, folder, arguments, free_port())
     assert first[0] == second[0] == 0
@@ -198,7 +206,7 @@ def test_the_command_that_torchrun_starts_speaks_once(folder, extra):
 def test_an_error_of_the_command_is_shown_once(folder, argument, message):
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     sizes = ["--ratio=0.25", "--multiple-of=4", "--sequence-length=32", "--sample-size=64"]
-    arguments = ["model", "--out=out", "--calibration=text.txt", *sizes, argument]
+    arguments = ["model", "--out=out", "--calibration=text.txt", "--device=cpu", *sizes, argument]
     with processes(2) as started:
         answers = started.run(2, rank_work.command, folder, arguments, free_port())
     assert [code for code, _, _ in answers] == [1, 1]
