@@ -69,12 +69,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> Bat
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that the tokenizer puts in front of a text by itself: a BOS token as a rule, or nothing."""
+    return around_text(tokenizer)[0]
+
+
+def around_text(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer puts in front of a text and behind it by itself."""
     complete = encode(tokenizer, "a")["input_ids"]
     plain = encode(tokenizer, "a", add_special_tokens=False)["input_ids"]
     for start in range(len(complete) - len(plain) + 1):
-        if complete[start : start + len(plain)] == plain:
-            return list(complete[:start])
-    return []
+        end = start + len(plain)
+        if complete[start:end] == plain:
+            return list(complete[:start]), list(complete[end:])
+    return [], []
 
 
 def token_windows(
@@ -94,25 +100,24 @@ def token_windows(
         bos: otherwise begin each window with the tokens that the tokenizer puts in front of a text (`beginning`).
 
     Raises:
-        ValueError: the text does not fill one window, the length leaves no room for text, or special tokens from a
-            tokenizer that cannot cut text into windows.
+        ValueError: the text does not fill one window, the length leaves no room for text, or special tokens that are
+            not the same around every text.
     """
-    prefix = beginning(tokenizer) if bos and not special_tokens else []
-    extra = tokenizer.num_special_tokens_to_add() if special_tokens else len(prefix)
-    if length < 2 + extra:
-        raise ValueError(f"length: expected windows of at least {2 + extra} tokens, got {length}")
+    prefix, suffix = around_text(tokenizer)
     if special_tokens:
-        if not tokenizer.is_fast:
+        if len(prefix) + len(suffix) != tokenizer.num_special_tokens_to_add():
             raise ValueError(
-                f"tokenizer: expected a fast tokenizer to cut an encoder's windows, got {type(tokenizer).__name__}; "
-                "pass windows of token ids"
+                f"tokenizer: expected one that puts {tokenizer.num_special_tokens_to_add()} special tokens around a "
+                f"text, got {prefix} and {suffix} around 'a' from {type(tokenizer).__name__}; pass windows of token ids"
             )
-        cut = encode(tokenizer, text, truncation=True, max_length=length, return_overflowing_tokens=True)
-        pieces = cut["input_ids"]
     else:
-        ids = encode(tokenizer, text, add_special_tokens=False, verbose=False)["input_ids"]
-        step = length - len(prefix)
-        pieces = [prefix + ids[start : start + step] for start in range(0, len(ids), step)]
+        prefix, suffix = prefix if bos else [], []
+    step = length - len(prefix) - len(suffix)
+    if step < 2:
+        raise ValueError(f"length: expected windows of at least {length - step + 2} tokens, got {length}")
+    # Not by the tokenizer's own truncation: version 0.23.2 of tokenizers loses what follows the first window.
+    ids = encode(tokenizer, text, add_special_tokens=False, verbose=False)["input_ids"]
+    pieces = [[*prefix, *ids[start : start + step], *suffix] for start in range(0, len(ids), step)]
     windows = [piece for piece in pieces if len(piece) == length]
     count = len(windows) if limit is None else min(limit, len(windows))
     if not windows:

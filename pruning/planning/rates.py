@@ -6,25 +6,41 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import mikernels
 from pruning.choose.elimination import conditional_mi
+from pruning.observe.moments import add_product
 from pruning.settings import Settings
 
 SECONDS = 0.15
 """That each rate is measured for, after one call that does not count."""
-SIZE = 1024
-"""Rows and columns of the matrices that are multiplied."""
-FACTORED = 2048
-"""Rows of those that are decomposed, which reach their speed only when they are large."""
 FILE_BYTES = 2**26
-PAIRED = 256
-"""Neurons whose pairs with as many others are measured."""
-FEW = 64
-"""Neurons whose elimination takes no time but that of starting operations."""
+
+
+class Sizes(NamedTuple):
+    """Of what is measured: as small as it can be at the speed of large ones.
+
+    Attributes:
+        product: rows and columns of the matrices that are multiplied.
+        factor: rows of those that are decomposed.
+        stream: rows, of `product` columns, that a product with a vector reads; more bytes than caches have.
+        pairs: neurons whose pairs with as many others are measured.
+        few: neurons whose elimination takes no time but that of starting operations.
+    """
+
+    product: int
+    factor: int
+    stream: int
+    pairs: int
+    few: int
+
+
+ON_CPU = Sizes(product=1024, factor=2048, stream=16384, pairs=256, few=64)
+ON_GPU = Sizes(product=8192, factor=8192, stream=16384, pairs=2048, few=512)
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Rates:
 
     Attributes:
         product: FLOP/s of matrix products in the dtype that the model computes in.
-        product32, product64: in float32 and float64.
+        product32, product64: in float32 (`pruning.observe.moments`) and float64.
         factor32, factor64: FLOP/s of a Cholesky decomposition, n^3 / 3 of them, and what follows from it.
         stream: bytes/s that a matrix-vector product reads.
         step: seconds of one step of backward elimination that reads next to nothing.
@@ -62,43 +78,48 @@ def measure_rates(settings: Settings, dtype: torch.dtype, device: str, folder: P
         dtype: that the model computes in.
         folder: on the disk that will be written to.
     """
-    generator = torch.Generator().manual_seed(0)
-    square = torch.randn(SIZE, SIZE, generator=generator).to(device)
+    sizes = ON_CPU if torch.device(device).type == "cpu" else ON_GPU
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, device=device)
+
+    square = random(sizes.product, sizes.product)
+    total = torch.zeros_like(square)
 
     def seconds(call: Callable[[], object]) -> float:
         return _seconds(call, device)
 
     def product(dtype: torch.dtype) -> float:
         values = square.to(dtype)
-        return 2 * SIZE**3 / seconds(lambda: values @ values)
+        return 2 * sizes.product**3 / seconds(lambda: values @ values)
 
     def factor(dtype: torch.dtype) -> float:
-        positive = torch.full((FACTORED, FACTORED), 0.5, dtype=dtype, device=device)
+        positive = torch.full((sizes.factor, sizes.factor), 0.5, dtype=dtype, device=device)
         positive.diagonal().fill_(1)
-        return FACTORED**3 / 3 / seconds(lambda: torch.linalg.cholesky(positive))
+        return sizes.factor**3 / 3 / seconds(lambda: torch.linalg.cholesky(positive))
 
-    long = torch.randn(16 * SIZE, SIZE, generator=generator).to(device)  # 64 MB, more than most caches
-    sample = torch.randn(settings.sample_size, 2 * PAIRED, generator=generator).to(device)
-    few = square[:FEW, :FEW]
+    long = random(sizes.stream, sizes.product)
+    sample = random(settings.sample_size, 2 * sizes.pairs)
+    few = square[: sizes.few, : sizes.few]
     read, write = _disk(folder)
     return Rates(
         product=product(dtype),
-        product32=product(torch.float32),
+        product32=2 * sizes.product**3 / seconds(lambda: add_product(total, square, square)),
         product64=product(torch.float64),
         factor32=factor(torch.float32),
         factor64=factor(torch.float64),
         stream=long.nbytes / seconds(lambda: long @ long[0]),
-        step=seconds(lambda: conditional_mi(few @ few.t(), few)) / FEW,
-        pair=seconds(lambda: _pairs(sample, settings)) / PAIRED**2,
+        step=seconds(lambda: conditional_mi(few @ few.t(), few)) / sizes.few,
+        pair=seconds(lambda: _pairs(sample, settings)) / sizes.pairs**2,
         read=read,
         write=write,
     )
 
 
 def _pairs(sample: Tensor, settings: Settings) -> Tensor:
-    return mikernels.mutual_information(
-        sample[:, :PAIRED], sample[:, PAIRED:], estimator=settings.estimator, nodes=settings.nodes
-    )
+    left, right = sample.chunk(2, dim=1)
+    return mikernels.mutual_information(left, right, estimator=settings.estimator, nodes=settings.nodes)
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:

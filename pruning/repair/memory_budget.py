@@ -25,6 +25,7 @@ class MemoryBudget:
         folder: for the files; by default that for temporary files.
         """
         self._left, self._folder = n_bytes, folder
+        self._device = torch.device("cpu")  # until a tensor comes from elsewhere
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor, or an equal one elsewhere."""
@@ -37,13 +38,14 @@ class MemoryBudget:
             OSError: the file cannot be written, such as to a full disk.
         """
         n_bytes = sum(part.numel() * part.element_size() for part in parts)
+        self._device = next((part.device for part in parts if part.device.type != "cpu"), self._device)
         if self._left is None or n_bytes <= self._left:
-            kept = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+            kept = parts[0] if len(parts) == 1 else torch.cat([part.to(self._device) for part in parts])
             if self._left is not None:
                 self._left -= n_bytes
                 weakref.finalize(kept, self._give_back, n_bytes).atexit = False
             return kept
-        if parts[0].device.type != "cpu":
+        if self._device.type != "cpu":  # then some of them may wait on the CPU already
             return torch.cat([part.detach().cpu() for part in parts])
         return self._in_file(parts)
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks.gpu import cost
-from mikernels.triton_impl.configs import Config
+from benchmarks.gpu import checks, cost
+from mikernels.triton_impl.configs import CHIPS, Config
 
 DRY_RUN = """
 import runpy, sys
@@ -67,6 +67,14 @@ def test_floor_of_a_small_case_is_the_time_of_its_slowest_resource(wide_tiles):
     # a data sheet does not state the rate of L2
     fp16, _ = cost.floor("grid", 32, 128, "fp16", "H100")  # twice the bytes of features
     assert fp16 == pytest.approx((4 * 32 * 128 + 4 * 512 * 128 + 4 * 32 * 32) / 3.35e12)
+
+
+@pytest.mark.parametrize("case", checks.SPEED, ids=str)
+def test_every_speed_that_is_measured_has_an_expected_one(case):
+    """The counts of the tiles that are shipped are recorded."""
+    for name, chip in cost.CHIP.items():
+        if case.precision in CHIPS[chip.family]:
+            assert cost.expected(*case[:4], name, case.nodes)[0] > 0
 
 
 def test_expected_time_charges_the_instructions_that_follow_a_product(wide_tiles, monkeypatch):

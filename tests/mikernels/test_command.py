@@ -387,7 +387,12 @@ open("a.h5ad", "wb").write(b"\\x89HDF\\r\\n\\x1a\\n")
 print(json.dumps([done, main(["a.h5ad"])]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=os.path.dirname(data)
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=os.path.dirname(data),
+        env=os.environ | {"PYTHONPATH": os.getcwd()},  # also where the package is not installed
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, 1]

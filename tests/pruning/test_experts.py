@@ -73,10 +73,10 @@ def own_neurons(block, expert, read):
         chosen = block.router(read)[1].argmax(1) == expert
         read = read * block.router(read)[0][:, expert, None]
     else:
-        _, gates, index = (block.router if hasattr(block, "router") else block.gate)(read)
+        found = (block.router if hasattr(block, "router") else block.gate)(read)  # in an order of the version
+        index = next(t for t in found if not t.is_floating_point())
+        gates = next(t for t in found if t.is_floating_point() and t.shape == index.shape)
         chosen = (index == expert).any(1)
-        if gates.shape != index.shape:  # of all experts, in some versions
-            gates = gates.gather(1, index)
         scale = (gates * (index == expert)).sum(1)
     rows = read[chosen]
     fused, _, bias, _ = weights(module, expert)

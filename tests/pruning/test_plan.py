@@ -13,7 +13,7 @@ from pruning.cli import main
 from pruning.model.headers import read_header
 from pruning.planning import plan as planning
 from pruning.planning.plan import own_memory
-from pruning.planning.rates import Rates
+from pruning.planning.rates import Rates, Sizes
 
 from tiny import tiny, tiny_model, tiny_tokenizer
 
@@ -204,7 +204,8 @@ def test_the_command_shows_the_plan_and_fails_if_it_does_not_fit(tmp_path, monke
 
 def test_the_command_measures_this_machine_and_prints_json(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    less = {"SECONDS": 1e-6, "SIZE": 64, "FACTORED": 128, "FILE_BYTES": 2**16, "PAIRED": 16}
+    sizes = Sizes(product=64, factor=128, stream=1024, pairs=16, few=64)
+    less = {"SECONDS": 1e-6, "FILE_BYTES": 2**16, "ON_CPU": sizes}
     for name, value in less.items():
         monkeypatch.setattr(f"pruning.planning.rates.{name}", value)
     tiny_model("Llama").save_pretrained("model")
