@@ -8,8 +8,8 @@ measured times beside both.
 - The floor is the largest time that the data sheet's rates leave: tensor-core operations, bytes from device memory,
   special functions (exponentials and logarithms).
 - What to expect charges the compiled code as well: the instructions that follow a product, from the last rows of
-  `results/compile.jsonl`, which nothing hides unless two programs share a multiprocessor; and bytes from L2 at the rate
-  of published microbenchmarks.
+  `results/compile.jsonl`, which nothing hides unless two programs share a multiprocessor; and bytes from L2. On an H200
+  whole calls take 1.3 to 2.1 times as long (`results/gpu.md`).
 
 The floors of the other stages of pruning are their matrix products at the rate of the chip, and writing the weights to
 disk.
@@ -30,9 +30,10 @@ from mikernels.triton_impl.renyi2 import ROWS
 class Chip:
     """Peak rates of a chip, per second, from its data sheet.
 
-    Float32 operands of `matrix` take three products in TF32 (AMD: the float32 matrix rate). `l2` is from published
-    microbenchmarks, accurate to about 20 %. `algebra` is the peak of float32 without TF32 and of float64 on the tensor
-    cores, which are the same on each of these chips.
+    Float32 operands of `matrix` take three products in TF32 (AMD: the float32 matrix rate). `l2` of Hopper is what
+    `grid` in int8 has read on an H200 (10.7 TB/s), which may be less than the limit; of others, what published
+    microbenchmarks have, accurate to about 20 %. `algebra` is the peak of float32 without TF32 and of float64 on the
+    tensor cores, which are the same on each of these chips.
     """
 
     family: str  # key of `mikernels.triton_impl.configs`
@@ -45,8 +46,8 @@ class Chip:
 
 HOPPER = {"fp16": 989e12, "int8": 1979e12, "fp8": 1979e12, "fp32": 495e12 / 3}
 CHIP = {
-    "H100": Chip("sm_90", HOPPER, 3.35e12, 5.5e12, 16 * 132 * 1.755e9, 67e12),
-    "H200": Chip("sm_90", HOPPER, 4.8e12, 5.5e12, 16 * 132 * 1.755e9, 67e12),
+    "H100": Chip("sm_90", HOPPER, 3.35e12, 10.7e12, 16 * 132 * 1.755e9, 67e12),
+    "H200": Chip("sm_90", HOPPER, 4.8e12, 10.7e12, 16 * 132 * 1.755e9, 67e12),
     "A100": Chip(
         "sm_80", {"fp16": 312e12, "int8": 624e12, "fp32": 156e12 / 3}, 2.04e12, 4.0e12, 16 * 108 * 1.41e9, 19.5e12
     ),
@@ -191,18 +192,21 @@ def stages(model: Model, chip: str) -> dict[str, float]:
     dropped = n - kept
     tokens = TOKENS_PER_NEURON * kept
     forward = 2 * model.parameters * tokens / rates.matrix["fp16"]
-    moments = 2.0 * n**2 * tokens  # float32, without using symmetry
+    moments = 3 * n**2 * tokens  # three 16-bit products of half of a symmetric matrix
     # Invert the moments, then apply a rank-one update of the remainder for each neuron, in blocks.
     elimination = n**3 + 2 * n**3 / 3
     # Predict the dropped neurons from the kept ones: Cholesky factor and solution.
     explanation = kept**3 / 3 + 2.0 * kept**2 * dropped
-    # Moments of the kept neurons in the pruned stream, their product with the residual, Cholesky factor, solution.
-    fit = 2.0 * kept * (kept + d) * tokens + kept**3 / 3 + 2.0 * kept**2 * d
+    # Of all neurons in the pruned stream, where it is not known yet which are kept, and of their product with the
+    # residual.
+    targets = moments + 6.0 * n * d * tokens
+    # Cholesky factor, solution.
+    fit = kept**3 / 3 + 2.0 * kept**2 * d
     weights = model.parameters - model.layers * 3 * d * dropped
     mi = floor("grid", n, SAMPLES, "int8", chip)[0]
     return {
-        # dense stream with moments, and pruned stream
-        "capture": 2 * forward + model.layers * moments / rates.algebra,
+        # dense and pruned stream, and the moments of both
+        "capture": 2 * forward + model.layers * (moments + targets) / rates.matrix["fp16"],
         "measure": model.layers * (mi + elimination / rates.algebra),
         "select": model.layers * explanation / rates.algebra,
         # and another pass through the pruned FFN

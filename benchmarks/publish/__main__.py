@@ -7,12 +7,13 @@ Without PAGE, all pages whose rows exist are generated.
 
 from pathlib import Path
 
-from benchmarks.publish import accuracy, glue, quality, reliability, sizes, stages, texts, throughput
+from benchmarks.publish import accuracy, glue, gpu, quality, reliability, sizes, stages, texts, throughput
 from benchmarks.record import RESULTS, argument_parser
 
 PAGES = {
     "accuracy": ("accuracy.jsonl", accuracy.publish),
     "glue": ("glue.jsonl", glue.publish),
+    "gpu": ("gpu.jsonl", gpu.publish),
     "quality": ("quality.jsonl", quality.publish),
     "reliability": ("reliability.jsonl", reliability.publish),
     "sizes": ("sizes.jsonl", sizes.publish),

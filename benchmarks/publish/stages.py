@@ -14,17 +14,19 @@ from benchmarks.record import Row, load
 from benchmarks.tables import duration, percent, table
 
 Seconds = Mapping[str, float]  # by stage
-CHIP = "H100"
+CHIP = "H200"
+LARGE = "Llama 7B"
+"""In rows `plan` of a GPU, all layers of which were pruned."""
 STAGE_COLORS = ("#1f5fa8", "#2a8f82", "#b9772c", "#7a5aa6", "#7d828b", "#a8505f")
 ROOM_FOR_TEXT = 0.06  # share of a bar that fits a time
 PREDICTION = (
     f"Lower bounds from the data sheet of one {CHIP}, assuming that the weights fit on it and that "
     f"{percent(cost.RATIO)} of the neurons are dropped. N is the number of neurons of a layer, K of them are kept, and "
     f"d is the width of the stream; calibration has {cost.TOKENS_PER_NEURON} tokens for each kept neuron. *capture*: "
-    "the dense and the pruned stream, 4 x parameters x tokens in fp16, and the second moments of each layer, 2 N² x "
-    f"tokens in fp32. *measure*: `grid` in int8 with {cost.SAMPLES:,} samples, and backward elimination, N³ for the "
-    "inverse of the moments and 2/3 N³ for the order. *select*: variance explained by the kept neurons, K³/3 + 2 K² (N "
-    "- K). *repair*: sequential, the FFN again, 6 K d x tokens in fp16, moments 2 K (K + d) x tokens, K³/3 + 2 K² d. "
+    "the dense and the pruned stream, 4 x parameters x tokens, and the second moments of each layer in both, 6 N (N + "
+    f"d) x tokens, in 16 bits. *measure*: `grid` in int8 with {cost.SAMPLES:,} samples, and backward elimination, N³ "
+    "for the inverse of the moments and 2/3 N³ for the order. *select*: variance explained by the kept neurons, K³/3 + "
+    "2 K² (N - K). *repair*: sequential, the FFN again, 6 K d x tokens in 16 bits, K³/3 + 2 K² d. "
     f"Linear algebra in fp64. *save*: 16-bit weights to a disk of {cost.DISK / 1e9:.0f} GB/s."
 )
 
@@ -37,30 +39,48 @@ def publish(path: Path, out: Path) -> None:
     demo = demos[-1]
     case = demo["case"]
     predicted = {name: cost.stages(model, CHIP) for name, model in cost.MODELS.items()}
+    large = [
+        row
+        for row in load(path.with_name("gpu.jsonl"))
+        if row["benchmark"] == "plan" and row["case"]["model"] == LARGE and row["result"]["measured_seconds"]
+    ]
     sections = [
-        "Time of each stage of pruning a model: **measured** for a small model on a CPU, *predicted*, not measured, "
-        "for large models on a GPU.",
-        stage_table(demo, predicted),
+        "Time of each stage of pruning a model: **measured** for a small model on a CPU and for one of 7 billion "
+        "random weights on a GPU, *predicted*, not measured, for large models on a GPU.",
+        stage_table(demo, large[-1:], predicted),
         "![Share of each stage](stages.png)",
         f"**Measured**: {model_name(demo)}, {case['calibration_tokens']:,} calibration tokens, MI by "
         f"`{case['estimator']}` from {case['sample_size']:,} samples, {percent(case['ratio'])} of the neurons dropped. "
         "A stage without a time was not timed separately; the MI of dropped with kept neurons, all that this run "
         f"needs, counts in *select*. {conditions([demo])}",
+        *(_of_large(row) for row in large[-1:]),
         f"*Predicted*: {PREDICTION}",
     ]
     write_page(out / "stages.md", "Stages of pruning", path.name, "python -m benchmarks.speed.demo", sections)
     save(draw, out / "stages", demo, predicted)
 
 
-def stage_table(demo: Row, predicted: Mapping[str, Seconds]) -> str:
-    columns = [demo["result"]["seconds_of_stages"], *predicted.values()]
+def _of_large(row: Row) -> str:
+    case = row["case"]
+    return (
+        f"**Measured**: the shape of {LARGE}, {case['layers']} layers of random weights in {case['dtype']} on the "
+        f"GPU, {case['tokens']:,} tokens, {percent(case['ratio'])} of the neurons dropped; nothing was saved. "
+        f"{machine(row)}, torch {row['versions']['torch']}, commit {row['commit']}, {row['date']}."
+    )
+
+
+def stage_table(demo: Row, large: Sequence[Row], predicted: Mapping[str, Seconds]) -> str:
+    measured = [row["result"]["measured_seconds"] for row in large]
+    columns = [demo["result"]["seconds_of_stages"], *measured, *predicted.values()]
     lines = [
         [stage, *(duration(column[stage]) if stage in column else "" for column in columns)]
         for stage in stage_names(columns)
     ]
     lines.append(["sum", *(duration(sum(column.values())) for column in columns)])
+    names = [model_name(demo), *(f"{LARGE} on an {machine(row)}" for row in large)]
     return table(
-        ["", f"{model_name(demo)}, **measured**", *(f"{name}, *predicted*" for name in predicted)], lines
+        ["", *(f"{name}, **measured**" for name in names), *(f"{name}, *predicted*" for name in predicted)],
+        lines,
     )
 
 

@@ -19,15 +19,19 @@ def publish(path: Path, out: Path) -> None:
         "writes itself, *wikitext* the validation split of WikiText-2 (the column is its test split). Prose is news "
         "from the development set of RTE; code is that of numpy. Lower is better.",
     ]
-    groups: dict[tuple[str, float], list[Row]] = {}
+    groups: dict[tuple[str, float, str, int], list[Row]] = {}
     for row in latest(path):
-        groups.setdefault((row["case"]["model"], row["case"]["settings"]["ratio"]), []).append(row)
-    for (model, ratio), rows in groups.items():
+        case = row["case"]
+        where = row["machine"].get(
+            "gpu", "CPU"
+        )  # where the texts that ship with other versions differ as well
+        groups.setdefault((case["model"], case["settings"]["ratio"], where, case["windows"]), []).append(row)
+    for (model, ratio, where, _), rows in groups.items():
         case, texts = rows[-1]["case"], rows[-1]["result"]["dense"]
         change = rows[-1]["result"]["parameters"] / case["parameters"] - 1
         dense = ", ".join(f"{text} {value:.2f}" for text, value in texts.items())
         sections += [
-            f"## {model}, {percent(ratio)} of the neurons dropped",
+            f"## {model}, {percent(ratio)} of the neurons dropped, on {'a' if where == 'CPU' else 'an'} {where}",
             f"{100 * change:+.1f} % parameters in the whole model. Perplexity of the dense model: {dense}; "
             f"{case['windows']} windows of {case['calibration']['length']} tokens of each, in {case['dtype']}. "
             f"{conditions(rows)}",

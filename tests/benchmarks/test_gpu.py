@@ -58,10 +58,10 @@ def test_work_of_a_small_case_is_the_one_counted_by_hand(wide_tiles):
 
 
 def test_floor_of_a_small_case_is_the_time_of_its_slowest_resource(wide_tiles):
-    """On an H100: 50.3 Mops at 1979 T/s, 152 kB at 3.35 TB/s, 295 kB at 5.5 TB/s, 197 k logarithms at 3.7 T/s."""
+    """On an H100: 50.3 Mops at 1979 T/s, 152 kB at 3.35 TB/s, 295 kB at 10.7 TB/s, 197 k logarithms at 3.7 T/s."""
     seconds = cost.work("grid", 32, 128, "int8", "sm_90").seconds(cost.CHIP["H100"], "int8")
     assert seconds == pytest.approx(
-        {"tensor cores": 25.4e-9, "memory": 45.2e-9, "L2": 53.6e-9, "special functions": 53.0e-9}, rel=2e-3
+        {"tensor cores": 25.4e-9, "memory": 45.2e-9, "L2": 27.6e-9, "special functions": 53.0e-9}, rel=2e-3
     )
     assert cost.floor("grid", 32, 128, "int8", "H100") == (seconds["special functions"], "special functions")
     # a data sheet does not state the rate of L2
@@ -86,4 +86,5 @@ def test_expected_time_charges_the_instructions_that_follow_a_product(wide_tiles
     assert limit == "product and what follows"
     assert seconds == pytest.approx(25.4e-9 + 6 * 2000 / (132 * 1.755e9), rel=2e-3)
     monkeypatch.setattr(cost, "compiled", lambda *_: counts | {"programs_per_multiprocessor": 2})
-    assert cost.expected("grid", 32, 128, "int8", "H100") == (pytest.approx(53.6e-9, rel=2e-3), "L2")
+    found = cost.expected("grid", 32, 128, "int8", "H100")  # one hides behind the other
+    assert found == (pytest.approx(53.0e-9, rel=2e-3), "special functions")

@@ -101,7 +101,7 @@ def test_exponent_of_a_power_law():
 
 def test_stages_of_the_last_demo_stand_beside_the_predicted_ones():
     demo = {"case": {"model": "Tiny.gguf"}, "result": {"seconds_of_stages": {"capture": 20.0, "new": 5.0}}}
-    lines = stages.stage_table(demo, {"Large": {"capture": 60.0, "save": 1.0}}).splitlines()
+    lines = stages.stage_table(demo, [], {"Large": {"capture": 60.0, "save": 1.0}}).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert cells[0] == ["", "Tiny, **measured**", "Large, *predicted*"]
     assert cells[2:] == [
