@@ -15,6 +15,8 @@ VARIANCE_RIDGE = 0.1
 but then neurons are dropped that others replace only on the calibration text."""
 BLOCK = 64
 """Neurons to drop between two updates of the matrices by one product each."""
+LEAST_BLOCKS = 8
+"""With fewer, recording them takes as long as what it saves."""
 
 
 class Elimination(NamedTuple):
@@ -56,9 +58,8 @@ class _Projection:
 class _Gram:
     """The inner products `W^T W [N, N]` alone: a step reads O(64 N) numbers, for 4 N^2 more operations in products.
 
-    By count it pays where memory is slow beside arithmetic, as on GPUs, where it is not yet measured: for N = 11,008
-    and d = 4,096 a step of `_Projection` reads 180 MB. On a CPU it is slower for N = 4,864 and d = 896
-    (`benchmarks.speed.elimination`).
+    By count it pays where memory is slow beside arithmetic, as on GPUs: for N = 11,008 and d = 4,096 a step of
+    `_Projection` reads 180 MB. On a CPU it is slower for N = 4,864 and d = 896 (`benchmarks.speed.elimination`).
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -131,9 +132,8 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
     diagonal = inverse.diagonal().maximum(floor)
     energy = weight.square().sum(0)  # |w_d|^2
     dropped = torch.zeros(n_neurons, dtype=torch.bool, device=device)
-    u = inverse.new_zeros(
-        min(BLOCK, n_drop), n_neurons
-    )  # within a block the current inverse is inverse - u^T u
+    # Within a block the current inverse is `inverse - u^T u` with the rows of u that are filled.
+    u = inverse.new_zeros(min(BLOCK, n_drop), n_neurons)
     order = torch.empty(len(u), dtype=torch.int64, device=device)
     increase = torch.empty(len(u), device=device)
     outputs.begin(u)
@@ -153,7 +153,9 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
             dropped.index_fill_(0, d, True)
             diagonal.masked_fill_(dropped, 1.0)
 
-    drop_whole_block = _recorded(drop_block) if device.type == "cuda" and n_drop > BLOCK else drop_block
+    drop_whole_block: Callable[..., None] = drop_block
+    if device.type == "cuda" and torch.version.hip is None and n_drop >= LEAST_BLOCKS * BLOCK:
+        drop_whole_block = _recorded(drop_block, device)
     orders, increases = [], []
     for start in range(0, n_drop, BLOCK):
         width = min(BLOCK, n_drop - start)
@@ -177,12 +179,13 @@ def _column(matrix: Tensor, index: Tensor) -> Tensor:
     return matrix.index_select(1, index)[:, 0]
 
 
-def _recorded(call: Callable[[], None]) -> Callable[[], None]:
+def _recorded(call: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """A call that replays what `call` launches: a step of 30 small kernels takes longer to launch than to run.
 
-    Recording launches nothing, so that the state is still that before the first block.
+    Recording launches nothing, so that the state is still that before the first block. It sees the launches on the
+    current device alone: those on another one would run, and not be replayed.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         call()
     return graph.replay

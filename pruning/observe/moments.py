@@ -5,6 +5,8 @@ bits of precision and the range of float32, and three products of halves, `h h +
 only `l l`. TF32, the mode of the hardware, has 11 bits.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,18 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _factors(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """What to multiply: on a GPU the halves, one below the other."""
-    if not left.is_cuda:
+    if not _multiplies_halves(left.device):
         return left, right
     (high, low), (other_high, other_low) = _halves(left), _halves(right)
     return torch.cat([high, high, low]), torch.cat([other_high, other_low, other_high])
+
+
+@functools.cache
+def _multiplies_halves(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA with tensor cores for bfloat16; others are not yet tried."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _halves(values: Tensor) -> tuple[Tensor, Tensor]:

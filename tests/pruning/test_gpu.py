@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from mikernels.ranks import Ranks
 from pruning import Settings, plan, prune
+from pruning.choose.elimination import conditional_mi
 from pruning.cli import main
 from pruning.observe.moments import add_gram, add_product, mirror
 from pruning.observe.samples import sample_sequences
@@ -65,6 +66,18 @@ def test_moments_on_the_tensor_cores_are_as_exact_as_in_float32(scale):
     assert error.abs().max() < 2e-5
     error = (cross.cpu().double() - product) / torch.outer(norms, other.double().norm(dim=0))
     assert error.abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("n_drop", [100, 700, 1100])
+def test_steps_that_are_replayed_drop_as_those_on_a_cpu(n_drop):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 1100, generator=generator) @ torch.randn(1100, 1100, generator=generator)
+    weight = torch.randn(300, 1100, generator=generator)
+    found, expected = (
+        conditional_mi((z.t() @ z / len(z)).to(device), weight.to(device), n_drop) for device in ("cuda", "cpu")
+    )
+    assert (found.order.cpu() == expected.order).double().mean() > 0.95  # rounding exchanges near ties
+    torch.testing.assert_close(found.damage.cpu(), expected.damage, rtol=1e-3, atol=1e-5)
 
 
 def test_refining_on_a_gpu_loses_no_more_than_on_a_cpu(windows):
