@@ -74,7 +74,8 @@ def test_steps_that_are_replayed_drop_as_those_on_a_cpu(n_drop):
     z = torch.randn(4000, 1100, generator=generator) @ torch.randn(1100, 1100, generator=generator)
     weight = torch.randn(300, 1100, generator=generator)
     found, expected = (
-        conditional_mi((z.t() @ z / len(z)).to(device), weight.to(device), n_drop) for device in ("cuda", "cpu")
+        conditional_mi((z.t() @ z / len(z)).to(device), weight.to(device), n_drop)
+        for device in ("cuda", "cpu")
     )
     assert (found.order.cpu() == expected.order).double().mean() > 0.95  # rounding exchanges near ties
     torch.testing.assert_close(found.damage.cpu(), expected.damage, rtol=1e-3, atol=1e-5)
