@@ -11,7 +11,7 @@ from pruning.model.ffn import check_found, find_ffns
 from pruning.model.knobs import Knob, find_knobs, read_entry, set_entry
 from pruning.model.surgery import resize_ffn
 
-from tiny import tiny, tiny_config
+from tiny import tiny, tiny_config, tiny_model
 
 
 def knobs_of(class_name: str, **entries):
@@ -305,3 +305,8 @@ def test_the_config_is_not_changed_by_the_experiments():
 def test_a_changed_config_is_not_mistaken_for_the_one_before():
     assert knobs_of("LlamaForCausalLM").found[0].value == 40
     assert knobs_of("LlamaForCausalLM", intermediate_size=56).found[0].value == 56
+
+
+def test_ffns_that_are_too_narrow_are_refused_as_such():
+    with pytest.raises(ValueError, match="intermediate_size: FFNs of 12 neurons, expected 16 or more"):
+        find_ffns(tiny_model("Llama", width=12))
