@@ -136,7 +136,8 @@ def main() -> int:
         "sanitizer": ("compute-sanitizer", process(run_sanitizer)),
         "tests": ("tests", process(run_tests)),
     }
-    rerun = command("benchmarks.gpu", autotune=args.autotune, activations=args.activations)
+    chosen = None if tuple(args.parts) == PARTS else args.parts
+    rerun = command("benchmarks.gpu", autotune=args.autotune, activations=args.activations, parts=chosen)
     found: list[dict[str, Any]] = []
     for name in args.parts:
         title, part = parts[name]

@@ -25,8 +25,8 @@ def publish(path: Path, out: Path) -> None:
         _errors([r for r in rows if r["benchmark"] == "gpu-accuracy"]),
         "## What each choice is worth",
         "The same launch with one choice undone, in turn with the others; times relative to the first line of each "
-        "group. *As shipped* is what was shipped then: two programs of 128 x 128 on a multiprocessor have taken the "
-        "place of the larger tiles of `grid` in int8 since.",
+        "group. *As shipped* is what was shipped then: in int8 tiles of 128 x 256 with blocks of 256 bytes of K. Two "
+        "programs of 128 x 128 on a multiprocessor, with blocks of 128 bytes, have taken their place since.",
         _choices([r for r in rows if r["benchmark"] in ("gpu-choice", "gpu-int8-rate")]),
         "## Pruning",
         "Models of the shape of Llama with random weights in bfloat16, which lie on the GPU: 20 % of the neurons, the "
@@ -85,8 +85,13 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if any("tiles_before" in row["case"] for row in rows):
         notes.append("In parentheses, tiles that are no longer the default.")
     for row in rows:
+        case, found = row["case"], row["result"]
+        if "source" in found:
+            milliseconds = found["seconds"]["median"] * 1e3
+            notes.append(
+                f"`{case['estimator']}` in {case['precision']} in {milliseconds:.0f} ms: {found['source']}."
+            )
         if row["benchmark"] == "gpu-broadcasting":
-            case, found = row["case"], row["result"]
             notes.append(
                 f"`kde` of {case['N']} variables takes {duration(found['seconds']['median'])}, plain broadcasting in "
                 f"torch {found['times_slower']:.1f} times as long: so small, it waits for its launches."

@@ -182,10 +182,12 @@ def _column(matrix: Tensor, index: Tensor) -> Tensor:
 def _recorded(call: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """A call that replays what `call` launches: a step of 30 small kernels takes longer to launch than to run.
 
-    Recording launches nothing, so that the state is still that before the first block. It sees the launches on the
-    current device alone: those on another one would run, and not be replayed.
+    Recording launches nothing, so that the state is still that before the first block. It needs a stream of the device:
+    the one that torch takes by default is of the device of its first graph, and launches on others would run once and
+    never be replayed.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         call()
     return graph.replay

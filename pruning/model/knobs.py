@@ -145,7 +145,7 @@ def _find_knobs(class_: type[PreTrainedModel], hashed: _Config) -> Knobs:
         is_ratio = any(word in str(path[-1]) for word in RATIOS)
         is_size = value in sizes or path[-1] in UNSET  # a flat stack of experts is a multiple of it
         if value is not None and not is_ratio and (value < SMALLEST or not is_size):
-            if path[-1] in UNSET and is_size:
+            if path[-1] in UNSET:
                 rejected[".".join(map(str, path))] = f"FFNs of {value} neurons, expected {SMALLEST} or more"
             continue  # no FFN has this width
         try:

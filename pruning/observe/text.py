@@ -1,5 +1,6 @@
 """Reading text and cutting it into windows of tokens."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ def builtin_text() -> tuple[str, str]:
     Raises:
         ValueError: this Python comes without it.
     """
-    from pydoc_data.topics import topics
-
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        topics = {}
     text = "\n\n".join(topics[key] for key in sorted(topics))
     if len(text) < LEAST_BUILTIN:
         raise ValueError(
-            f"calibration: expected the language reference that ships with CPython, at least {LEAST_BUILTIN:,} "
+            f"builtin text: expected the language reference that ships with CPython, at least {LEAST_BUILTIN:,} "
             f"characters, got {len(text):,} in pydoc_data.topics of this Python; give text of your own with "
             f"--calibration and --evaluate"
         )
@@ -74,12 +77,13 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def around_text(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The tokens that the tokenizer puts in front of a text and behind it by itself."""
-    complete = encode(tokenizer, "a")["input_ids"]
-    plain = encode(tokenizer, "a", add_special_tokens=False)["input_ids"]
-    for start in range(len(complete) - len(plain) + 1):
-        end = start + len(plain)
-        if complete[start:end] == plain:
-            return list(complete[:start]), list(complete[end:])
+    for text in ("a", "A", "0"):  # a tokenizer may have no token for one of them
+        complete = encode(tokenizer, text)["input_ids"]
+        plain = encode(tokenizer, text, add_special_tokens=False)["input_ids"]
+        for start in range(len(complete) - len(plain) + 1 if plain else 0):
+            end = start + len(plain)
+            if complete[start:end] == plain:
+                return list(complete[:start]), list(complete[end:])
     return [], []
 
 
@@ -108,7 +112,7 @@ def token_windows(
         if len(prefix) + len(suffix) != tokenizer.num_special_tokens_to_add():
             raise ValueError(
                 f"tokenizer: expected one that puts {tokenizer.num_special_tokens_to_add()} special tokens around a "
-                f"text, got {prefix} and {suffix} around 'a' from {type(tokenizer).__name__}; pass windows of token ids"
+                f"text, got {prefix} and {suffix} from {type(tokenizer).__name__}; pass windows of token ids"
             )
     else:
         prefix, suffix = prefix if bos else [], []

@@ -144,6 +144,8 @@ def plan(
     free_disk = shutil.disk_usage(folder).free
     if rates is None:
         rates = measure_rates(settings, computing, device, folder)
+        if device != "cpu":
+            torch.cuda.empty_cache()  # of what was measured, so that it counts as free
     prediction = _Prediction(shapes, computing, device, from_disk=from_disk)
     widest = max((ffn for layer in shapes.layers for ffn in layer.ffns), key=lambda ffn: ffn.kept / ffn.share)
     n_tokens = settings.calibration_tokens

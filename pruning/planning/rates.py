@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
 
 
 ON_CPU = Sizes(product=1024, factor=2048, stream=16384, pairs=256, few=64)
-ON_GPU = Sizes(product=8192, factor=8192, stream=16384, pairs=2048, few=512)
+ON_GPU = Sizes(product=8192, factor=8192, stream=16384, pairs=2048, few=2048)
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,18 @@ def _pairs(sample: Tensor, settings: Settings) -> Tensor:
 
 def _seconds(call: Callable[[], object], device: str) -> float:
     """The least seconds of a call."""
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
     call()
+    wait()
     best, spent = float("inf"), 0.0
     while spent < SECONDS:
         start = time.perf_counter()
         call()
-        if device != "cpu":
-            torch.cuda.synchronize(device)
+        wait()
         best = min(best, time.perf_counter() - start)
         spent += time.perf_counter() - start
     return best

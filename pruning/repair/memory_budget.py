@@ -37,13 +37,14 @@ class MemoryBudget:
         Raises:
             OSError: the file cannot be written, such as to a full disk.
         """
+        if self._left is None:
+            return parts[0] if len(parts) == 1 else torch.cat(list(parts))
         n_bytes = sum(part.numel() * part.element_size() for part in parts)
         self._device = next((part.device for part in parts if part.device.type != "cpu"), self._device)
-        if self._left is None or n_bytes <= self._left:
+        if n_bytes <= self._left:
             kept = parts[0] if len(parts) == 1 else torch.cat([part.to(self._device) for part in parts])
-            if self._left is not None:
-                self._left -= n_bytes
-                weakref.finalize(kept, self._give_back, n_bytes).atexit = False
+            self._left -= n_bytes
+            weakref.finalize(kept, self._give_back, n_bytes).atexit = False
             return kept
         if self._device.type != "cpu":  # then some of them may wait on the CPU already
             return torch.cat([part.detach().cpu() for part in parts])

@@ -1,7 +1,11 @@
 import pydoc_data.topics
+import sys
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from pruning.observe.sequences import token_sequences
 from pruning.observe.sources import Records
@@ -34,8 +38,6 @@ def test_a_limit_spreads_the_windows_over_the_text(tokenizer):
 
 
 def test_windows_for_encoders_have_special_tokens(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -46,6 +48,29 @@ def test_windows_for_encoders_have_special_tokens(tokenizer):
     assert windows.shape == (7, 16)
     assert (windows[:, 0] == 1).all()
     assert (windows[:, -1] == 2).all()
+
+
+def test_windows_of_an_alphabet_without_small_letters_have_special_tokens_at_both_ends():
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *"ACGT"])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    windows = token_windows(tokenizer, "ACGTAC" * 3, 8, special_tokens=True)
+    assert windows.tolist() == [[0, 2, 3, 4, 5, 2, 3, 1]] * 3
+
+
+@pytest.mark.parametrize("topics", [{}, {"assert": "short"}, None])
+def test_a_python_without_the_builtin_text_is_named(monkeypatch, topics):
+    if topics is None:
+        monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    else:
+        monkeypatch.setattr(pydoc_data.topics, "topics", topics)
+    with pytest.raises(
+        ValueError, match=r"builtin text: expected the language reference .* got [05] in pydoc_data"
+    ):
+        builtin_text()
 
 
 def test_the_error_for_a_missing_empty_or_binary_file_names_it(tmp_path):
