@@ -13,13 +13,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, append, argument_parser, command, row, timed
+
+Results = Iterable[dict[str, Any]]
 
 SECONDS = 520  # no part runs longer than this after the start
 SPEED_SECONDS = 210  # no speed measurement starts later than this,
@@ -87,7 +90,7 @@ def run_process(part: str, words: list[str], limit: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"part": part, "ok": None, "said": f"did not finish within {limit:.0f} s"}
     lines = (done.stdout + done.stderr).strip().splitlines()
-    for line in lines[-30:] if done.returncode else lines[-1:]:
+    for line in lines[-300:] if done.returncode else lines[-1:]:
         print(f"  {line}")
     said = lines[-len(METRICS) :] if part == "profiler" else lines[-1] if lines else ""
     ok = done.returncode == 0 or (None if part == "profiler" else False)
@@ -114,15 +117,15 @@ def main() -> int:
     device = "cpu" if args.dry_run else "cuda"
     start = time.monotonic()
 
-    def speed() -> list[dict[str, Any]]:
+    def speed() -> Results:
         cases = checks.TINY if args.dry_run else checks.SPEED
-        found = checks.measure_speed(device, cases, start + SPEED_SECONDS, args.autotune)
-        return [*found, checks.compare_broadcasting(device, args.dry_run)]
+        yield from checks.measure_speed(device, cases, start + SPEED_SECONDS, args.autotune)
+        yield checks.compare_broadcasting(device, args.dry_run)
 
-    def process(run: Callable[[float], dict[str, Any]]) -> Callable[[], list[dict[str, Any]]]:
+    def process(run: Callable[[float], dict[str, Any]]) -> Callable[[], Results]:
         return lambda: [] if args.dry_run else [run(start + SECONDS - time.monotonic())]
 
-    parts: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
+    parts: dict[str, tuple[str, Callable[[], Results]]] = {
         "accuracy": (
             "accuracy against float64",
             lambda: checks.check_accuracy(device, args.dry_run, args.activations),
@@ -138,28 +141,28 @@ def main() -> int:
     }
     chosen = None if tuple(args.parts) == PARTS else args.parts
     rerun = command("benchmarks.gpu", autotune=args.autotune, activations=args.activations, parts=chosen)
-    found: list[dict[str, Any]] = []
+    ok: list[bool | None] = []
     for name in args.parts:
         title, part = parts[name]
         print(title, flush=True)
-        results = part()
-        found += results
-        if not args.dry_run:  # at once, so that a later part cannot lose them
-            versions = {"triton": version("triton")}
-            append(
-                [
-                    row(f"gpu-{r['part']}", rerun, r.get("case", {}), _result(r), versions, device="cuda")
-                    for r in results
-                ],
-                args.out,
-            )
-    failed = sum(r["ok"] is False for r in found)
-    print(f"{len(found)} results, {failed} failed, {time.monotonic() - start:.0f} s")
+        for found in until_an_error(name, part):
+            ok.append(found["ok"])
+            if not args.dry_run:  # at once, so that an error cannot lose it
+                benchmark, case = f"gpu-{found.pop('part')}", found.pop("case", {})
+                versions = {"triton": version("triton")}
+                append([row(benchmark, rerun, case, found, versions, device="cuda")], args.out)
+    failed = ok.count(False)
+    print(f"{len(ok)} results, {failed} failed, {time.monotonic() - start:.0f} s")
     return int(failed > 0)
 
 
-def _result(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in ("part", "case")}
+def until_an_error(name: str, part: Callable[[], Results]) -> Results:
+    """The results of a part; the last one tells of the error that ended it, which the other parts do not have."""
+    try:
+        yield from part()
+    except Exception as error:
+        traceback.print_exc()
+        yield {"part": name, "ok": False, "said": f"{type(error).__name__}: {error}"}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,12 +116,13 @@ def matmul_rate(device: str, size: int, precision: str) -> float:
     return 2 * size**3 / statistics.median(seconds_of(call, device, 10))
 
 
-def measure_speed(device: str, cases: list[Case], deadline: float, autotune: bool) -> list[dict[str, Any]]:
+def measure_speed(
+    device: str, cases: list[Case], deadline: float, autotune: bool
+) -> Iterator[dict[str, Any]]:
     """Time whole calls, preparation of operands included, beside `torch.matmul` and the floor of the chip."""
     family = chip_of(torch.device(device))
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     chip = next((chip for chip in CHIP if chip in name), None)
-    rows = []
     for case in cases:
         if time.monotonic() > deadline:
             print(f"  not reached: {case}")
@@ -163,14 +164,13 @@ def measure_speed(device: str, cases: list[Case], deadline: float, autotune: boo
             row |= {"expected_seconds": expected(*case[:4], chip, case.nodes)[0]}
         if device == "cuda":
             row["peak_memory_mb"] = (torch.cuda.max_memory_allocated() - x.nbytes) / 1e6
-        rows.append(row)
         print(
             f"  {case.estimator:8}N={case.n:<6}M={case.m:<6}{case.precision:6}{median * 1e3:9.2f} ms  "
             f"{rate / 1e12:7.1f} Tops/s  {rate / roof:5.0%} of matmul fp16  {rate / same:5.0%} of {case.precision}"
             + (f"  floor {row['predicted_floor_seconds'] * 1e3:.1f} ms ({row['binds']})" if chip else ""),
             flush=True,
         )
-    return rows
+        yield row
 
 
 def compare_broadcasting(device: str, dry: bool) -> dict[str, Any]:

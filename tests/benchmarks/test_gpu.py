@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks.gpu import checks, cost
+from benchmarks.gpu.__main__ import until_an_error
 from mikernels.triton_impl.configs import CHIPS, Config
 
 DRY_RUN = """
@@ -38,6 +39,17 @@ def test_operations_of_a_layer_of_7b(estimator, m, expected):
     """N^2 / 2 pairs of 2 G^2 M, 2 M^2 or M^2 operations, and at most a tenth more for tiles on the diagonal."""
     counted = cost.work(estimator, 11008, m, "fp16", "sm_90").matrix_ops
     assert expected * 0.98 < counted < 1.1 * expected
+
+
+def test_an_error_of_a_part_is_a_result_and_loses_none():
+    def part():
+        yield {"part": "speed", "ok": True}
+        raise ValueError("no such row")
+
+    assert list(until_an_error("speed", part)) == [
+        {"part": "speed", "ok": True},
+        {"part": "speed", "ok": False, "said": "ValueError: no such row"},
+    ]
 
 
 @pytest.fixture
