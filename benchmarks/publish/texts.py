@@ -19,21 +19,23 @@ def publish(path: Path, out: Path) -> None:
         "writes itself, *wikitext* the validation split of WikiText-2 (the column is its test split). Prose is news "
         "from the development set of RTE; code is that of numpy. Lower is better.",
     ]
-    groups: dict[tuple[str, float, str, int], list[Row]] = {}
+    groups: dict[tuple[str, float, str, str, int], list[Row]] = {}
     for row in latest(path):
         case = row["case"]
         where = row["machine"].get(
             "gpu", "CPU"
         )  # where the texts that ship with other versions differ as well
-        groups.setdefault((case["model"], case["settings"]["ratio"], where, case["windows"]), []).append(row)
-    for (model, ratio, where, _), rows in groups.items():
+        key = (case["model"], case["settings"]["ratio"], case["dtype"], where, case["windows"])
+        groups.setdefault(key, []).append(row)
+    for (model, ratio, dtype, where, _), rows in groups.items():
         case, texts = rows[-1]["case"], rows[-1]["result"]["dense"]
         change = rows[-1]["result"]["parameters"] / case["parameters"] - 1
         dense = ", ".join(f"{text} {value:.2f}" for text, value in texts.items())
+        device = "a CPU" if where == "CPU" else f"an {where}"
         sections += [
-            f"## {model}, {percent(ratio)} of the neurons dropped, on {'a' if where == 'CPU' else 'an'} {where}",
+            f"## {model}, {percent(ratio)} of the neurons dropped, in {dtype} on {device}",
             f"{100 * change:+.1f} % parameters in the whole model. Perplexity of the dense model: {dense}; "
-            f"{case['windows']} windows of {case['calibration']['length']} tokens of each, in {case['dtype']}. "
+            f"{case['windows']} windows of {case['calibration']['length']} tokens of each. "
             f"{conditions(rows)}",
             _table(rows, list(texts)),
         ]
