@@ -33,14 +33,13 @@ class Elimination(NamedTuple):
 
 
 class _Projection:
-    """The output projection `W [d, N]` of the kept neurons: each step reads all of it."""
+    """The output projection `W [d, N]` of the kept neurons: each step reads all of it.
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
+    Within a block it is `weight - lost^T u` with the rows of u that are filled.
+    """
 
-    def begin(self, u: Tensor) -> None:
-        """Within a block the projection is `weight - lost^T u` with the rows of u that are filled."""
-        self._u, self._lost = u, u.new_zeros(len(u), len(self._weight))
+    def __init__(self, weight: Tensor, u: Tensor) -> None:
+        self._weight, self._u, self._lost = weight, u, u.new_zeros(len(u), len(weight))
 
     def drop(self, d: Tensor, i: int, root: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         """Drop neuron d in step i. Each `w_j` loses a multiple of the vector `w_d / root`; returns the inner products
@@ -58,16 +57,14 @@ class _Projection:
 class _Gram:
     """The inner products `W^T W [N, N]` alone: a step reads O(64 N) numbers, for 4 N^2 more operations in products.
 
+    Within a block they are `gram - u^T v - v^T u`.
+
     By count it pays where memory is slow beside arithmetic, as on GPUs: for N = 11,008 and d = 4,096 a step of
     `_Projection` reads 180 MB. On a CPU it is slower for N = 4,864 and d = 896 (`benchmarks.speed.elimination`).
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self._gram = weight.t() @ weight
-
-    def begin(self, u: Tensor) -> None:
-        """Within a block the inner products are `gram - u^T v - v^T u`."""
-        self._u, self._v = u, torch.zeros_like(u)
+    def __init__(self, weight: Tensor, u: Tensor) -> None:
+        self._gram, self._u, self._v = weight.t() @ weight, u, torch.zeros_like(u)
 
     def drop(self, d: Tensor, i: int, root: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """See `_Projection.drop`."""
@@ -127,23 +124,21 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
     torch.linalg.cholesky(columns, out=columns)
     torch.cholesky_inverse(columns, out=columns)
     inverse = correlation  # which is symmetric
-    outputs = (_Projection if device.type == "cpu" else _Gram)(weight)
-
     diagonal = inverse.diagonal().maximum(floor)
     energy = weight.square().sum(0)  # |w_d|^2
     dropped = torch.zeros(n_neurons, dtype=torch.bool, device=device)
     # Within a block the current inverse is `inverse - u^T u` with the rows of u that are filled.
     u = inverse.new_zeros(min(BLOCK, n_drop), n_neurons)
-    order = torch.empty(len(u), dtype=torch.int64, device=device)
-    increase = torch.empty(len(u), device=device)
-    outputs.begin(u)
+    outputs = (_Projection if device.type == "cpu" else _Gram)(weight, u)
+    chosen = torch.empty(len(u), dtype=torch.int64, device=device)
+    costs = torch.empty(len(u), device=device)
 
     def drop_block(width: int = BLOCK) -> None:
         """Drop so many neurons. No step waits for the device, and all of them write to the same tensors."""
         for i in range(width):
             least = (energy / diagonal).masked_fill_(dropped, torch.inf).min(0, keepdim=True)
             d = least.indices  # [1]
-            order[i : i + 1], increase[i : i + 1] = d, least.values
+            chosen[i : i + 1], costs[i : i + 1] = d, least.values
             root = diagonal[d].sqrt()
             column = (_row(inverse, d) - _column(u[:i], d) @ u[:i]) / root  # [N]
             overlap, lost = outputs.drop(d, i, root, column)
@@ -156,16 +151,15 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
     drop_whole_block: Callable[..., None] = drop_block
     if device.type == "cuda" and torch.version.hip is None and n_drop >= LEAST_BLOCKS * BLOCK:
         drop_whole_block = _recorded(drop_block, device)
-    orders, increases = [], []
+    order = torch.empty(n_drop, dtype=torch.int64, device=device)
+    increase = torch.empty(n_drop, device=device)
     for start in range(0, n_drop, BLOCK):
         width = min(BLOCK, n_drop - start)
         drop_whole_block() if width == BLOCK else drop_block(width)
-        orders.append(order[:width].clone())
-        increases.append(increase[:width].clone())
+        order[start : start + width], increase[start : start + width] = chosen[:width], costs[:width]
         if start + width < n_drop:
             inverse.addmm_(u.t(), u, alpha=-1)
             outputs.end()
-    order, increase = torch.cat(orders), torch.cat(increases)
     damage = torch.cat([increase.new_zeros(1), increase.clamp_min(0)]).double().cumsum(0)
     return Elimination(order, damage / total.clamp_min(1e-300))
 
