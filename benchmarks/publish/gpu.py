@@ -30,7 +30,8 @@ def publish(path: Path, out: Path) -> None:
         _choices([r for r in rows if r["benchmark"] in ("gpu-choice", "gpu-int8-rate")]),
         "## Pruning",
         "Models of the shape of Llama with random weights in bfloat16, which lie on the GPU: 20 % of the neurons, the "
-        "default criterion and repair, random tokens. Seconds of each stage; memory is what torch has had at once.",
+        "default criterion and repair, random tokens. Memory is what torch has had at once. A stage ends when the CPU "
+        "has launched it: what is left to run counts in the next stage that waits, and only the sum is exact.",
         _plans([r for r in rows if r["benchmark"] == "plan"]),
     ]
     write_page(out / "gpu.md", "On a GPU", path.name, "make gpu", sections)

@@ -64,7 +64,8 @@ def _of_large(row: Row) -> str:
     case = row["case"]
     return (
         f"**Measured**: the shape of {LARGE}, {case['layers']} layers of random weights in {case['dtype']} on the "
-        f"GPU, {case['tokens']:,} tokens, {percent(case['ratio'])} of the neurons dropped; nothing was saved. "
+        f"GPU, {case['tokens']:,} tokens, {percent(case['ratio'])} of the neurons dropped; nothing was saved. What a "
+        f"stage left to run on the GPU counts in the next one that waited: only the sum is exact. "
         f"{machine(row)}, torch {row['versions']['torch']}, commit {row['commit']}, {row['date']}."
     )
 

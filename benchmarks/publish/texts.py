@@ -22,9 +22,8 @@ def publish(path: Path, out: Path) -> None:
     groups: dict[tuple[str, float, str, str, int], list[Row]] = {}
     for row in latest(path):
         case = row["case"]
-        where = row["machine"].get(
-            "gpu", "CPU"
-        )  # where the texts that ship with other versions differ as well
+        # The machine with a GPU has other versions of Python and numpy, which come with other texts.
+        where = row["machine"].get("gpu", "CPU")
         key = (case["model"], case["settings"]["ratio"], case["dtype"], where, case["windows"])
         groups.setdefault(key, []).append(row)
     for (model, ratio, dtype, where, _), rows in groups.items():
