@@ -38,7 +38,8 @@ def publish(path: Path, out: Path) -> None:
         sections += [
             f"## {model}",
             f"{case['parameters'] / 1e6:,.0f} M parameters. Calibrated on {case['calibration']['tokens']:,} tokens of "
-            f"`{case['calibration']['sources']}`. Perplexity of the dense model: {dense}; {case['windows']} windows of "
+            f"`{case['calibration']['sources']}`, mutual information from {case['sample_size']:,} of them. "
+            f"Perplexity of the dense model: {dense}; {case['windows']} windows of "
             f"{case['calibration']['length']} tokens of each text. {conditions(rows)}",
             quality_table(rows),
         ]

@@ -63,9 +63,9 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[Row]:
     """A row for each statistic."""
     model, tokenizer = source.load()
     task = make_task(model, tokenizer, plan)
-    settings = Settings()
+    settings = Settings(seed=plan.seed)
     ffns = find_ffns(model)
-    statistics, evidence, _ = observe(model, task.calibration, plan.seed)
+    statistics, evidence, _ = observe(model, task.calibration, settings)
     evidence, _ = add_divergence(model, evidence, task.calibration)
     damage = [layer.damage for layer in evidence]
     rerun = command(

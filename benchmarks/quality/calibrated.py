@@ -41,9 +41,8 @@ class Observation(NamedTuple):
     seconds: Seconds
 
 
-def observe(model: PreTrainedModel, windows: Tensor | Inputs, seed: int) -> Observation:
+def observe(model: PreTrainedModel, windows: Tensor | Inputs, settings: Settings) -> Observation:
     """Capture the activations of every FFN on windows `[n, L]` or batches, and measure each FFN in turn."""
-    settings = Settings(seed=seed)
     batches = windows.split(settings.batch_size)
     seconds: Seconds = {}
     evidence = list(gather_evidence(model, find_ffns(model), batches, settings, seconds=seconds))
@@ -70,12 +69,19 @@ class Calibrated:
     """
 
     def __init__(
-        self, model: PreTrainedModel, windows: Tensor | Inputs, *, more: Tensor | None = None, seed: int = 0
+        self,
+        model: PreTrainedModel,
+        windows: Tensor | Inputs,
+        *,
+        more: Tensor | None = None,
+        seed: int = 0,
+        sample_size: int = Settings().sample_size,
     ) -> None:
         self.model = model
         self.windows = windows
         self.more = windows if more is None else more
         self.seed = seed
+        self.sample_size = sample_size
         self._folder = tempfile.TemporaryDirectory()
         self._path = Path(self._folder.name) / "evidence.safetensors"
         self._kept_by_rival: dict[tuple[str, float], tuple[list[Tensor], Seconds]] = {}
@@ -88,6 +94,7 @@ class Calibrated:
             "calibration_tokens": windows.n_tokens,
             "sequence_length": windows.longest,
             "seed": self.seed,
+            "sample_size": self.sample_size,
         }
         return Settings(ratio=ratio, **common | dict(method.settings))
 
@@ -104,7 +111,9 @@ class Calibrated:
     @cached_property
     def _observed(self) -> tuple[list[Statistics], Seconds]:
         """Statistics of every FFN; the evidence is written to a file, from which `pruning.prune` reads it."""
-        statistics, evidence, seconds = observe(self.model, self.windows, self.seed)
+        statistics, evidence, seconds = observe(
+            self.model, self.windows, Settings(seed=self.seed, sample_size=self.sample_size)
+        )
         save_evidence(evidence, self._path, self._origin)
         return statistics, seconds
 

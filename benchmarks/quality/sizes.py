@@ -36,6 +36,7 @@ def measure(
     ratios: Iterable[float],
     *,
     tokens: int,
+    sample_size: int,
     n_windows: int,
     seed: int,
     out: Path,
@@ -51,7 +52,7 @@ def measure(
     print(source.name, {name: round(value.value, 2) for name, value in dense.items()}, flush=True)
     common = Settings(calibration_tokens=tokens, sequence_length=LENGTH, seed=seed)
     read, spent = timed(lambda: calibrate(model, tokenizer, calibration, data, common).rectangle())
-    calibrated = Calibrated(model, read, seed=seed)
+    calibrated = Calibrated(model, read, seed=seed, sample_size=sample_size)
     for ratio in ratios:
         for name in methods:
             method = METHODS[name]
@@ -66,6 +67,7 @@ def measure(
                 "method": name,
                 "ratio": ratio,
                 "settings": dict(method.settings),
+                "sample_size": sample_size,
                 "windows": n_windows,
                 "seed": seed,
             }
@@ -78,6 +80,7 @@ def measure(
                 methods=name,
                 ratios=ratio,
                 tokens=tokens,
+                sample_size=sample_size,
                 windows=n_windows,
                 seed=seed,
             )
@@ -96,6 +99,9 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=COMPARED)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.5])
     parser.add_argument("--tokens", type=int, default=16_384, help="of calibration")
+    parser.add_argument(
+        "--sample-size", type=int, default=Settings().sample_size, help="tokens for the mutual information"
+    )
     args = parser.parse_args()
     models = sources(args)
     for model in models:
@@ -106,6 +112,7 @@ def main() -> int:
             args.methods,
             args.ratios,
             tokens=args.tokens,
+            sample_size=args.sample_size,
             n_windows=args.windows,
             seed=args.seed,
             out=args.out,
