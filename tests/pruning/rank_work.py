@@ -155,6 +155,7 @@ def command(group, folder, arguments, port):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     dist.destroy_process_group()
     with (

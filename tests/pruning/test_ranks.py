@@ -1,9 +1,8 @@
 """Several processes prune together what one would alone."""
 
-import socket
-
 import pytest
 import torch
+import torch.distributed as dist
 from results import assert_same, weights
 
 from mikernels.ranks import RankError
@@ -165,14 +164,16 @@ def test_from_disk_killed_and_resumed(group, folder):
     assert {path.name for path in folder.iterdir()} == {"model", "whole", "out"}
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+@pytest.fixture
+def port():
+    """Of a store that outlives the processes, as the one that torchrun starts does."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield store.port
+    del store
 
 
 @pytest.mark.parametrize("extra", [[], ["--from-disk"]])
-def test_the_command_that_torchrun_starts_speaks_once(folder, extra):
+def test_the_command_that_torchrun_starts_speaks_once(folder, port, extra):
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     sizes = ["--ratio=0.25", "--multiple-of=4", "--sequence-length=32", "--calibration-tokens=512"]
     arguments = [
@@ -185,7 +186,7 @@ def test_the_command_that_torchrun_starts_speaks_once(folder, extra):
         *extra,
     ]
     with processes(2) as started:
-        first, second = started.run(2, rank_work.command, folder, arguments, free_port())
+        first, second = started.run(2, rank_work.command, folder, arguments, port)
     assert first[0] == second[0] == 0
     assert "Saved to out" in first[1]
     assert second[1:] == ("", "")
@@ -203,12 +204,12 @@ def test_the_command_that_torchrun_starts_speaks_once(folder, extra):
         ),
     ],
 )
-def test_an_error_of_the_command_is_shown_once(folder, argument, message):
+def test_an_error_of_the_command_is_shown_once(folder, port, argument, message):
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     sizes = ["--ratio=0.25", "--multiple-of=4", "--sequence-length=32", "--sample-size=64"]
     arguments = ["model", "--out=out", "--calibration=text.txt", "--device=cpu", *sizes, argument]
     with processes(2) as started:
-        answers = started.run(2, rank_work.command, folder, arguments, free_port())
+        answers = started.run(2, rank_work.command, folder, arguments, port)
     assert [code for code, _, _ in answers] == [1, 1]
     (line,) = "".join(error for _, _, error in answers).splitlines()
     assert line.startswith("mi-prune: ")
