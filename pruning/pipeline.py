@@ -95,9 +95,9 @@ def prune(
             they are. By default the tokens in `statistics`, or equal parts of the language reference that ships with
             CPython and of text that the model writes itself, if it can.
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
-            `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
-            `budget="kl"` needs and the file lacks. They must be of this very model, and calibration that is given or
-            needed as well must be the tokens that they were measured on.
+            `repair="lstsq"` the model then does not run at all, except to compare `candidates`, to search for widths,
+            and to measure what `budget="kl"` needs and the file lacks. They must be of this very model, and calibration
+            that is given or needed as well must be the tokens that they were measured on.
         save_statistics: a file for the statistics, and for what `budget="kl"` measured, for later runs with other
             ratios, criteria and budgets; written before anything is selected.
         settings, options: the options, as an instance of `pruning.Settings`, which documents them, or one by one as
@@ -177,6 +177,7 @@ def _prune(
         or calibration is not None
         or settings.repair in ("auto", "sequential")
         or settings.candidates > 1
+        or settings.budget == "search"
         or lacks_divergence
     )
     if need_windows:
@@ -259,7 +260,7 @@ def _prune(
                 if save_statistics is not None and ranks.is_first:
                     save_evidence(evidence, save_statistics, origin, tokens)
         warn_of_few_tokens(n_tokens, ffns, settings)
-        with timed(seconds, "select"):
+        with timed(seconds, "search" if settings.budget == "search" else "select"):
             decision = ranks.from_first(
                 partial(decide, model, ffns, evidence or (), comparison, settings, progress=progress)
             )
@@ -278,6 +279,11 @@ def _prune(
             progress=progress,
         )
         _shrink(ffns, complete, settings)
+    if decision.searched is not None:
+        notes["search"] = {
+            "divergences": decision.searched.divergences,
+            "candidates": decision.searched.n_candidates,
+        }
     update_config(model, ffns)
     notes["parameters"]["after"] = count_parameters(model)
     warn_of_unmeasured(layers)

@@ -180,7 +180,7 @@ def check_one_by_one(settings: Settings, how: str) -> None:
         ValueError: a setting that does. The message names it.
     """
     for name, given, expected in (
-        ("budget", settings.budget == "kl", "'uniform' or 'mi'"),
+        ("budget", settings.budget in ("kl", "search"), "'uniform' or 'mi'"),
         ("candidates", settings.candidates > 1, "1"),
     ):
         if given:

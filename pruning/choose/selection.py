@@ -15,6 +15,7 @@ from pruning.choose.evidence import Evidence
 from pruning.choose.explain import PrunedLayer, explain, unexplained
 from pruning.choose.random_pairs import random_pairs
 from pruning.choose.scores import ascending, random_order, redundancy_order, saliency_of
+from pruning.choose.search import Searched, search_widths
 from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.batches import Batch
@@ -31,12 +32,14 @@ class Decision(NamedTuple):
         sensitivities: of the model to each layer, which determined them.
         seed: of random criteria: that of the best candidate.
         candidates: the divergence of each candidate from the dense model, by seed; empty if there is only one.
+        searched: what the search for widths found, if there was one.
     """
 
     widths: list[int]
     sensitivities: list[float]
     seed: int
     candidates: dict[int, float]
+    searched: Searched | None = None
 
 
 def decide(
@@ -54,7 +57,19 @@ def decide(
         evidence: not used for one candidate with the uniform budget.
         batches: windows of tokens `[B, L]` to compare candidates on; the model is unchanged afterwards.
     """
-    widths, sensitivities = _widths(ffns, evidence, settings)
+    searched = None
+    if settings.budget == "search":
+
+        def keep(ffn: FFN, layer: Evidence, width: int) -> Tensor:
+            return _kept(ffn, layer, width, settings, [settings.seed])[0]
+
+        multiple = settings.multiple_of or BLOCK
+        searched = search_widths(
+            model, ffns, evidence, batches, keep, settings, multiple_of=multiple, progress=progress
+        )
+        widths, sensitivities = searched.widths, searched.sensitivities
+    else:
+        widths, sensitivities = _widths(ffns, evidence, settings)
     divergence: dict[int, float] = {}
     if settings.candidates > 1:
         seeds = range(settings.seed, settings.seed + settings.candidates)
@@ -66,7 +81,7 @@ def decide(
         measured = divergences(model, ffns, candidates, evidence, batches, settings.repair)
         divergence = dict(zip(seeds, measured, strict=True))
     best = min(divergence, key=divergence.__getitem__, default=settings.seed)
-    return Decision(widths, sensitivities, best, divergence)
+    return Decision(widths, sensitivities, best, divergence, searched)
 
 
 def select(

@@ -2,14 +2,17 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from pruning.choose.candidates import cheap_repair
+from pruning.choose.search import MAX_ROUNDS
 from pruning.model.device import find_device
 from pruning.model.precision import computing_dtype
+from pruning.observe.calibration import COMPARISON_TOKENS
 from pruning.planning import work
 from pruning.planning.available import free_memory, own_memory
 from pruning.planning.rates import Rates, measure_rates
@@ -179,9 +182,10 @@ class _Prediction:
         """The stages, in their order."""
         read = self._shapes.bytes[0] * (self._walks if self._from_disk else 1)
         written = self._shapes.bytes[1] + self._states()
-        works = {
+        works: dict[str, Work] = {
             "capture": sum((self._capture(layer) for layer in self._shapes.layers), Work(read=read)),
             "measure": sum((self._measure(layer) for layer in self._shapes.layers), Work()),
+            **self._comparisons(),
             "select": sum((self._select(layer) for layer in self._shapes.layers), Work()),
             "repair": sum((self._repair(layer) for layer in self._shapes.layers), Work(write=written)),
         }
@@ -244,6 +248,27 @@ class _Prediction:
                 total += Work(pair=ffn.count * ffn.width**2 / 2)
         return total
 
+    def _comparisons(self) -> dict[str, Work]:
+        """The stage that compares candidates with the dense model, if the budget has one: how long it takes at most."""
+        layers = [layer for layer in self._shapes.layers if layer.ffns]
+        name, rounds, solves = {
+            "kl": ("sensitivity", 1, 1),
+            "search": (
+                "search",
+                MAX_ROUNDS,
+                2 * MAX_ROUNDS,
+            ),  # a probed layer is solved again to undo the probe
+        }.get(self._settings.budget, ("", 0, 0))
+        if not name:
+            return {}
+        n_tokens = min(COMPARISON_TOKENS, self._tokens())
+        total = Work(product=2 * n_tokens * self._shapes.parameters[0] * (1 + rounds * len(layers)))
+        settings = replace(self._settings, repair=cheap_repair(self._settings.repair))
+        for layer in layers:
+            for ffn in layer.ffns:
+                total += sum([work.repair(ffn, settings)] * solves, Work())
+        return {name: total}
+
     def _select(self, layer: LayerShape) -> Work:
         return sum((work.explain(ffn) for ffn in layer.ffns), Work())
 
@@ -260,7 +285,7 @@ class _Prediction:
             base += values * (self._size + self._stored * (self._size != self._stored))
         opening = self._shapes.body // self._stored * (self._size + self._stored) if self._from_disk else 0
         peaks = {"capture": base + opening + self._within(self._hidden(layers[0]))}
-        for name in ("capture", "measure", "select", "repair"):
+        for name in ("capture", "measure", *self._comparisons(), "select", "repair"):
             most = max(self._held(layer) + self._beyond(name, layer) for layer in layers)
             peaks[name] = max(peaks.get(name, 0), base + most)
         return peaks
@@ -315,6 +340,9 @@ class _Prediction:
                 n - kept
             )
             return statistics + max(pairs, 12 * kept**2 + 4 * kept * n + 24 * kept * (n - kept))
+        if stage in ("sensitivity", "search"):
+            kept_weights = self._shapes.parameters[0] * self._size if stage == "search" else 0
+            return statistics + kept_weights + _solve(widest, cheap_repair(self._settings.repair))
         return _solve(widest, self._settings.repair)
 
 
