@@ -37,7 +37,7 @@ from pruning.choose.origin import (
     model_fingerprint,
 )
 from pruning.choose.selection import decide
-from pruning.choose.sensitivity import halved_divergences
+from pruning.choose.sensitivity import NEED_DIVERGENCE, halved_divergences
 from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
@@ -171,7 +171,9 @@ def _prune(
             check_one_by_one(settings, "offloaded")
     if not (files := source.fingerprint()):
         origin = replace(origin, model=model_fingerprint(model))
-    lacks_divergence = settings.budget == "kl" and (statistics is None or not has_divergence(statistics))
+    lacks_divergence = settings.budget in NEED_DIVERGENCE and (
+        statistics is None or not has_divergence(statistics)
+    )
     need_windows = (
         statistics is None
         or calibration is not None
@@ -262,7 +264,7 @@ def _prune(
         warn_of_few_tokens(n_tokens, ffns, settings)
         with timed(seconds, "search" if settings.budget == "search" else "select"):
             decision = ranks.from_first(
-                partial(decide, model, ffns, evidence or (), comparison, settings, progress=progress)
+                partial(decide, model, ffns, evidence or (), windows, settings, progress=progress)
             )
         complete = _complete_layers(ffns, source, settings, windows)
         layers = prune_layers(

@@ -38,7 +38,7 @@ class Settings:
             more calibration tokens.
         budget: `"uniform"` drops the same number of neurons in every layer, so that stock transformers can load the
             result. `"mi"` and `"kl"` keep more neurons in sensitive layers (`pruning.choose.sensitivity`), and
-            `"search"` compares whole candidates (`pruning.choose.search`): better quality, but only
+            `"search"` goes on from `"kl"` with whole candidates (`pruning.choose.search`): better quality, but only
             `pruning.load_model` can load the result.
         max_layer_ratio: largest share that a budget may drop from one layer.
         threshold: MI above which `"random-pairs"` calls a pair redundant (Tr in the paper): nats, or `"null:0.999"`

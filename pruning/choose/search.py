@@ -6,13 +6,14 @@ what the others have lost, so here each measurement is of a whole candidate, wit
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.choose.budget import allocate, uniform_width
+from pruning.choose.budget import allocate
 from pruning.choose.candidates import cheap_repair
 from pruning.choose.evidence import Evidence
 from pruning.model.ffn import FFN
@@ -23,9 +24,11 @@ from pruning.progress import progress_bar
 from pruning.repair.separate import prune_separately
 from pruning.settings import Settings
 
-MAX_ROUNDS = 5
-MIN_GAIN = 0.01
-"""A round that lowers the divergence by a smaller share is the last one."""
+ROUNDS = 4
+MOVES = 4
+"""How many moves are tried in a round, at most."""
+REACH = 1 / 8
+"""The share of its neurons that a layer gains or loses at most in the first move."""
 PROBE = 1 / 16
 """The share of its neurons that a layer is probed with."""
 LEAST = 0.02
@@ -40,9 +43,9 @@ class Searched(NamedTuple):
 
     Attributes:
         widths: neurons to keep in each layer.
-        sensitivities: of the model to each layer, as it was measured last: the increase of the divergence that the
-            damage curve predicts for halving it.
-        divergences: of the model with uniform widths, and after each round that found better ones.
+        sensitivities: of the model to each layer: the increase of the divergence that its damage curve predicts for
+            halving it, mean over the rounds.
+        divergences: of the model with the first widths, and after each round.
         n_candidates: how many models were pruned, repaired and compared.
     """
 
@@ -56,76 +59,76 @@ def search_widths(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     evidence: Sequence[Evidence],
-    batches: Sequence[Batch],
+    widths: Sequence[int],
+    judged: Sequence[Batch],
+    probed: Sequence[Sequence[Batch]],
     keep: Keep,
     settings: Settings,
     *,
     multiple_of: int,
     progress: bool = False,
 ) -> Searched:
-    """Lower the divergence from the dense model (`pruning.observe.divergence`), beginning with uniform widths.
+    """Lower the divergence from the dense model (`pruning.observe.divergence`), beginning with `widths`.
 
     In each round every layer in turn loses a few neurons more, which tells how sensitive the repaired model is to its
     damage. Then neurons move between the layers as the damage curves advise (`pruning.choose.budget.allocate`). Where
-    that is no better, layers may change by half as much, and so on. A round costs a forward pass over `batches` for
-    each layer. The model is unchanged afterwards.
+    that is no better, layers may change by half as much, and so on. Layers are probed on other tokens in each round,
+    and moves are judged on tokens that no layer is probed on: a search on the same few would fit their noise. The model
+    is unchanged afterwards.
 
     Args:
-        batches: windows of tokens `[B, L]`.
+        judged: windows of tokens `[B, L]` that decide.
+        probed: for each round in turn, windows that sensitivities are measured on: a forward pass for each layer.
         settings: the ratio, the cap and the repair, for which least squares stands in if it is sequential.
 
-    Memory: the weights of all candidates' FFNs beside the dense ones.
+    Memory: the weights of all candidates' FFNs beside the dense ones, and the logits of all windows on the CPU.
 
     Raises:
         ValueError: the outputs of a candidate are not finite; or see `allocate`.
     """
     damage = [layer.damage.clone() for layer in evidence]  # without the rest of the evidence
-    width = ffns[0].width
-    widths = [uniform_width(width, settings.ratio, multiple_of)] * len(ffns)
+    width, widths = ffns[0].width, list(widths)
     step = max(1, round(PROBE * width / multiple_of)) * multiple_of
     least = width - int(settings.max_layer_ratio * width)
-    radius = width // multiple_of
+    radius = max(1, round(REACH * width / multiple_of))
+    advise = partial(
+        allocate,
+        damage,
+        width=width,
+        ratio=settings.ratio,
+        multiple_of=multiple_of,
+        max_layer_ratio=settings.max_layer_ratio,
+    )
+    judges, *probes = (DenseOutputs(model, batches) for batches in (judged, *probed))
     with restored(ffns), progress_bar("search", None, show=progress) as bar:
-        candidate = _Candidate(model, ffns, evidence, batches, keep, settings)
+        candidate = _Candidate(ffns, evidence, keep, settings)
 
-        def measure(other: Sequence[int]) -> float:
+        def measure(outputs: DenseOutputs, other: Sequence[int]) -> float:
             bar.update()
-            return candidate.divergence(other)
+            return candidate.divergence(outputs, other)
 
-        divergences = [measure(widths)]
-        sensitivities = [1.0] * len(ffns)
-        while len(divergences) <= MAX_ROUNDS:
-            increases = []
+        divergences, increases, sensitivities = (
+            [measure(judges, widths)],
+            [0.0] * len(ffns),
+            [0.0] * len(ffns),
+        )
+        for turn in range(ROUNDS):
+            outputs = probes[turn % len(probes)]
+            before = measure(outputs, widths)
             for i, (now, curve) in enumerate(zip(widths, damage, strict=True)):
                 other = now - step if now - step >= least else min(now + step, width)
-                probed = measure([*widths[:i], other, *widths[i + 1 :]]) - divergences[-1]
+                increase = measure(outputs, [*widths[:i], other, *widths[i + 1 :]]) - before
                 added = float(curve[width - other] - curve[width - now])
-                increases.append(probed / added * float(curve[width // 2]) if added else 0.0)
-            floor = LEAST * median(increases)
-            sensitivities = [max(increase, floor, 0.0) for increase in increases]
-            better = None
-            while radius and better is None:
-                advised = allocate(
-                    damage,
-                    sensitivities,
-                    width=width,
-                    ratio=settings.ratio,
-                    multiple_of=multiple_of,
-                    max_layer_ratio=settings.max_layer_ratio,
-                    around=widths,
-                    radius=radius,
-                )
-                divergence = divergences[-1] if advised == widths else measure(advised)
-                if divergence < divergences[-1]:
-                    better = advised, divergence
-                else:
-                    radius //= 2
-            if better is None:
-                break
-            widths, divergence = better
-            divergences.append(divergence)
-            if divergence > (1 - MIN_GAIN) * divergences[-2]:
-                break
+                increases[i] += increase / added * float(curve[width // 2]) if added else 0.0
+            floor = max(LEAST * median(increases), 0.0)
+            sensitivities = [max(increase, floor) / (turn + 1) for increase in increases]
+            for _ in range(MOVES):
+                advised = advise(sensitivities, around=widths, radius=radius)
+                if (divergence := measure(judges, advised)) < divergences[-1]:
+                    widths = advised
+                    break
+                radius = max(radius // 2, 1)
+            divergences.append(min(divergence, divergences[-1]))
         return Searched(widths, sensitivities, divergences, candidate.count)
 
 
@@ -138,21 +141,18 @@ class _Candidate:
 
     def __init__(
         self,
-        model: PreTrainedModel,
         ffns: Sequence[FFN],
         evidence: Sequence[Evidence],
-        batches: Sequence[Batch],
         keep: Keep,
         settings: Settings,
     ) -> None:
         self.count = 0
         self._ffns, self._evidence, self._keep = ffns, evidence, keep
         self._repair = cheap_repair(settings.repair)
-        self._dense = DenseOutputs(model, batches)
         self._dense_weights = [take_snapshot([ffn]) for ffn in ffns]
         self._widths = [ffn.width for ffn in ffns]
 
-    def divergence(self, widths: Sequence[int]) -> float:
+    def divergence(self, dense: DenseOutputs, widths: Sequence[int]) -> float:
         """Of the model with these widths from the dense one.
 
         Raises:
@@ -167,7 +167,7 @@ class _Candidate:
                 prune_separately([ffn], [self._keep(ffn, layer, width)], [layer.statistics], self._repair)
             self._widths[i] = width
         self.count += 1
-        divergence = self._dense.divergence()
+        divergence = dense.divergence()
         if not math.isfinite(divergence):
             raise ValueError(
                 f"budget: expected finite outputs of the model with {list(widths)} neurons, got NaN or infinite ones; "

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from pruning.choose.candidates import cheap_repair
-from pruning.choose.search import MAX_ROUNDS
+from pruning.choose.search import MOVES, ROUNDS
+from pruning.choose.sensitivity import NEED_DIVERGENCE
 from pruning.model.device import find_device
 from pruning.model.precision import computing_dtype
 from pruning.observe.calibration import COMPARISON_TOKENS
@@ -249,25 +250,22 @@ class _Prediction:
         return total
 
     def _comparisons(self) -> dict[str, Work]:
-        """The stage that compares candidates with the dense model, if the budget has one: how long it takes at most."""
-        layers = [layer for layer in self._shapes.layers if layer.ffns]
-        name, rounds, solves = {
-            "kl": ("sensitivity", 1, 1),
-            "search": (
-                "search",
-                MAX_ROUNDS,
-                2 * MAX_ROUNDS,
-            ),  # a probed layer is solved again to undo the probe
-        }.get(self._settings.budget, ("", 0, 0))
-        if not name:
+        """The stages that compare models with the dense one, as the budget asks for them: how long they take at most.
+
+        A search compares every layer in every round, and on four times as many tokens a few models in each.
+        """
+        if self._settings.budget not in NEED_DIVERGENCE:
             return {}
+        layers = [layer for layer in self._shapes.layers if layer.ffns]
         n_tokens = min(COMPARISON_TOKENS, self._tokens())
-        total = Work(product=2 * n_tokens * self._shapes.parameters[0] * (1 + rounds * len(layers)))
+        once = Work(product=2 * n_tokens * self._shapes.parameters[0])
         settings = replace(self._settings, repair=cheap_repair(self._settings.repair))
-        for layer in layers:
-            for ffn in layer.ffns:
-                total += sum([work.repair(ffn, settings)] * solves, Work())
-        return {name: total}
+        solved = sum((work.repair(f, settings) for layer in layers for f in layer.ffns), Work())
+        works = {"sensitivity": sum([once] * (1 + len(layers)), solved)}
+        if self._settings.budget == "search":
+            probes = [once] * (2 + len(layers)) + [solved] * 2  # a layer is solved again to undo its probe
+            works["search"] = sum([*probes, *[once] * (ROUNDS * MOVES)] * ROUNDS, Work())
+        return works
 
     def _select(self, layer: LayerShape) -> Work:
         return sum((work.explain(ffn) for ffn in layer.ffns), Work())

@@ -128,15 +128,15 @@ def test_the_operations_are_those_that_torch_counts(repair, budget, tmp_path, wi
     assert found.seconds == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
-def test_a_search_is_planned_as_its_most_rounds(tmp_path):
+def test_a_search_is_planned_as_a_measurement_of_every_layer_in_each_round(tmp_path):
     tiny_model("Llama").save_pretrained(tmp_path)
-    stages = [
-        {stage.name: stage.operations.product for stage in found.stages}
-        for budget in ("kl", "search")
-        for found in [plan(tmp_path, settings=Settings(budget=budget), device="cpu", rates=RATES)]
-    ]
-    once, searched = stages[0]["sensitivity"], stages[1]["search"]
-    assert searched / once == pytest.approx((1 + 5 * 3) / (1 + 3))  # of three layers
+    found = plan(tmp_path, settings=Settings(budget="search"), device="cpu", rates=RATES)
+    operations = {stage.name: stage.operations.product for stage in found.stages}
+    once, moves = (
+        operations["sensitivity"] / 4,
+        4 * 4,
+    )  # of three layers; four moves on four times as many tokens
+    assert operations["search"] / once == pytest.approx(4 * (3 + 2 + moves))
 
 
 def test_rates_that_are_twice_as_high_take_half_the_time(tmp_path):
