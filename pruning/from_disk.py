@@ -65,8 +65,8 @@ def prune_folder(
 
     Raises:
         ValueError: see `pruning.prune` and `pruning.load_model`; or layers that cannot be run one by one,
-            `budget="kl"` or `"search"`, several `candidates`, or calibration on the model's own samples, all of which
-            need the whole model.
+            `budget="kl"`, several `candidates`, or calibration on the model's own samples, all of which need the whole
+            model.
         OSError: see `pruning.report.save.save_pruned`.
     """
     settings = settings or Settings()

@@ -37,7 +37,7 @@ from pruning.choose.origin import (
     model_fingerprint,
 )
 from pruning.choose.selection import decide
-from pruning.choose.sensitivity import NEED_DIVERGENCE, halved_divergences
+from pruning.choose.sensitivity import halved_divergences
 from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
@@ -95,9 +95,9 @@ def prune(
             they are. By default the tokens in `statistics`, or equal parts of the language reference that ships with
             CPython and of text that the model writes itself, if it can.
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
-            `repair="lstsq"` the model then does not run at all, except to compare `candidates`, to search for widths,
-            and to measure what `budget="kl"` needs and the file lacks. They must be of this very model, and calibration
-            that is given or needed as well must be the tokens that they were measured on.
+            `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
+            `budget="kl"` needs and the file lacks. They must be of this very model, and calibration that is given or
+            needed as well must be the tokens that they were measured on.
         save_statistics: a file for the statistics, and for what `budget="kl"` measured, for later runs with other
             ratios, criteria and budgets; written before anything is selected.
         settings, options: the options, as an instance of `pruning.Settings`, which documents them, or one by one as
@@ -171,15 +171,12 @@ def _prune(
             check_one_by_one(settings, "offloaded")
     if not (files := source.fingerprint()):
         origin = replace(origin, model=model_fingerprint(model))
-    lacks_divergence = settings.budget in NEED_DIVERGENCE and (
-        statistics is None or not has_divergence(statistics)
-    )
+    lacks_divergence = settings.budget == "kl" and (statistics is None or not has_divergence(statistics))
     need_windows = (
         statistics is None
         or calibration is not None
         or settings.repair in ("auto", "sequential")
         or settings.candidates > 1
-        or settings.budget == "search"
         or lacks_divergence
     )
     if need_windows:
@@ -262,9 +259,9 @@ def _prune(
                 if save_statistics is not None and ranks.is_first:
                     save_evidence(evidence, save_statistics, origin, tokens)
         warn_of_few_tokens(n_tokens, ffns, settings)
-        with timed(seconds, "search" if settings.budget == "search" else "select"):
+        with timed(seconds, "select"):
             decision = ranks.from_first(
-                partial(decide, model, ffns, evidence or (), windows, settings, progress=progress)
+                partial(decide, model, ffns, evidence or (), comparison, settings, progress=progress)
             )
         complete = _complete_layers(ffns, source, settings, windows)
         layers = prune_layers(
@@ -281,11 +278,6 @@ def _prune(
             progress=progress,
         )
         _shrink(ffns, complete, settings)
-    if decision.searched is not None:
-        notes["search"] = {
-            "divergences": decision.searched.divergences,
-            "candidates": decision.searched.n_candidates,
-        }
     update_config(model, ffns)
     notes["parameters"]["after"] = count_parameters(model)
     warn_of_unmeasured(layers)

@@ -14,7 +14,6 @@ from pruning.choose.budget import BLOCK, check_cap, kept_width
 from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import calibration_identity, model_fingerprint
-from pruning.choose.sensitivity import NEED_DIVERGENCE
 from pruning.choose.target import reach_target
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
@@ -181,7 +180,7 @@ def check_one_by_one(settings: Settings, how: str) -> None:
         ValueError: a setting that does. The message names it.
     """
     for name, given, expected in (
-        ("budget", settings.budget in NEED_DIVERGENCE, "'uniform' or 'mi'"),
+        ("budget", settings.budget == "kl", "'uniform' or 'mi'"),
         ("candidates", settings.candidates > 1, "1"),
     ):
         if given:

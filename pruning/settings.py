@@ -14,7 +14,7 @@ ENTRY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 """The path of a config entry."""
 Criterion = Literal["conditional-mi", "pairwise-mi", "random-pairs", "flap", "wanda", "magnitude", "random"]
 Repair = Literal["auto", "none", "bias", "lstsq", "sequential"]
-Budget = Literal["uniform", "mi", "kl", "search"]
+Budget = Literal["uniform", "mi", "kl"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,8 @@ class Settings:
             by block, without labels and without gradients through the model. Gains more, and takes longer, with
             more calibration tokens.
         budget: `"uniform"` drops the same number of neurons in every layer, so that stock transformers can load the
-            result. `"mi"` and `"kl"` keep more neurons in sensitive layers (`pruning.choose.sensitivity`), and
-            `"search"` goes on from `"kl"` with whole candidates (`pruning.choose.search`): better quality, but only
-            `pruning.load_model` can load the result.
+            result. `"mi"` and `"kl"` keep more neurons in sensitive layers (`pruning.choose.sensitivity`): better
+            quality, but only `pruning.load_model` can load the result.
         max_layer_ratio: largest share that a budget may drop from one layer.
         threshold: MI above which `"random-pairs"` calls a pair redundant (Tr in the paper): nats, or `"null:0.999"`
             for the MI that independent neurons exceed with probability 0.001 at this sample size and estimator. By
@@ -91,8 +90,8 @@ class Settings:
     ] = False
     budget: Annotated[
         Budget,
-        "how many neurons each layer loses: mi and kl spare sensitive layers, search compares whole candidates; stock "
-        "transformers cannot load the result of these (pruning.load_model can)",
+        "how many neurons each layer loses: mi and kl spare sensitive layers, but stock transformers cannot load the "
+        "result (pruning.load_model can)",
     ] = "uniform"
     max_layer_ratio: Annotated[float, "largest share that a budget may drop from one layer"] = 0.8
     threshold: Annotated[

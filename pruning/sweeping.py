@@ -14,7 +14,7 @@ from mikernels.isolation import isolated
 from pruning.choose.evidence import gather_evidence
 from pruning.choose.evidence_file import store_evidence
 from pruning.choose.selection import decide
-from pruning.choose.sensitivity import NEED_DIVERGENCE, halved_divergences
+from pruning.choose.sensitivity import halved_divergences
 from pruning.choose.target import Size, pruned_size
 from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
@@ -132,14 +132,14 @@ def sweep(
             model, ffns, batches, each[-1], follow=follow, any_ratio=False, progress=progress
         )
         evidence = store_evidence(walk, ffns, Path(folder))
-        if settings.budget in NEED_DIVERGENCE:
+        if settings.budget == "kl":
             evidence.divergences = halved_divergences(model, ffns, evidence, comparison)
         for choice in each:
             warn_of_few_tokens(evidence.n_tokens, ffns, choice)
             size = pruned_size(model, ffns, choice.ratio, choice, saved)
             spent: dict[str, float] = {}
             with restored(ffns), timed(spent, "ratio"):
-                decision = decide(model, ffns, evidence, windows, choice)
+                decision = decide(model, ffns, evidence, comparison, choice)
                 layers = prune_layers(
                     model,
                     ffns,

@@ -19,7 +19,7 @@ from pruning.choose.budget import uniform_width
 from pruning.choose.evidence import Evidence, gather_evidence
 from pruning.choose.evidence_file import load_evidence, save_evidence
 from pruning.choose.origin import Origin, estimator_name, model_fingerprint
-from pruning.choose.sensitivity import NEED_DIVERGENCE, halved_divergences
+from pruning.choose.sensitivity import halved_divergences
 from pruning.model.ffn import find_ffns
 from pruning.model.surgery import update_config
 from pruning.observe.batches import Inputs, Windows
@@ -135,7 +135,7 @@ class Calibrated:
     def _prune_ours(self, settings: Settings, windows: Tensor | Inputs) -> tuple[PreTrainedModel, Seconds]:
         model = copy.deepcopy(self.model)
         _, seconds = self._observed
-        if settings.budget in NEED_DIVERGENCE:
+        if settings.budget == "kl":
             seconds = seconds | self._sensitivity
         report = prune(model, None, calibration=windows, statistics=self._path, settings=settings)
         shared = _shared_stages(settings)
@@ -170,6 +170,6 @@ def _shared_stages(settings: Settings) -> set[str]:
         or settings.budget != "uniform"
     ):
         stages |= {"capture", "measure"}
-    if settings.budget in NEED_DIVERGENCE:
+    if settings.budget == "kl":
         stages.add("sensitivity")
     return stages

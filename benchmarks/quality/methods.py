@@ -139,7 +139,6 @@ def _recipes() -> list[Method]:
     for budget, label in (
         ("mi", "conditional MI, budgets by MI"),
         ("kl", "conditional MI, budgets by KL"),
-        ("search", "conditional MI, budgets by search"),
     ):
         for name, group, repair in (
             ("conditional-mi, lstsq, {}", "least squares", LSTSQ),

@@ -59,8 +59,6 @@ def allocate(
     ratio: float,
     multiple_of: int,
     max_layer_ratio: float,
-    around: Sequence[int] | None = None,
-    radius: int = 0,
 ) -> list[int]:
     """The widths that minimize the predicted damage to the whole model.
 
@@ -75,7 +73,6 @@ def allocate(
         width: N, the same in all layers.
         ratio: share of all neurons to drop.
         max_layer_ratio: largest share to drop from one layer.
-        around, radius: let no width differ from these by more than `radius` multiples; None for no such limit.
 
     Returns:
         Neurons to keep in each layer. Their sum is that of the uniform budget.
@@ -93,13 +90,8 @@ def allocate(
     )  # [layers, steps]
     marginal = torch.cat([cost.diff(dim=1), cost.new_full((len(cost), 1), torch.inf)], dim=1)
     taken = [0] * len(cost)
-    if around is not None:
-        now = [drops.index(width - w) for w in around]
-        taken = [max(n - radius, 0) for n in now]
-        for layer, n in enumerate(now):
-            marginal[layer, n + radius :] = torch.inf
-    next_cost = marginal[range(len(cost)), taken]  # [layers]
-    for _ in range(uniform * len(cost) - sum(taken)):
+    next_cost = marginal[:, 0].clone()  # [layers]
+    for _ in range(uniform * len(cost)):
         layer = int(next_cost.argmin())
         taken[layer] += 1
         next_cost[layer] = marginal[layer, taken[layer]]

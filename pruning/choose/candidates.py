@@ -14,12 +14,6 @@ from pruning.repair.separate import prune_separately
 from pruning.settings import Repair
 
 
-def cheap_repair(repair: Repair) -> Repair:
-    """What stands in for a repair when candidates are compared: sequential repair would cost a pass through the model
-    and a fit of every layer for each of them."""
-    return "lstsq" if repair == "sequential" else repair
-
-
 def divergences(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
@@ -30,19 +24,21 @@ def divergences(
 ) -> list[float]:
     """Prune and repair each candidate, and measure its divergence from the dense model (`pruning.observe.divergence`).
 
-    The model is unchanged afterwards.
+    Sequential repair would cost a pass through the model and a fit of every layer per candidate; least squares stands
+    in for it. The model is unchanged afterwards.
 
     Args:
         candidates: each one holds for each FFN the neurons to keep, ascending.
         batches: windows of tokens `[B, L]`.
-        repair: see `pruning.settings.Settings`, and `cheap_repair`.
+        repair: see `pruning.settings.Settings`.
 
     Source: Huang, Song, Pao, Large Language Model Pruning, arXiv 2406.00030, for random seeds.
     """
+    cheap_repair: Repair = "lstsq" if repair == "sequential" else repair
     dense = DenseOutputs(model, batches)
     result = []
     for kept in candidates:
         with restored(ffns):
-            prune_separately(ffns, kept, (layer.statistics for layer in evidence), cheap_repair(repair))
+            prune_separately(ffns, kept, (layer.statistics for layer in evidence), cheap_repair)
             result.append(dense.divergence())
     return result

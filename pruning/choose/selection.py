@@ -15,11 +15,9 @@ from pruning.choose.evidence import Evidence
 from pruning.choose.explain import PrunedLayer, explain, unexplained
 from pruning.choose.random_pairs import random_pairs
 from pruning.choose.scores import ascending, random_order, redundancy_order, saliency_of
-from pruning.choose.search import ROUNDS, Searched, search_widths
 from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
-from pruning.observe.batches import Inputs, Windows
-from pruning.observe.calibration import comparison_batches, separate_batches
+from pruning.observe.batches import Batch
 from pruning.progress import track
 from pruning.settings import Settings
 from pruning.threshold import null_threshold
@@ -33,21 +31,19 @@ class Decision(NamedTuple):
         sensitivities: of the model to each layer, which determined them.
         seed: of random criteria: that of the best candidate.
         candidates: the divergence of each candidate from the dense model, by seed; empty if there is only one.
-        searched: what the search for widths found, if there was one.
     """
 
     widths: list[int]
     sensitivities: list[float]
     seed: int
     candidates: dict[int, float]
-    searched: Searched | None = None
 
 
 def decide(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     evidence: Sequence[Evidence],
-    windows: Windows | Inputs | None,
+    batches: Sequence[Batch],
     settings: Settings,
     *,
     progress: bool = False,
@@ -56,13 +52,9 @@ def decide(
 
     Args:
         evidence: not used for one candidate with the uniform budget.
-        windows: some of them are used to compare candidates on; the model is unchanged afterwards.
+        batches: windows of tokens `[B, L]` to compare candidates on; the model is unchanged afterwards.
     """
     widths, sensitivities = _widths(ffns, evidence, settings)
-    searched = None
-    if settings.budget == "search":
-        searched = _search(model, ffns, evidence, widths, windows, settings, progress=progress)
-        widths, sensitivities = searched.widths, searched.sensitivities
     divergence: dict[int, float] = {}
     if settings.candidates > 1:
         seeds = range(settings.seed, settings.seed + settings.candidates)
@@ -71,12 +63,10 @@ def decide(
             for ffn, layer, width in zip(ffns, evidence, widths, strict=True)
         ]
         candidates = track(list(zip(*by_layer, strict=True)), "try", show=progress)
-        assert windows is not None  # noqa: S101, for the type checker
-        batches = comparison_batches(windows, settings.batch_size)
         measured = divergences(model, ffns, candidates, evidence, batches, settings.repair)
         divergence = dict(zip(seeds, measured, strict=True))
     best = min(divergence, key=divergence.__getitem__, default=settings.seed)
-    return Decision(widths, sensitivities, best, divergence, searched)
+    return Decision(widths, sensitivities, best, divergence)
 
 
 def select(
@@ -126,37 +116,6 @@ def _widths(
         max_layer_ratio=settings.max_layer_ratio,
     )
     return widths, weights
-
-
-def _search(
-    model: PreTrainedModel,
-    ffns: Sequence[FFN],
-    evidence: Sequence[Evidence],
-    widths: Sequence[int],
-    windows: Windows | Inputs | None,
-    settings: Settings,
-    *,
-    progress: bool,
-) -> Searched:
-    """Better widths than `widths`."""
-    assert windows is not None  # noqa: S101, for the type checker
-    judged, probed = separate_batches(windows, settings.batch_size, ROUNDS)
-
-    def keep(ffn: FFN, layer: Evidence, width: int) -> Tensor:
-        return _kept(ffn, layer, width, settings, [settings.seed])[0]
-
-    return search_widths(
-        model,
-        ffns,
-        evidence,
-        widths,
-        judged,
-        probed,
-        keep,
-        settings,
-        multiple_of=settings.multiple_of or BLOCK,
-        progress=progress,
-    )
 
 
 def _kept(

@@ -15,9 +15,6 @@ from pruning.observe.divergence import DenseOutputs
 from pruning.repair.separate import prune_separately
 from pruning.threshold import null_threshold
 
-NEED_DIVERGENCE = ("kl", "search")
-"""Budgets that begin with `by_kl`."""
-
 
 def by_mi(evidence: Sequence[Evidence], *, estimator: Estimator, nodes: int) -> list[float]:
     """The square root of each layer's median mutual information above that of independent neurons. Needs no extra

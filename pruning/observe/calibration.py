@@ -96,22 +96,7 @@ def comparison_batches(windows: Windows | Inputs | Tensor, batch_size: int) -> S
     """About 2,048 tokens of the windows, spread evenly over them, in batches."""
     if isinstance(windows, Tensor):
         windows = Windows(list(windows))
-    return _evenly(windows, COMPARISON_TOKENS).split(batch_size)
-
-
-def separate_batches(
-    windows: Windows | Inputs, batch_size: int, count: int
-) -> tuple[Sequence[Batch], list[Sequence[Batch]]]:
-    """About `count` x 2,048 tokens of the windows, and as many others in up to `count` parts of about 2,048, each
-    spread evenly over all of them, in batches. A single window is in both."""
-    chosen = _evenly(windows, 2 * count * COMPARISON_TOKENS)
-    others = chosen[1::2] if len(chosen) > 1 else chosen
-    parts = [others[i::count] for i in range(min(count, len(others)))]
-    return chosen[::2].split(batch_size), [part.split(batch_size) for part in parts]
-
-
-def _evenly(windows: Windows | Inputs, n_tokens: int) -> Windows | Inputs:
-    return windows.evenly(math.ceil(n_tokens * len(windows) / windows.n_tokens))
+    return windows.evenly(math.ceil(COMPARISON_TOKENS * len(windows) / windows.n_tokens)).split(batch_size)
 
 
 def _sources(calibration: Calibration, settings: Settings) -> Weighted | None:

@@ -2,18 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from pruning.choose.candidates import cheap_repair
-from pruning.choose.search import MOVES, ROUNDS
-from pruning.choose.sensitivity import NEED_DIVERGENCE
 from pruning.model.device import find_device
 from pruning.model.precision import computing_dtype
-from pruning.observe.calibration import COMPARISON_TOKENS
 from pruning.planning import work
 from pruning.planning.available import free_memory, own_memory
 from pruning.planning.rates import Rates, measure_rates
@@ -183,10 +179,9 @@ class _Prediction:
         """The stages, in their order."""
         read = self._shapes.bytes[0] * (self._walks if self._from_disk else 1)
         written = self._shapes.bytes[1] + self._states()
-        works: dict[str, Work] = {
+        works = {
             "capture": sum((self._capture(layer) for layer in self._shapes.layers), Work(read=read)),
             "measure": sum((self._measure(layer) for layer in self._shapes.layers), Work()),
-            **self._comparisons(),
             "select": sum((self._select(layer) for layer in self._shapes.layers), Work()),
             "repair": sum((self._repair(layer) for layer in self._shapes.layers), Work(write=written)),
         }
@@ -249,24 +244,6 @@ class _Prediction:
                 total += Work(pair=ffn.count * ffn.width**2 / 2)
         return total
 
-    def _comparisons(self) -> dict[str, Work]:
-        """The stages that compare models with the dense one, as the budget asks for them: how long they take at most.
-
-        A search compares every layer in every round, and on four times as many tokens a few models in each.
-        """
-        if self._settings.budget not in NEED_DIVERGENCE:
-            return {}
-        layers = [layer for layer in self._shapes.layers if layer.ffns]
-        n_tokens = min(COMPARISON_TOKENS, self._tokens())
-        once = Work(product=2 * n_tokens * self._shapes.parameters[0])
-        settings = replace(self._settings, repair=cheap_repair(self._settings.repair))
-        solved = sum((work.repair(f, settings) for layer in layers for f in layer.ffns), Work())
-        works = {"sensitivity": sum([once] * (1 + len(layers)), solved)}
-        if self._settings.budget == "search":
-            probes = [once] * (2 + len(layers)) + [solved] * 2  # a layer is solved again to undo its probe
-            works["search"] = sum([*probes, *[once] * (ROUNDS * MOVES)] * ROUNDS, Work())
-        return works
-
     def _select(self, layer: LayerShape) -> Work:
         return sum((work.explain(ffn) for ffn in layer.ffns), Work())
 
@@ -283,7 +260,7 @@ class _Prediction:
             base += values * (self._size + self._stored * (self._size != self._stored))
         opening = self._shapes.body // self._stored * (self._size + self._stored) if self._from_disk else 0
         peaks = {"capture": base + opening + self._within(self._hidden(layers[0]))}
-        for name in ("capture", "measure", *self._comparisons(), "select", "repair"):
+        for name in ("capture", "measure", "select", "repair"):
             most = max(self._held(layer) + self._beyond(name, layer) for layer in layers)
             peaks[name] = max(peaks.get(name, 0), base + most)
         return peaks
@@ -338,9 +315,6 @@ class _Prediction:
                 n - kept
             )
             return statistics + max(pairs, 12 * kept**2 + 4 * kept * n + 24 * kept * (n - kept))
-        if stage in ("sensitivity", "search"):
-            kept_weights = self._shapes.parameters[0] * self._size if stage == "search" else 0
-            return statistics + kept_weights + _solve(widest, cheap_repair(self._settings.repair))
         return _solve(widest, self._settings.repair)
 
 

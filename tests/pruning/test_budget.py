@@ -36,22 +36,6 @@ def test_no_other_widths_of_the_same_total_have_a_lower_predicted_damage(seed):
     assert predicted(damage, sensitivity, widths) == pytest.approx(best)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("radius", [1, 2])
-def test_no_widths_near_the_given_ones_have_a_lower_predicted_damage(seed, radius):
-    damage, sensitivity, around = curves(3, 12, seed), [0.3, 1.0, 2.0], [4, 8, 6]
-    options = {"width": 12, "ratio": 0.5, "multiple_of": 2, "max_layer_ratio": 0.9}
-    widths = allocate(damage, sensitivity, around=around, radius=radius, **options)
-    near = [range(max(2, w - 2 * radius), min(12, w + 2 * radius) + 1, 2) for w in around]
-    assert all(w in allowed for w, allowed in zip(widths, near, strict=True))
-    best = min(
-        predicted(damage, sensitivity, other)
-        for other in itertools.product(*near)
-        if sum(other) == sum(widths) == sum(around)
-    )
-    assert predicted(damage, sensitivity, widths) == pytest.approx(best)
-
-
 @pytest.mark.parametrize(("width", "multiple", "ratio"), [(48, 8, 0.4), (50, 8, 0.3), (33, 1, 0.2)])
 def test_budgets_keep_as_many_neurons_as_the_uniform_budget_in_multiples(width, multiple, ratio):
     widths = allocate(

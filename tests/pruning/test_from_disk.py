@@ -175,10 +175,6 @@ def test_damaged_folders_are_refused_in_one_line_and_nothing_is_left(tmp_path, w
             {"budget": "kl"},
             "budget: expected 'uniform' or 'mi' for a model that is pruned from disk, got 'kl'",
         ),
-        (
-            {"budget": "search"},
-            "budget: expected 'uniform' or 'mi' for a model that is pruned from disk, got 'search'",
-        ),
         ({"criterion": "random-pairs", "candidates": 2}, "candidates: expected 1 .* got 2"),
     ],
 )
