@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 
 from pruning.model.device import find_device
 from pruning.model.precision import computing_dtype
+from pruning.observe.calibration import COMPARISON_TOKENS
 from pruning.planning import work
 from pruning.planning.available import free_memory, own_memory
 from pruning.planning.rates import Rates, measure_rates
@@ -179,9 +180,10 @@ class _Prediction:
         """The stages, in their order."""
         read = self._shapes.bytes[0] * (self._walks if self._from_disk else 1)
         written = self._shapes.bytes[1] + self._states()
-        works = {
+        works: dict[str, Work] = {
             "capture": sum((self._capture(layer) for layer in self._shapes.layers), Work(read=read)),
             "measure": sum((self._measure(layer) for layer in self._shapes.layers), Work()),
+            **self._sensitivity(),
             "select": sum((self._select(layer) for layer in self._shapes.layers), Work()),
             "repair": sum((self._repair(layer) for layer in self._shapes.layers), Work(write=written)),
         }
@@ -244,6 +246,16 @@ class _Prediction:
                 total += Work(pair=ffn.count * ffn.width**2 / 2)
         return total
 
+    def _sensitivity(self) -> dict[str, Work]:
+        """The stage that halves each layer in turn, if the budget asks for it."""
+        if self._settings.budget != "kl":
+            return {}
+        layers = [layer for layer in self._shapes.layers if layer.ffns]
+        n_tokens = (1 + len(layers)) * min(COMPARISON_TOKENS, self._tokens())
+        total = Work(product=2 * n_tokens * self._shapes.parameters[0])
+        lstsq = replace(self._settings, repair="lstsq")
+        return {"sensitivity": sum((work.repair(f, lstsq) for layer in layers for f in layer.ffns), total)}
+
     def _select(self, layer: LayerShape) -> Work:
         return sum((work.explain(ffn) for ffn in layer.ffns), Work())
 
@@ -260,7 +272,7 @@ class _Prediction:
             base += values * (self._size + self._stored * (self._size != self._stored))
         opening = self._shapes.body // self._stored * (self._size + self._stored) if self._from_disk else 0
         peaks = {"capture": base + opening + self._within(self._hidden(layers[0]))}
-        for name in ("capture", "measure", "select", "repair"):
+        for name in ("capture", "measure", *self._sensitivity(), "select", "repair"):
             most = max(self._held(layer) + self._beyond(name, layer) for layer in layers)
             peaks[name] = max(peaks.get(name, 0), base + most)
         return peaks
@@ -315,6 +327,8 @@ class _Prediction:
                 n - kept
             )
             return statistics + max(pairs, 12 * kept**2 + 4 * kept * n + 24 * kept * (n - kept))
+        if stage == "sensitivity":
+            return statistics + _solve(widest, "lstsq")
         return _solve(widest, self._settings.repair)
 
 
