@@ -2,7 +2,8 @@
 
 The closed form only solves for the output projection. The remaining error is in the neurons themselves, so refining
 also trains the input projections, through the non-linearity. It needs no labels and no other layer. How well the
-result generalizes depends on the number of tokens: it is used only if it also helps on held-back tokens.
+result generalizes depends on the number of tokens: it is used only if it also helps on held-back tokens. The closed
+form must not have seen these either, since its error on tokens that it was fitted to is too low to compare with.
 """
 
 import math
@@ -26,9 +27,14 @@ WARM_UP = 10
 """Steps over which the learning rate rises; after them it falls to 0 as a cosine."""
 BETAS = (0.9, 0.98)
 HELD_BACK = 0.1
-"""Share of the tokens, the last ones, that are not trained on but decide whether the result is used."""
+"""Share of the tokens that are not trained on but decide whether the result is used."""
 CHUNK = 8192
 """Tokens whose neurons are in memory at a time, outside the steps."""
+
+
+def held_back(n_tokens: int) -> int:
+    """How many of the tokens of a batch are held back: the last ones, so that most texts are on one side."""
+    return max(int(n_tokens > 1), int(n_tokens * HELD_BACK))
 
 
 def refine_ffn(
@@ -37,6 +43,7 @@ def refine_ffn(
     target: Tensor,
     weights: Tensor,
     *,
+    n_held: int | None = None,
     passes: float = PASSES,
     seed: int,
     ranks: Ranks = ALONE,
@@ -47,15 +54,16 @@ def refine_ffn(
     bfloat16 and the trained weights in float32. Equal arguments give equal weights on one machine.
 
     Args:
-        ffn: the kept neurons, with the output projection that solves the closed form.
-        inputs: `[T, d]`, the inputs of the FFN in the pruned model. Tokens of one text should be adjacent, since the
-            last tenth is held back.
+        ffn: the kept neurons, with the output projection that solves the closed form for the tokens that are not held
+            back.
+        inputs: `[T, d]`, the inputs of the FFN in the pruned model.
         target: `[T, d]`, the outputs that the FFN should have, in the same order.
         weights: `[T]`, non-negative weights of the tokens.
+        n_held: how many tokens, the last ones, are held back; by default a tenth.
         passes: over the tokens, in steps of 1,024.
         seed: for the order of the tokens.
         ranks: processes that have tokens of their own: each adds its part of every step, the gradients are summed, and
-            each holds back the last tenth of its own.
+            each holds back some of its own.
 
     Raises:
         ValueError: mismatched shapes, fewer than two tokens, values that are not finite, weights that are negative or
@@ -63,15 +71,16 @@ def refine_ffn(
     """
     _validate(ffn, inputs, target, weights, passes)
     steps = math.ceil(passes * ranks.total(len(inputs)) / BATCH)
-    held = max(1, int(len(inputs) * HELD_BACK))
+    first = len(inputs) - (held_back(len(inputs)) if n_held is None else n_held)
     with torch.inference_mode(False), torch.no_grad():  # also if the caller is in inference mode
         target, weights = target.float(), weights.float()
         originals = [(p, p.detach().clone()) for p in _parameters(ffn)]
-        before = ranks.total(_error(ffn, inputs[-held:], target[-held:], weights[-held:]))
-        training = inputs[:-held], target[:-held], weights[:-held]
+        held = inputs[first:], target[first:], weights[first:]
+        before = ranks.total(_error(ffn, *held))
+        training = inputs[:first], target[:first], weights[:first]
         if ranks.total(float(training[2].sum())) > 0:
             _train(ffn, *training, steps=steps, seed=seed, ranks=ranks)
-        after = ranks.total(_error(ffn, inputs[-held:], target[-held:], weights[-held:]))
+        after = ranks.total(_error(ffn, *held))
         if not after < before:  # also if it is NaN
             for parameter, original in originals:
                 parameter.copy_(original)

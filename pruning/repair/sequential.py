@@ -20,7 +20,7 @@ from pruning.observe.moments import add_gram, add_product, mirror
 from pruning.observe.neurons import Neurons
 from pruning.repair.form import Form
 from pruning.repair.memory_budget import NO_LIMIT, MemoryBudget
-from pruning.repair.refine import refine_ffn
+from pruning.repair.refine import held_back, refine_ffn
 from pruning.repair.ridge import ridge
 from pruning.repair.stream import LayerPass, Stream
 
@@ -32,20 +32,24 @@ NORM_STEP, NORM_DAMPING = 0.5, 0.3
 """Behind a norm: length of the step, and its damping relative to the median gain of a token's dimensions."""
 
 
+Parts = tuple[list[Tensor], list[Tensor]]
+
+
 class Examples:
     """What one FFN should learn: the outputs that would make the pruned stream equal to the dense one.
 
     Only the moments of its neurons are kept, unless it is refined: the neurons of all tokens would take most of the
-    memory of a run.
+    memory of a run. To refine it, some tokens of each batch are held back, which are not in the moments either.
 
     Attributes:
         gram: `[N, N]` float32, the weighted sum of the products of its neurons in the pruned stream; if it has a bias,
             a neuron that is always 1 comes last.
         cross: `[N, d]` float32, that of the products of its neurons with the targets.
         energy: `[]` float64, that of the squares of the targets.
-        n_tokens: how many.
+        n_tokens: how many, with those that are held back.
         read, target, weight: by batch of t tokens its inputs `[t, d]`, the targets `[t, d]` float32 and the weights of
-            the tokens `[t]` float32; empty unless it is refined.
+            the tokens `[t]` float32, first in a list of what is learned, then in one of what is held back; empty unless
+            it is refined.
     """
 
     def __init__(self, ffn: FFN, *, keep: bool, budget: MemoryBudget = NO_LIMIT) -> None:
@@ -59,37 +63,40 @@ class Examples:
         self.cross = self.gram.new_zeros(size, ffn.output.out_features)
         self.energy = self.gram.new_zeros((), dtype=torch.float64)
         self.n_tokens = 0
-        self.read: list[Tensor] = []
-        self.target: list[Tensor] = []
-        self.weight: list[Tensor] = []
+        self.read: Parts = [], []
+        self.target: Parts = [], []
+        self.weight: Parts = [], []
 
     def add(self, part: Neurons, target: Tensor, weight: Tensor) -> None:
         """Add a batch."""
         z = part.z.float()
         if self._ffn.output.bias is not None:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+        learned = len(z) - (held_back(len(z)) if self._keep else 0)
         root = weight.sqrt()[:, None]
-        z, weighted = z * root, target * root
+        z, weighted = (z * root)[:learned], (target * root)[:learned]
         add_gram(self.gram, z)
         add_product(self.cross, z, weighted)
         self.energy += weighted.square().sum(dtype=torch.float64)
-        self.n_tokens += len(z)
+        self.n_tokens += len(weight)
         if self._keep:
-            self.read.append(self._budget.keep(part.read))
-            self.target.append(self._budget.keep(target))
-            self.weight.append(weight)
+            for i, rows in enumerate((slice(learned), slice(learned, None))):
+                self.read[i].append(self._budget.keep(part.read[rows]))
+                self.target[i].append(self._budget.keep(target[rows]))
+                self.weight[i].append(weight[rows])
 
     def complete(self) -> None:
         """No batch follows."""
         mirror(self.gram)
 
-    def take(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`read`, `target` and `weight` of all batches, which are then empty."""
-        read = self._budget.join(self.read)
-        self.read = []
-        target = self._budget.join(self.target)
-        self.target = []
-        return read, target, torch.cat(self.weight)
+    def take(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """`read`, `target` and `weight` of all batches, which are then let go; and how many tokens at their ends are
+        held back."""
+        read = self._budget.join([*self.read[0], *self.read[1]])
+        self.read = [], []
+        target = self._budget.join([*self.target[0], *self.target[1]])
+        self.target = [], []
+        return read, target, torch.cat([*self.weight[0], *self.weight[1]]), sum(map(len, self.weight[1]))
 
     def clear(self) -> None:
         """Free the memory, even if the caller keeps a reference."""
@@ -260,7 +267,8 @@ def prune_and_fit(
     plans = [Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()]
     prune_ffns(plans)
     for ffn in keep if refine else ():
-        refine_ffn(ffn, *examples[ffn].take(), seed=seed, ranks=ranks)
+        *tokens, n_held = examples[ffn].take()
+        refine_ffn(ffn, *tokens, n_held=n_held, seed=seed, ranks=ranks)
     return [plan.solution.error for plan in plans]
 
 

@@ -1,6 +1,7 @@
 """Refining one FFN toward a target."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from pruning.model.ffn import find_ffns
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.repair.refine import neurons, refine_ffn
+from pruning.repair.sequential import Examples, fit
 
 from tiny import FAMILIES, tiny_model
 
@@ -135,6 +137,25 @@ def test_the_error_on_held_back_tokens_never_rises(tokens):
     before = error(ffn, *held)
     refine_ffn(ffn, *data, passes=5, seed=0)
     assert error(ffn, *held) <= before
+
+
+def test_the_closed_form_has_not_seen_the_tokens_that_are_held_back():
+    """Otherwise its error on them would be that of a fit to them, and refining could rarely be better."""
+    ffn, fitted = find_ffns(tiny_model("Llama"))[0], []
+    torch.manual_seed(2)
+    batches = [(torch.randn(50, 40), torch.randn(50, 16), torch.randn(50, 16)) for _ in range(3)]
+    for change in (0.0, 10.0):
+        examples = Examples(ffn, keep=True)
+        for z, read, target in batches:
+            target = torch.cat([target[:45], target[45:] + change])
+            examples.add(SimpleNamespace(z=z, read=read), target, torch.ones(50))
+        examples.complete()
+        fitted.append(fit(ffn, KEEP, examples).weight)
+    assert torch.equal(*fitted)
+    read, target, weight, n_held = examples.take()
+    assert (len(read), len(target), len(weight), n_held) == (150, 150, 150, 15)
+    assert torch.equal(read, torch.cat([b[1][:45] for b in batches] + [b[1][45:] for b in batches]))
+    assert torch.equal(target[-15:], torch.cat([b[2][45:] for b in batches]) + 10)
 
 
 @pytest.mark.parametrize("which", ["inputs", "target", "weights"])
