@@ -36,7 +36,7 @@ from pruning.pipeline import prune
 from pruning.planning.plan import plan, plan_text
 from pruning.prepare import calibration_or_default, prepare
 from pruning.report.companions import source_folder
-from pruning.report.comparison import closing_table, evaluate, summary
+from pruning.report.comparison import closing_table, evaluate, refining_sentence, summary
 from pruning.report.coverage import coverage
 from pruning.report.dry_save import dry_save
 from pruning.report.manifest import Report, plain_json
@@ -217,6 +217,8 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
             f"{report.notes['calibration'].get('source', args.statistics)}; {settings.criterion}, "
             f"{report.settings['repair']} repair, {settings.budget} budget, seed {settings.seed}."
         )
+    if settings.refine:
+        print(refining_sentence(report.layers))
     for name, sentence in (("dense", dense.sentence), ("pruned", pruned.sentence)):
         if sentence is not None:
             print(f"\n[{name}] {args.prompt} {sentence}")

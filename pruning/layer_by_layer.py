@@ -146,9 +146,13 @@ def _prune_layer(
                 keep, visit.examples, refine=settings.refine, seed=settings.seed, ranks=ranks
             )
         else:
-            errors = prune_separately(visit.ffns, kept, statistics, settings.repair)
+            found = prune_separately(visit.ffns, kept, statistics, settings.repair)
+            errors = [(error, math.nan) for error in found]
             add_input_biases(visit.ffns)  # before the layer is written
         parts = [part for ffn in visit.ffns for part in ffn.projections]
         weights = [w for part in parts for w in (part.parameter, part.bias_parameter) if w is not None]
         ranks.copy_first(*dict.fromkeys(weights))  # whatever chips they were computed on
-    return [replace(layer, repair_error=error) for layer, error in zip(layers, errors, strict=True)]
+    return [
+        replace(layer, repair_error=error, refined_error=refined)
+        for layer, (error, refined) in zip(layers, errors, strict=True)
+    ]

@@ -21,7 +21,9 @@ from pruning.threshold import layer_null
 
 NULL_LEVEL = 0.999
 """Share of the pairs of independent neurons that have less mutual information than `null_mi`."""
-_PLAIN = dict.fromkeys(("median_mi", "null_mi", "sensitivity", "repair_error"), torch.float64)
+_PLAIN = dict.fromkeys(
+    ("median_mi", "null_mi", "sensitivity", "repair_error", "refined_error"), torch.float64
+)
 _PLAIN |= {"n_tokens": torch.int64}
 """The fields of `PrunedLayer` that are numbers."""
 _PICTURE = "picture."
@@ -47,6 +49,8 @@ class PrunedLayer:
             norm of the weights, the partner -1, MI and R^2 0, and the null NaN.
         repair_error: of the repaired FFN: the squared error of its output on the calibration, relative to the square of
             the output that it should have (`pruning.repair`), before refining; NaN if nothing was measured.
+        refined_error: the squared error on held-back tokens after refining, relative to that before; 1 if refining was
+            no better and was undone, NaN without refining.
         picture: a closer look, if one was taken.
     """
 
@@ -62,6 +66,7 @@ class PrunedLayer:
     sensitivity: float
     n_tokens: int
     repair_error: float = math.nan
+    refined_error: float = math.nan
     picture: Picture | None = None
 
     @property
@@ -101,6 +106,7 @@ class PrunedLayer:
             "sensitivity": float(f"{self.sensitivity:.6g}"),
             "tokens": self.n_tokens,
             "repair_error": float(f"{self.repair_error:.6g}"),
+            "refined_error": float(f"{self.refined_error:.6g}"),
             "kept": self.kept.tolist(),
             "dropped": columns,
         }

@@ -47,7 +47,7 @@ def refine_ffn(
     passes: float = PASSES,
     seed: int,
     ranks: Ranks = ALONE,
-) -> None:
+) -> float:
     """Train `ffn` toward `target`, in place; restore it if the error on held-back tokens does not fall.
 
     The error is `sum_t weights[t] |ffn(inputs[t]) - target[t]|^2`. Unless the model is in float32, products are in
@@ -64,6 +64,9 @@ def refine_ffn(
         seed: for the order of the tokens.
         ranks: processes that have tokens of their own: each adds its part of every step, the gradients are summed, and
             each holds back some of its own.
+
+    Returns:
+        The error on the held-back tokens relative to that before; 1 if the FFN was restored.
 
     Raises:
         ValueError: mismatched shapes, fewer than two tokens, values that are not finite, weights that are negative or
@@ -84,6 +87,8 @@ def refine_ffn(
         if not after < before:  # also if it is NaN
             for parameter, original in originals:
                 parameter.copy_(original)
+            return 1.0
+        return after / before
 
 
 def _train(

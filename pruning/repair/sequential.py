@@ -249,7 +249,7 @@ def prune_and_fit(
     refine: bool,
     seed: int,
     ranks: Ranks = ALONE,
-) -> list[float]:
+) -> list[tuple[float, float]]:
     """Prune the FFNs of one layer, with the output projections that come closest to the targets.
 
     Args:
@@ -259,17 +259,19 @@ def prune_and_fit(
         ranks: processes that have examples of their own, and together fit to all of them.
 
     Returns:
-        The error of each FFN (`Solution`) before refining.
+        For each FFN its error (`Solution`) before refining, and what refining made of that on held-back tokens
+        (`refine_ffn`); NaN without.
 
     Raises:
         ValueError: activations that are not finite.
     """
     plans = [Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()]
     prune_ffns(plans)
+    refined = dict.fromkeys(keep, math.nan)
     for ffn in keep if refine else ():
         *tokens, n_held = examples[ffn].take()
-        refine_ffn(ffn, *tokens, n_held=n_held, seed=seed, ranks=ranks)
-    return [plan.solution.error for plan in plans]
+        refined[ffn] = refine_ffn(ffn, *tokens, n_held=n_held, seed=seed, ranks=ranks)
+    return [(plan.solution.error, refined[plan.ffn]) for plan in plans]
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Solution:

@@ -326,7 +326,7 @@ def synthetic(n_layers, width=11_008):
             activation=torch.randn(10, 3, generator=generator),
         )
         reasons = [dropped, kept[:n], *[torch.rand(n, generator=generator)] * 3]
-        layers.append(PrunedLayer(f"layer {i}", kept, *reasons, 0.1, 0.02, 1.0, 9, 0.1, picture))
+        layers.append(PrunedLayer(f"layer {i}", kept, *reasons, 0.1, 0.02, 1.0, 9, 0.1, picture=picture))
     named = {int(token) for layer in layers for token in layer.picture.tokens.flatten()}
     words = dict.fromkeys(named, ("ten words of text that go before a token ", "token", " and five behind"))
     settings = {"budget": "uniform", "criterion": "conditional-mi", "repair": "sequential"}
