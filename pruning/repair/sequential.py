@@ -33,6 +33,7 @@ NORM_STEP, NORM_DAMPING = 0.5, 0.3
 
 
 Parts = tuple[list[Tensor], list[Tensor]]
+"""By batch, of the tokens that are learned from, and of those that are held back."""
 
 
 class Examples:
