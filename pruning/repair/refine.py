@@ -28,13 +28,17 @@ WARM_UP = 10
 BETAS = (0.9, 0.98)
 HELD_BACK = 0.1
 """Share of the tokens that are not trained on but decide whether the result is used."""
+RUNS = 10
+"""Of adjacent tokens that are held back."""
 CHUNK = 8192
 """Tokens whose neurons are in memory at a time, outside the steps."""
 
 
-def held_back(n_tokens: int) -> int:
-    """How many of the tokens of a batch are held back: the last ones, so that most texts are on one side."""
-    return max(int(n_tokens > 1), int(n_tokens * HELD_BACK))
+def held_back(n_tokens: int) -> Tensor:
+    """Which of the tokens are held back, `[T]`: about a tenth, in up to `RUNS` runs that are spread evenly over all, so
+    that some of each text are among them."""
+    spacing = math.ceil(n_tokens / min(RUNS, max(1, int(n_tokens * HELD_BACK))))
+    return torch.arange(n_tokens) % spacing >= spacing - max(1, int(spacing * HELD_BACK))
 
 
 def refine_ffn(
@@ -43,7 +47,7 @@ def refine_ffn(
     target: Tensor,
     weights: Tensor,
     *,
-    n_held: int | None = None,
+    n_held: int,
     passes: float = PASSES,
     seed: int,
     ranks: Ranks = ALONE,
@@ -59,7 +63,7 @@ def refine_ffn(
         inputs: `[T, d]`, the inputs of the FFN in the pruned model.
         target: `[T, d]`, the outputs that the FFN should have, in the same order.
         weights: `[T]`, non-negative weights of the tokens.
-        n_held: how many tokens, the last ones, are held back; by default a tenth.
+        n_held: how many tokens, the last ones, are held back.
         passes: over the tokens, in steps of 1,024.
         seed: for the order of the tokens.
         ranks: processes that have tokens of their own: each adds its part of every step, the gradients are summed, and
@@ -74,7 +78,7 @@ def refine_ffn(
     """
     _validate(ffn, inputs, target, weights, passes)
     steps = math.ceil(passes * ranks.total(len(inputs)) / BATCH)
-    first = len(inputs) - (held_back(len(inputs)) if n_held is None else n_held)
+    first = len(inputs) - n_held
     with torch.inference_mode(False), torch.no_grad():  # also if the caller is in inference mode
         target, weights = target.float(), weights.float()
         originals = [(p, p.detach().clone()) for p in _parameters(ffn)]

@@ -40,7 +40,8 @@ class Examples:
     """What one FFN should learn: the outputs that would make the pruned stream equal to the dense one.
 
     Only the moments of its neurons are kept, unless it is refined: the neurons of all tokens would take most of the
-    memory of a run. To refine it, some tokens of each batch are held back, which are not in the moments either.
+    memory of a run. To refine it, some tokens are held back (`pruning.repair.refine`), which are not in the moments
+    either.
 
     Attributes:
         gram: `[N, N]` float32, the weighted sum of the products of its neurons in the pruned stream; if it has a bias,
@@ -53,12 +54,13 @@ class Examples:
             it is refined.
     """
 
-    def __init__(self, ffn: FFN, *, keep: bool, budget: MemoryBudget = NO_LIMIT) -> None:
+    def __init__(self, ffn: FFN, *, refined: int | None = None, budget: MemoryBudget = NO_LIMIT) -> None:
         """Args:
-        keep: whether it is refined.
+        refined: how many tokens there will be, if it is to be refined.
         budget: for what is then kept.
         """
-        self._ffn, self._keep, self._budget = ffn, keep, budget
+        self._ffn, self._budget = ffn, budget
+        self._held = None if refined is None else held_back(refined)
         size = ffn.width + (ffn.output.bias is not None)
         self.gram = torch.zeros(size, size, device=ffn.output.weight.device)
         self.cross = self.gram.new_zeros(size, ffn.output.out_features)
@@ -73,18 +75,19 @@ class Examples:
         z = part.z.float()
         if self._ffn.output.bias is not None:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-        learned = len(z) - (held_back(len(z)) if self._keep else 0)
-        root = weight.sqrt()[:, None]
-        z, weighted = (z * root)[:learned], (target * root)[:learned]
-        add_gram(self.gram, z)
-        add_product(self.cross, z, weighted)
-        self.energy += weighted.square().sum(dtype=torch.float64)
-        self.n_tokens += len(weight)
-        if self._keep:
-            for i, rows in enumerate((slice(learned), slice(learned, None))):
+        if self._held is not None:
+            held = self._held[self.n_tokens : self.n_tokens + len(z)].to(z.device)
+            for i, rows in enumerate((~held, held)):
                 self.read[i].append(self._budget.keep(part.read[rows]))
                 self.target[i].append(self._budget.keep(target[rows]))
                 self.weight[i].append(weight[rows])
+            z, target, weight = z[~held], target[~held], weight[~held]
+        self.n_tokens += len(part.z)
+        root = weight.sqrt()[:, None]
+        z, weighted = z * root, target * root
+        add_gram(self.gram, z)
+        add_product(self.cross, z, weighted)
+        self.energy += weighted.square().sum(dtype=torch.float64)
 
     def complete(self) -> None:
         """No batch follows."""
@@ -202,7 +205,8 @@ def _visit_layer(
     recorders = {}
     if sample_size is not None:
         recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
-    examples = {ffn: Examples(ffn, keep=refine, budget=budget) for ffn in ffns if fit}
+    refined = sum(dense.tokens) if refine else None
+    examples = {ffn: Examples(ffn, refined=refined, budget=budget) for ffn in ffns if fit}
     bypasses = []
     behind = pruned.passes(index) if fit else repeat(None)
     start = end = 0

@@ -92,7 +92,7 @@ def refine(group):
     prune_ffns([Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], None))])
     before = float((weights * (outputs() - target).square().sum(1)).sum())
     parts = [ranks.share(values) for values in (inputs, target, weights)]
-    refine_ffn(ffn, *parts, passes=20, seed=0, ranks=ranks)
+    refine_ffn(ffn, *parts, n_held=len(parts[0]) // 10, passes=20, seed=0, ranks=ranks)
     after = float((weights * (outputs() - target).square().sum(1)).sum())
     return before, after, [part.parameter.detach() for part in ffn.projections]
 
