@@ -152,7 +152,7 @@ def test_compensation_is_nearer_to_the_dense_stream_than_the_ffn_of_the_same_inp
     steps = visit_layers(model, ffns, [windows])
     next(steps)
     added = Examples.add
-    own = Examples(ffns[1], keep=False)
+    own = Examples(ffns[1])
 
     def add(self, part, target, weight):
         added(self, part, target, weight)
