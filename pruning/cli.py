@@ -124,6 +124,8 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
             f"Kept {report.neurons_after:,} of {report.neurons_before:,} neurons. Saved to {out}. "
             f"{time.perf_counter() - start:.0f} s in total: {stages}."
         )
+        if settings.refine:
+            print(refining_sentence(report.layers))
         _write_report(args)
         return
     model, tokenizer, stored, stored_dtypes = _load(args, device)

@@ -1,7 +1,7 @@
 """What a run will take, before it takes it: seconds, memory and disk, from the config and a short probe."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,7 +187,7 @@ class _Prediction:
             "select": sum((self._select(layer) for layer in self._shapes.layers), Work()),
             "repair": sum((self._repair(layer) for layer in self._shapes.layers), Work(write=written)),
         }
-        memory = self._memory()
+        memory = self._memory(works)
         for name, total in works.items():
             yield Stage(name, total.seconds(rates), int(total.read + total.write), memory[name], total)
 
@@ -263,7 +263,7 @@ class _Prediction:
         total = sum((work.repair(ffn, self._settings) for ffn in layer.ffns), Work())
         return total + work.again(layer, self._tokens()) if self._sequential else total
 
-    def _memory(self) -> dict[str, int]:
+    def _memory(self, stages: Iterable[str]) -> dict[str, int]:
         """The most at a time in each stage, bytes."""
         base = own_memory() if self._on_cpu else 0
         layers = [layer for layer in self._shapes.layers if layer.ffns]
@@ -272,7 +272,7 @@ class _Prediction:
             base += values * (self._size + self._stored * (self._size != self._stored))
         opening = self._shapes.body // self._stored * (self._size + self._stored) if self._from_disk else 0
         peaks = {"capture": base + opening + self._within(self._hidden(layers[0]))}
-        for name in ("capture", "measure", *self._sensitivity(), "select", "repair"):
+        for name in stages:
             most = max(self._held(layer) + self._beyond(name, layer) for layer in layers)
             peaks[name] = max(peaks.get(name, 0), base + most)
         return peaks

@@ -74,9 +74,9 @@ def refine_ffn(
 
     Raises:
         ValueError: mismatched shapes, fewer than two tokens, values that are not finite, weights that are negative or
-            all 0, or negative `passes`.
+            all 0, `n_held` that leaves nothing to train on, or negative `passes`.
     """
-    _validate(ffn, inputs, target, weights, passes)
+    _validate(ffn, inputs, target, weights, n_held, passes)
     steps = math.ceil(passes * ranks.total(len(inputs)) / BATCH)
     first = len(inputs) - n_held
     with torch.inference_mode(False), torch.no_grad():  # also if the caller is in inference mode
@@ -204,7 +204,7 @@ def _mixed_precision(ffn: FFN) -> torch.autocast:
     return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype != torch.float32)
 
 
-def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, passes: float) -> None:
+def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, n_held: int, passes: float) -> None:
     tokens, d_in, d_out = len(inputs), ffn.inputs[0].in_features, ffn.output.out_features
     for name, tensor, shape in (
         ("inputs", inputs, (tokens, d_in)),
@@ -220,6 +220,8 @@ def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, passes:
             )
     if tokens < 2:
         raise ValueError(f"{ffn.name}: expected at least two tokens, got {tokens}")
+    if not 0 <= n_held < tokens:
+        raise ValueError(f"{ffn.name}: expected n_held from 0 to {tokens - 1}, got {n_held}")
     if float(weights.min()) < 0 or float(weights.sum()) == 0:
         raise ValueError(
             f"{ffn.name}: expected non-negative weights that are not all 0, got {float(weights.min()):g} "

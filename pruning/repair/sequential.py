@@ -77,11 +77,12 @@ class Examples:
             z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         if self._held is not None:
             held = self._held[self.n_tokens : self.n_tokens + len(z)].to(z.device)
-            for i, rows in enumerate((~held, held)):
+            learned = ~held
+            for i, rows in enumerate((learned, held)):
                 self.read[i].append(self._budget.keep(part.read[rows]))
                 self.target[i].append(self._budget.keep(target[rows]))
                 self.weight[i].append(weight[rows])
-            z, target, weight = z[~held], target[~held], weight[~held]
+            z, target, weight = z[learned], target[learned], weight[learned]
         self.n_tokens += len(part.z)
         root = weight.sqrt()[:, None]
         z, weighted = z * root, target * root

@@ -196,5 +196,8 @@ def test_arguments_that_do_not_fit_are_an_error():
         refine_ffn(ffn, inputs[:1], target[:1], weights[:1], n_held=HELD, passes=2, seed=0)
     with pytest.raises(ValueError, match="expected non-negative weights"):
         refine_ffn(ffn, inputs, target, -weights, n_held=HELD, passes=2, seed=0)
+    for n_held in (-1, 2000, 3000):
+        with pytest.raises(ValueError, match=rf"n_held from 0 to 1999, got {n_held}"):
+            refine_ffn(ffn, inputs, target, weights, n_held=n_held, passes=2, seed=0)
     with pytest.raises(ValueError, match="passes >= 0, got -1"):
         refine_ffn(ffn, inputs, target, weights, n_held=HELD, passes=-1, seed=0)
