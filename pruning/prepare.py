@@ -27,6 +27,7 @@ from pruning.observe.calibration import Calibration, calibration_windows
 from pruning.observe.capture import MIN_TOKENS
 from pruning.observe.mixture import default_sources
 from pruning.observe.trial import check_neurons, reached_knobs
+from pruning.repair.refine import check_alone
 from pruning.repair.stream import check_stream
 from pruning.report.manifest import versions
 from pruning.settings import Settings
@@ -144,6 +145,8 @@ def prepare(
     if probe:
         with source.sample(body, ffns) as sampled:
             check_neurons(model, sampled, probe[0])
+            if settings.refine:
+                check_alone(model, sampled, probe[0])
             follow = _can_follow(
                 model,
                 sampled,

@@ -53,8 +53,7 @@ class Projection:
     @property
     def weight(self) -> Tensor:
         """A view `[out, in]`."""
-        weight = self.parameter if self.expert is None else self.parameter[self.expert]
-        return weight if (self.axis == 1) is self.contracts else weight.t()
+        return self.oriented(self.parameter if self.expert is None else self.parameter[self.expert])
 
     @property
     def bias_parameter(self) -> nn.Parameter | None:
@@ -79,6 +78,10 @@ class Projection:
     @property
     def in_features(self) -> int:
         return self.weight.shape[1]
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        """A view `[out, in]` of a matrix in the layout of the parameter."""
+        return weight if (self.axis == 1) is self.contracts else weight.t()
 
     def entries(self, neurons: Tensor) -> Tensor:
         """Indices along the axis of the entries that belong to `neurons`, in the order of the pruned projection."""

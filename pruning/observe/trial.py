@@ -23,6 +23,19 @@ HALF_PRECISION = 0.05
 """The same for 16-bit weights."""
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest relative difference of neurons that is from rounding."""
+    return TOLERANCE.get(dtype, HALF_PRECISION)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The relative difference of neurons; infinite if their shapes differ."""
+    if found.shape != expected.shape:
+        return torch.inf
+    expected = expected.double()
+    return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
 def reached_knobs(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> set[Knob]:
     """The knobs of the FFNs that run on the batch.
 
@@ -31,7 +44,7 @@ def reached_knobs(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
             reaches do not count.
     """
     try:
-        dense = _first_neurons(model, ffns, batch)
+        dense = first_neurons(model, ffns, batch)
     except Exception as error:  # of code that we do not know
         kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
         others = [name for name in modalities(model) if name != "text"]
@@ -69,19 +82,37 @@ def check_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> 
     Raises:
         ValueError: they differ.
     """
-    dense = _first_neurons(model, ffns, batch)
+    dense = first_neurons(model, ffns, batch)
     for kind in _kinds(ffns):
         stack = next(stack for stack in kind if any(ffn in dense for ffn in stack))
         before, silent = (_first_output(model, stack, batch, silence=silence) for silence in (False, True))
         with restored(stack):
             prune_ffns(_every_other(ffn) for ffn in stack)
-            pruned = _first_neurons(model, stack, batch)
+            pruned = first_neurons(model, stack, batch)
             after = _first_output(model, stack, batch)
         for ffn in stack:
             if ffn in dense:
-                _compare(ffn, dense[ffn], pruned.get(ffn))
+                _compare(ffn, dense[ffn].z, pruned.get(ffn))
         if before is not None and silent is not None and after is not None:
             _compare_outputs(stack[0], before, silent, after)
+
+
+def first_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> dict[FFN, Neurons]:
+    """Each FFN that runs, in its first call."""
+    seen: dict[FFN, Neurons] = {}
+    inputs = model_inputs(batch, input_device(model))
+    body = body_of(model, inputs)
+
+    def keep_first(part: Neurons) -> None:
+        seen.setdefault(part.ffn, part)
+
+    with (
+        torch.inference_mode(),
+        evaluation_mode(model),
+        observed_neurons(model, ffns, Masks.of(inputs), keep_first),
+    ):
+        body(**inputs, **without_cache(body))
+    return seen
 
 
 def _is_text(batch: Batch) -> bool:
@@ -95,24 +126,6 @@ def _kinds(ffns: Sequence[FFN]) -> list[list[list[FFN]]]:
         stacks = kinds.setdefault(ffn.kind, {})
         stacks.setdefault(id(ffn.output.parameter), []).append(ffn)
     return [list(stacks.values()) for stacks in kinds.values()]
-
-
-def _first_neurons(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> dict[FFN, Tensor]:
-    """The neurons `[T, N]` of each FFN that runs, from its first call."""
-    seen: dict[FFN, Tensor] = {}
-    inputs = model_inputs(batch, input_device(model))
-    body = body_of(model, inputs)
-
-    def keep_first(part: Neurons) -> None:
-        seen.setdefault(part.ffn, part.z)
-
-    with (
-        torch.inference_mode(),
-        evaluation_mode(model),
-        observed_neurons(model, ffns, Masks.of(inputs), keep_first),
-    ):
-        body(**inputs, **without_cache(body))
-    return seen
 
 
 def _first_output(
@@ -151,21 +164,18 @@ def _every_other(ffn: FFN) -> Plan:
     return Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))
 
 
-def _compare(ffn: FFN, dense: Tensor, pruned: Tensor | None) -> None:
-    expected = dense[:, ::2].double()
-    difference = torch.inf
-    if pruned is not None and pruned.shape == expected.shape:
-        difference = float((pruned.double() - expected).norm() / expected.norm().clamp_min(1e-300))
-    if difference > TOLERANCE.get(dense.dtype, HALF_PRECISION):
+def _compare(ffn: FFN, dense: Tensor, pruned: Neurons | None) -> None:
+    relative = torch.inf if pruned is None else difference(pruned.z, dense[:, ::2])
+    if relative > tolerance(dense.dtype):
         raise ValueError(
             f"{ffn.name}: expected neurons that do not depend on each other, got others when every second one was "
-            f"dropped (relative difference {difference:.2g}); this architecture cannot be pruned"
+            f"dropped (relative difference {relative:.2g}); this architecture cannot be pruned"
         )
 
 
 def _compare_outputs(ffn: FFN, dense: Tensor, silent: Tensor, pruned: Tensor) -> None:
     """Relative to the effect of the dropped neurons, with a margin for rounding of the hidden states."""
-    margin = TOLERANCE.get(dense.dtype, HALF_PRECISION) * (silent.double() - dense.double()).norm()
+    margin = tolerance(dense.dtype) * (silent.double() - dense.double()).norm()
     margin = margin + 4 * torch.finfo(dense.dtype).eps * silent.double().norm()
     if pruned.shape != silent.shape or (pruned.double() - silent.double()).norm() > margin:
         raise ValueError(

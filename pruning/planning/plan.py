@@ -261,6 +261,8 @@ class _Prediction:
 
     def _repair(self, layer: LayerShape) -> Work:
         total = sum((work.repair(ffn, self._settings) for ffn in layer.ffns), Work())
+        if self._settings.refine:
+            total += sum((work.refine(ffn, self._tokens()) for ffn in layer.ffns), Work())
         return total + work.again(layer, self._tokens()) if self._sequential else total
 
     def _memory(self, stages: Iterable[str]) -> dict[str, int]:
@@ -329,7 +331,9 @@ class _Prediction:
             return statistics + max(pairs, 12 * kept**2 + 4 * kept * n + 24 * kept * (n - kept))
         if stage == "sensitivity":
             return statistics + _solve(widest, "lstsq")
-        return _solve(widest, self._settings.repair)
+        # Refining keeps the weights as they were, and a copy that is trained with its gradients and two moments.
+        refined = (16 + self._size) * widest.weights * kept // n if self._settings.refine else 0
+        return max(_solve(widest, self._settings.repair), refined)
 
 
 def _solve(ffn: FFNShape, repair: str) -> int:

@@ -1,10 +1,12 @@
 """What one layer costs: operations by the rate that they run at, and memory."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pruning.observe.moments import BLOCK
 from pruning.planning.rates import Rates
+from pruning.repair.refine import BATCH, HELD_BACK, PASSES
 from pruning.settings import Settings
 
 
@@ -124,6 +126,14 @@ def explain(ffn: FFNShape) -> Work:
         product64=ffn.count * 2 * kept**2 * dropped,
         pair=ffn.count * kept * dropped,
     )
+
+
+def refine(ffn: FFNShape, n_tokens: int) -> Work:
+    """The steps, with gradients of all weights and of the neurons, and the error on held-back tokens twice."""
+    weights, output = ffn.weights * ffn.kept / ffn.width, ffn.outputs * ffn.kept
+    held = HELD_BACK * n_tokens
+    learned = math.ceil(PASSES * n_tokens / BATCH) * min(BATCH, n_tokens - held)
+    return Work(product=learned * (4 * weights + 2 * output) + 2 * held * 2 * weights)
 
 
 def repair(ffn: FFNShape, settings: Settings) -> Work:

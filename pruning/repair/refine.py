@@ -7,15 +7,19 @@ form must not have seen these either, since its error on tokens that it was fitt
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mikernels.ranks import ALONE, Ranks
 from pruning.model.ffn import FFN
 from pruning.model.first_call import first_call
+from pruning.observe.batches import Batch
+from pruning.observe.trial import difference, first_neurons, tolerance
 
 PASSES = 4
 """Passes over the tokens; more overfit where tokens are few."""
@@ -32,13 +36,15 @@ RUNS = 10
 """Of adjacent tokens that are held back."""
 CHUNK = 8192
 """Tokens whose neurons are in memory at a time, outside the steps."""
+ADVICE = "use refine=False for this model"
 
 
 def held_back(n_tokens: int) -> Tensor:
-    """Which of the tokens are held back, `[T]`: about a tenth, in up to `RUNS` runs that are spread evenly over all, so
-    that some of each text are among them."""
+    """Which of the tokens are held back, `[T]`: about a tenth, in up to `RUNS` runs that are spread evenly over all. A
+    single token is not."""
     spacing = math.ceil(n_tokens / min(RUNS, max(1, int(n_tokens * HELD_BACK))))
-    return torch.arange(n_tokens) % spacing >= spacing - max(1, int(spacing * HELD_BACK))
+    of_run = min(max(1, int(spacing * HELD_BACK)), n_tokens - 1)
+    return torch.arange(n_tokens) % spacing >= spacing - of_run
 
 
 def refine_ffn(
@@ -54,8 +60,8 @@ def refine_ffn(
 ) -> float:
     """Train `ffn` toward `target`, in place; restore it if the error on held-back tokens does not fall.
 
-    The error is `sum_t weights[t] |ffn(inputs[t]) - target[t]|^2`. Unless the model is in float32, products are in
-    bfloat16 and the trained weights in float32. Equal arguments give equal weights on one machine.
+    The error is `sum_t weights[t] |ffn(inputs[t]) - target[t]|^2`. If the model is in 16 bits, products are in bfloat16
+    and the trained weights in float32. Equal arguments give equal weights on one machine.
 
     Args:
         ffn: the kept neurons, with the output projection that solves the closed form for the tokens that are not held
@@ -64,29 +70,30 @@ def refine_ffn(
         target: `[T, d]`, the outputs that the FFN should have, in the same order.
         weights: `[T]`, non-negative weights of the tokens.
         n_held: how many tokens, the last ones, are held back.
-        passes: over the tokens, in steps of 1,024.
+        passes: there are as many steps of 1,024 tokens as in so many passes over all tokens.
         seed: for the order of the tokens.
         ranks: processes that have tokens of their own: each adds its part of every step, the gradients are summed, and
-            each holds back some of its own.
+            each holds back some of its own. A process counts for as much as it has tokens.
 
     Returns:
         The error on the held-back tokens relative to that before; 1 if the FFN was restored.
 
     Raises:
-        ValueError: mismatched shapes, fewer than two tokens, values that are not finite, weights that are negative or
-            all 0, `n_held` that leaves nothing to train on, or negative `passes`.
+        ValueError: mismatched shapes, values that are not finite, weights that are negative or all 0, nothing to train
+            on, nothing that is held back on any process, or negative `passes`.
     """
     _validate(ffn, inputs, target, weights, n_held, passes)
+    if ranks.total(n_held) == 0:
+        raise ValueError(
+            f"{ffn.name}: expected tokens that are held back, got none of {ranks.total(len(inputs)):.0f}"
+        )
     steps = math.ceil(passes * ranks.total(len(inputs)) / BATCH)
     first = len(inputs) - n_held
     with torch.inference_mode(False), torch.no_grad():  # also if the caller is in inference mode
-        target, weights = target.float(), weights.float()
         originals = [(p, p.detach().clone()) for p in _parameters(ffn)]
         held = inputs[first:], target[first:], weights[first:]
         before = ranks.total(_error(ffn, *held))
-        training = inputs[:first], target[:first], weights[:first]
-        if ranks.total(float(training[2].sum())) > 0:
-            _train(ffn, *training, steps=steps, seed=seed, ranks=ranks)
+        _train(ffn, inputs[:first], target[:first], weights[:first], steps=steps, seed=seed, ranks=ranks)
         after = ranks.total(_error(ffn, *held))
         if not after < before:  # also if it is NaN
             for parameter, original in originals:
@@ -107,13 +114,12 @@ def _train(
 ) -> None:
     """Adam on all projections."""
     names, parameters = _input_names(ffn), _parameters(ffn)
-    masters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
-    rows, columns = masters[: len(names)], masters[len(names) :]
+    masters = [nn.Parameter(p.detach().to(_trained(p.dtype), copy=True)) for p in parameters]
+    rows, (columns, *bias) = masters[: len(names)], masters[len(names) :]
     optimizer = torch.optim.Adam(masters, lr=PEAK, betas=BETAS)
     # Adam does not depend on the scale of the loss, except through its epsilon.
-    energy = torch.cat([chunk.to(weights.device).square().sum(1) for chunk in target.split(CHUNK)])
-    scale = float((weights * energy).mean().clamp_min(torch.finfo(torch.float32).tiny))
-    scale = ranks.total(scale)  # also divides the sum of the gradients by the number of processes
+    squares = torch.cat([chunk.to(weights.device).float().square().sum(1) for chunk in target.split(CHUNK)])
+    scale = ranks.total(float((weights * squares).sum())) or 1.0
     size = math.ceil(BATCH / ranks.count)
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
@@ -127,8 +133,8 @@ def _train(
             group["lr"] = PEAK * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.enable_grad(), _mixed_precision(ffn):
             z = neurons(ffn, read, dict(zip(names, rows, strict=True)))
-            errors = (F.linear(z, *columns).float() - wanted).square().sum(1)
-            loss = (weight * errors).mean() / scale
+            errors = (F.linear(z, ffn.output.oriented(columns), *bias) - wanted.float()).square().sum(1)
+            loss = (weight * errors).mean() * len(inputs) / scale
         gradients = torch.autograd.grad(loss, masters)
         ranks.add(*gradients)
         for master, gradient in zip(masters, gradients, strict=True):
@@ -145,7 +151,7 @@ def _error(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor) -> float:
         read, wanted, weight = (_rows(values, chunk, ffn) for values in (inputs, target, weights))
         with _mixed_precision(ffn):
             output = F.linear(neurons(ffn, read), ffn.output.weight, ffn.output.bias)
-        total += float((weight * (output.float() - wanted).square().sum(1)).sum(dtype=torch.float64))
+        total += float((weight * (output - wanted.float()).square().sum(1)).sum(dtype=torch.float64))
     return total
 
 
@@ -155,18 +161,47 @@ def _rows(values: Tensor, which: Tensor | slice, ffn: FFN) -> Tensor:
     return values[chosen].to(ffn.output.weight.device)
 
 
+def check_alone(model: PreTrainedModel, ffns: Sequence[FFN], batch: Batch) -> None:
+    """Compute the neurons of each FFN that the batch reaches from its inputs alone, and compare them with those that
+    the model computes.
+
+    Raises:
+        ValueError: they differ, or cannot be computed alone.
+    """
+    for ffn in ffns:
+        _reader(ffn)  # raises
+    for ffn, part in first_neurons(model, ffns, batch).items():
+        try:
+            with torch.no_grad():
+                found = neurons(ffn, part.read)
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+            raise ValueError(
+                f"{ffn.name}: expected an FFN that runs on its inputs alone for refine=True, got: {error}; {ADVICE}"
+            ) from error
+        if (relative := difference(found, part.z)) > tolerance(part.z.dtype):
+            raise ValueError(
+                f"{ffn.name}: expected an FFN that depends on its inputs only for refine=True, got other neurons "
+                f"than in the model (relative difference {relative:.2g}); {ADVICE}"
+            )
+
+
 def neurons(ffn: FFN, inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
-    """The neurons `[T, N]` that the FFN computes from its inputs `[T, d]`.
+    """The neurons `[T, N]` that the FFN computes from the inputs `[T, d]` of its projections.
 
     Args:
         parameters: used in place of the reader's own, by name.
     """
-    arguments = (inputs.to(ffn.output.weight.dtype),)
-    reader = _reader(ffn)
-    run = partial(torch.func.functional_call, reader, parameters or {}, arguments)
-    output = ffn.output.owners[0]
-    z: Tensor = first_call(output, run).args[0] if output in reader.modules() else run()
-    return z
+    inputs = inputs.to(ffn.output.weight.dtype)[None]  # as one sequence
+    reader, output = _reader(ffn), ffn.output.owners[0]
+    run = partial(torch.func.functional_call, reader, parameters or {}, (inputs,))
+    # A reader may do something else before its projections, such as normalize.
+    handles = [p.owners[0].register_forward_pre_hook(lambda _module, _args: (inputs,)) for p in ffn.inputs]
+    try:
+        z: Tensor = first_call(output, run).args[0] if output in reader.modules() else run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return z.flatten(0, -2)
 
 
 def _parameters(ffn: FFN) -> list[nn.Parameter]:
@@ -194,14 +229,19 @@ def _reader(ffn: FFN) -> nn.Module:
     if ffn.is_routed or (reader is ffn.layer and ffn.output.owners[0] in reader.modules()):
         raise ValueError(
             f"{ffn.name}: expected an FFN that is a module of its own for refine=True, got a part of "
-            f"{type(reader).__name__}; use refine=False for this model"
+            f"{type(reader).__name__}; {ADVICE}"
         )
     return reader
 
 
+def _trained(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the weights while they are trained."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _mixed_precision(ffn: FFN) -> torch.autocast:
     weight = ffn.output.weight
-    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype != torch.float32)
+    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype != _trained(weight.dtype))
 
 
 def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, n_held: int, passes: float) -> None:
@@ -213,13 +253,11 @@ def _validate(ffn: FFN, inputs: Tensor, target: Tensor, weights: Tensor, n_held:
     ):
         if tensor.shape != shape:
             raise ValueError(f"{ffn.name}: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
-        if not torch.isfinite(tensor).all():
-            wrong = int((~torch.isfinite(tensor)).sum())
+        # By chunks, since the whole may be larger than the memory.
+        if wrong := sum(int((~torch.isfinite(chunk)).sum()) for chunk in tensor.split(CHUNK)):
             raise ValueError(
                 f"{ffn.name}: expected finite {name}, got {wrong} NaN or infinite of {tensor.numel()} values"
             )
-    if tokens < 2:
-        raise ValueError(f"{ffn.name}: expected at least two tokens, got {tokens}")
     if not 0 <= n_held < tokens:
         raise ValueError(f"{ffn.name}: expected n_held from 0 to {tokens - 1}, got {n_held}")
     if float(weights.min()) < 0 or float(weights.sum()) == 0:

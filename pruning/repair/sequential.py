@@ -54,13 +54,13 @@ class Examples:
             it is refined.
     """
 
-    def __init__(self, ffn: FFN, *, refined: int | None = None, budget: MemoryBudget = NO_LIMIT) -> None:
+    def __init__(self, ffn: FFN, *, n_refined: int | None = None, budget: MemoryBudget = NO_LIMIT) -> None:
         """Args:
-        refined: how many tokens there will be, if it is to be refined.
+        n_refined: how many tokens there will be, if it is to be refined.
         budget: for what is then kept.
         """
         self._ffn, self._budget = ffn, budget
-        self._held = None if refined is None else held_back(refined)
+        self._held = None if n_refined is None else held_back(n_refined)
         size = ffn.width + (ffn.output.bias is not None)
         self.gram = torch.zeros(size, size, device=ffn.output.weight.device)
         self.cross = self.gram.new_zeros(size, ffn.output.out_features)
@@ -206,8 +206,8 @@ def _visit_layer(
     recorders = {}
     if sample_size is not None:
         recorders = {ffn: Recorder.of(ffn, sample_size, seed=seed, ranks=ranks) for ffn in ffns}
-    refined = sum(dense.tokens) if refine else None
-    examples = {ffn: Examples(ffn, refined=refined, budget=budget) for ffn in ffns if fit}
+    n_refined = dense.count_rows() if refine else None
+    examples = {ffn: Examples(ffn, n_refined=n_refined, budget=budget) for ffn in ffns if fit}
     bypasses = []
     behind = pruned.passes(index) if fit else repeat(None)
     start = end = 0

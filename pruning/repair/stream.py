@@ -119,6 +119,13 @@ class Stream:
         twin.hidden = list(self.hidden)
         return twin
 
+    def count_rows(self) -> int:
+        """How many rows the FFNs have in all batches: the tokens, and what some architectures add to them."""
+        return sum(
+            hidden.shape[:-1].numel() if real is None else int(real.sum())
+            for hidden, real in zip(self.hidden, self._real, strict=True)
+        )
+
     def passes(self, index: int, *, advance: bool = False) -> Iterator[LayerPass]:
         """Run layer `index`, which has FFNs, batch by batch; with `advance`, move each batch on to the next one.
 

@@ -16,7 +16,7 @@ from pruning.model.ffn import find_ffns
 from pruning.model.on_disk import LayersOnDisk
 from pruning.model.surgery import Plan, Solution, prune_ffns
 from pruning.observe.capture import Recorder
-from pruning.repair.refine import neurons, refine_ffn
+from pruning.repair.refine import held_back, neurons, refine_ffn
 
 from tiny import ARCHITECTURES, VOCABULARY, tiny, tiny_model
 
@@ -77,9 +77,16 @@ def die_while_pruning(group):
     prune(model, None, calibration=windows(), process_group=group, **OPTIONS)
 
 
-def refine(group):
-    """Refine an FFN of which every second neuron was dropped. The error over all tokens before and after, and the
-    parameters."""
+def refine(group, sizes=(2000,), contradicted=None):
+    """Refine an FFN of which every second neuron was dropped.
+
+    Args:
+        sizes: how many of 2,000 tokens each process has.
+        contradicted: a process whose held-back tokens should have another output than the others.
+
+    Returns:
+        What `refine_ffn` says, the error over all tokens before and after, and the parameters.
+    """
     ranks, ffn = Ranks(group), find_ffns(model_of("Llama"))[0]
     inputs = torch.randn(2000, 16, generator=torch.Generator().manual_seed(1))
     weights = torch.linspace(0.5, 1.5, 2000)
@@ -91,10 +98,17 @@ def refine(group):
     target, keep = outputs(), torch.arange(0, 40, 2)
     prune_ffns([Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], None))])
     before = float((weights * (outputs() - target).square().sum(1)).sum())
-    parts = [ranks.share(values) for values in (inputs, target, weights)]
-    refine_ffn(ffn, *parts, n_held=len(parts[0]) // 10, passes=20, seed=0, ranks=ranks)
+    end = sum(sizes[: ranks.index + 1])
+    n_held = int(held_back(sizes[ranks.index]).sum())
+    wanted = target.clone()
+    if ranks.index == contradicted:
+        wanted[end - n_held : end] = 20 * outputs()[end - n_held : end] - 19 * target[end - n_held : end]
+    mine = slice(end - sizes[ranks.index], end)
+    relative = refine_ffn(
+        ffn, inputs[mine], wanted[mine], weights[mine], n_held=n_held, passes=20, seed=0, ranks=ranks
+    )
     after = float((weights * (outputs() - target).square().sum(1)).sum())
-    return before, after, [part.parameter.detach() for part in ffn.projections]
+    return relative, before, after, [part.parameter.detach() for part in ffn.projections]
 
 
 def record(group, values, gates, sizes, sample_size):

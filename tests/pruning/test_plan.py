@@ -106,16 +106,23 @@ def test_the_files_are_those_that_a_run_from_disk_writes(class_name, options, tm
 
 
 @pytest.mark.parametrize(
-    ("repair", "budget"), [("sequential", "uniform"), ("lstsq", "uniform"), ("lstsq", "kl")]
+    ("repair", "budget", "refine"),
+    [
+        ("sequential", "uniform", False),
+        ("sequential", "uniform", True),
+        ("lstsq", "uniform", False),
+        ("lstsq", "kl", False),
+    ],
 )
-def test_the_operations_are_those_that_torch_counts(repair, budget, tmp_path, windows):
+def test_the_operations_are_those_that_torch_counts(repair, budget, refine, tmp_path, windows):
     """Of products; torch does not count decompositions, and products of integers."""
     entries = {"intermediate_size": 1024, "hidden_size": 64, "num_hidden_layers": 2}
     model = tiny("LlamaForCausalLM", **entries)
     model.save_pretrained(tmp_path)
     ids = windows.repeat(3, 1)
     options = {"calibration_tokens": ids.numel(), "sequence_length": ids.shape[1], "batch_size": 4}
-    settings = Settings(ratio=0.25, sample_size=64, criterion="flap", repair=repair, budget=budget, **options)
+    options |= {"repair": repair, "budget": budget, "refine": refine}
+    settings = Settings(ratio=0.25, sample_size=64, criterion="flap", **options)
 
     def in_place(_total, a, b, **_options):
         return 2 * a[0] * a[1] * b[1]

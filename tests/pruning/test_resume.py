@@ -36,6 +36,7 @@ class Interrupt(BaseException):
     ("class_name", "options"),
     [
         ("LlamaForCausalLM", {}),
+        ("LlamaForCausalLM", {"refine": True}),
         ("LlamaForCausalLM", {"repair": "lstsq", "budget": "mi"}),
         ("BertModel", {"repair": "bias"}),
         ("LlamaForCausalLM", {"repair": "bias"}),  # adds biases to all projections
