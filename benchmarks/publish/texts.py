@@ -1,7 +1,8 @@
 """The page of texts: perplexity on four kinds of text, by calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.publish.page import conditions, latest, write_page
 from benchmarks.quality.methods import METHODS
@@ -15,9 +16,9 @@ def publish(path: Path, out: Path) -> None:
     sections = [
         "What pruning costs on four kinds of text, by what the model was calibrated on: perplexity relative to that of "
         "the dense model, in parentheses the standard error over paired windows. *Builtin* is half of the language "
-        "reference that ships with CPython (the column *Python reference* is the other half), *self* what the model "
-        "writes itself, *wikitext* the validation split of WikiText-2 (the column is its test split). Prose is news "
-        "from the development set of RTE; code is that of numpy. Lower is better.",
+        "reference that ships with CPython (the column *Python reference* is the other half), *self* passages that the "
+        "model writes itself, *wikitext* the validation split of WikiText-2 (the column is its test split). Prose is "
+        "news from the development set of RTE; code is that of numpy. Lower is better.",
     ]
     groups: dict[tuple[str, float, str, str, int], list[Row]] = {}
     for row in latest(path):
@@ -41,6 +42,12 @@ def publish(path: Path, out: Path) -> None:
     write_page(out / "texts.md", "Quality on other text", path.name, MEASURE, sections)
 
 
+def _calibration(entry: Mapping[str, Any]) -> str:
+    """Windows of what the model writes were once one passage each."""
+    own = f", passages of {entry.get('passage', entry['length'])}" if "self" in entry["sources"] else ""
+    return f"{entry['sources']} ({entry['tokens']:,} tokens{own})"
+
+
 def _table(rows: Sequence[Row], texts: Sequence[str]) -> str:
     lines = []
     for row in rows:
@@ -49,7 +56,7 @@ def _table(rows: Sequence[Row], texts: Sequence[str]) -> str:
         cells = [pruned["texts"][text] for text in texts]
         lines.append(
             [
-                f"{case['calibration']['sources']} ({case['calibration']['tokens']:,} tokens)",
+                _calibration(case["calibration"]),
                 f"{method.label}, {method.group}",
                 *(f"{cell['ratio']:.3f} ({cell['log_ratio_standard_error']:.3f})" for cell in cells),
                 f"{pruned['geometric_mean']:.3f}",

@@ -16,7 +16,14 @@ from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.measure import Source, add_sources, sources
 from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
 from benchmarks.quality.rivals import RIVALS
-from benchmarks.quality.texts import LENGTH, calibrate, evaluate, evaluation_windows, outcome
+from benchmarks.quality.texts import (
+    LENGTH,
+    calibrate,
+    calibration_entry,
+    evaluate,
+    evaluation_windows,
+    outcome,
+)
 from benchmarks.record import append, argument_parser, command, row, timed
 from pruning import Settings
 from pruning.model.size import count_parameters
@@ -63,7 +70,7 @@ def measure(
             case = {
                 "model": source.name,
                 "parameters": count_parameters(model),
-                "calibration": {"sources": calibration, "tokens": read.numel(), "length": LENGTH},
+                "calibration": calibration_entry(calibration, read.numel()),
                 "method": name,
                 "ratio": ratio,
                 "settings": dict(method.settings),

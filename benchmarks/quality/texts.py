@@ -33,6 +33,7 @@ from pruning import Settings, prune
 from pruning.model.size import count_parameters
 from pruning.observe.batches import Windows
 from pruning.observe.mixture import text_windows
+from pruning.observe.samples import PASSAGE, SELF
 from pruning.observe.sources import open_sources
 from pruning.observe.text import builtin_text, read_text, token_windows
 from pruning.report.quality import Perplexity, log_ratio_error, perplexity
@@ -103,6 +104,12 @@ def outcome(
     }
 
 
+def calibration_entry(sources: str, n_tokens: int) -> dict[str, Any]:
+    """What a row says of its calibration."""
+    own = {"passage": PASSAGE} if any(part.split("=")[0] == SELF for part in sources.split(",")) else {}
+    return {"sources": sources, "tokens": n_tokens, "length": LENGTH} | own
+
+
 def calibrate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -161,7 +168,7 @@ def measure(
                         "model": source.name,
                         "parameters": count_parameters(model),
                         "dtype": dtype,
-                        "calibration": {"sources": calibration, "tokens": read.n_tokens, "length": LENGTH},
+                        "calibration": calibration_entry(calibration, read.n_tokens),
                         "method": name,
                         "settings": report.settings,
                         "widths": sorted({len(layer.kept) for layer in report.layers}),

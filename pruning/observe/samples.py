@@ -1,7 +1,8 @@
 """Text that a causal model writes itself: calibration that covers what the model knows.
 
-Nothing but the model is needed. Every second sample begins in the model's own way; that alone would be mostly what the
-model writes unasked, such as conversations. The others begin with the openers of many kinds of prose.
+Nothing but the model is needed. It writes short passages, several of which are a window: many short ones are of more
+kinds than a few long ones, and take less time. Every second passage begins in the model's own way; that alone would be
+mostly what the model writes unasked, such as conversations. The others begin with the openers of many kinds of prose.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -25,10 +26,12 @@ from pruning.observe.text import beginning, encode
 from pruning.progress import track
 
 SELF = "self"
-BATCH = 64
-"""Samples that are written at a time; on two CPU cores 32 take almost as long."""
+PASSAGE = 128
+"""Tokens of a passage, at most."""
+BATCH = 256
+"""Passages that are written at a time."""
 REPEATED = 0.5
-"""A sample is a loop if more than this share of its runs of `RUN` tokens has occurred in it before."""
+"""A passage is a loop if more than this share of its runs of `RUN` tokens has occurred in it before."""
 RUN = 4
 OPENERS = (
     "The president said on Tuesday that",
@@ -81,48 +84,53 @@ def sample_sequences(
     seed: int,
     progress: bool = False,
 ) -> list[Tensor]:
-    """Samples `[length]` int64 of the model's own distribution, about `n_tokens` in all, without loops.
+    """Windows `[length]` int64 of what the model writes, about `n_tokens` in all, without loops.
 
-    Each starts behind a BOS token, or an EOS token for a tokenizer without one, and goes on behind an end of text. The
-    first token belongs to the sample only if the tokenizer puts it in front of a text by itself: the model must be
-    calibrated as it is used. Every second sample goes on from one of the `OPENERS`, in turn. Temperature and top-p are
-    1. Sharper samples are too predictable: they show the model only what it is sure of.
+    Each passage is written behind a BOS token, or an EOS token for a tokenizer without one, and goes on behind an end
+    of text. In front of a window, and only there, is the token that the tokenizer puts in front of a text by itself,
+    if any: the model must be calibrated as it is used. Every second passage goes on from one of the `OPENERS`, in turn.
+    Temperature and top-p are 1. Sharper samples are too predictable: they show the model only what it is sure of.
 
-    Equal arguments give equal samples on one machine.
+    Equal arguments give equal windows on one machine.
 
     Args:
         model: that predicts the next token.
         tokenizer: with a BOS or EOS token.
-        length, n_tokens: of each sample, and in all.
+        length, n_tokens: of each window, and in all.
         bos: see `pruning.observe.text.token_windows`.
         seed: of the draws.
         progress: show a progress bar.
     """
+    front = tensor(beginning(tokenizer) if bos else [], dtype=torch.int64)
     start = start_of_text(tokenizer)
-    hidden = 0 if bos and beginning(tokenizer) else len(start)
-    count = max(1, n_tokens // length)
-    openers = [encode(tokenizer, text, add_special_tokens=False).input_ids[: length // 2] for text in OPENERS]
+    room = max(1, length - len(front))
+    in_window = math.ceil(room / PASSAGE)
+    size = math.ceil(room / in_window)
+    count = max(1, n_tokens // length) * in_window
+    openers = [encode(tokenizer, text, add_special_tokens=False).input_ids[: size // 2] for text in OPENERS]
     opened = [openers[i // 2 % len(openers)] if i % 2 else [] for i in range(count)]
-    steps = range(0, count, BATCH)
-    samples: list[Tensor] = []
+    passages: list[Tensor] = []
     device = input_device(model)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(), evaluation_mode(model):
         torch.manual_seed(seed)
-        for first in track(steps, "sample", show=progress):
-            prompt = torch.tensor([start] * min(BATCH, count - first), device=device)
+        for first in track(range(0, count, BATCH), "sample", show=progress):
+            prompt = tensor([start] * min(BATCH, count - first), device=device)
             part = opened[first : first + BATCH]
-            samples += _continue(model, prompt, part, length + hidden).cpu()[:, hidden:]
+            passages += _continue(model, prompt, part, len(start) + size).cpu()[:, len(start) :]
     kept = [
-        sample for sample, opener in zip(samples, opened, strict=True) if not is_loop(sample[len(opener) :])
+        passage
+        for passage, opener in zip(passages, opened, strict=True)
+        if not is_loop(passage[len(opener) :])
     ]
-    if len(kept) < len(samples):
+    if len(kept) < count:
         warnings.warn(
-            f"calibration: {len(samples) - len(kept)} of the model's {len(samples)} own samples only repeat "
-            f"themselves; text that ships with Python is used in their place",
+            f"calibration: {count - len(kept)} of the {count} passages that the model wrote only repeat themselves; "
+            f"text that ships with Python is used in their place",
             stacklevel=2,
         )
-    return kept
+    complete = range(0, len(kept) - in_window + 1, in_window)
+    return [torch.cat([front, *kept[i : i + in_window]])[:length] for i in complete]
 
 
 def start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -132,7 +140,7 @@ def start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def is_loop(sample: Tensor) -> bool:
-    """Whether a sample `[L]` mostly repeats itself, such as one of padding alone."""
+    """Whether a passage `[L]` mostly repeats itself, such as one of padding alone."""
     runs = sample.unfold(0, RUN, 1) if len(sample) > RUN else sample[None]
     return len(torch.unique(runs, dim=0)) < math.ceil((1 - REPEATED) * len(runs))
 

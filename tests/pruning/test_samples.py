@@ -94,15 +94,40 @@ def test_the_first_token_is_shown_only_if_the_tokenizer_adds_it(tokenizer):
     with_bos = tiny_tokenizer()
     with_bos._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     model = tiny_model("Llama")
-    shown = sample_sequences(model, with_bos, **OPTIONS)
+    shown = sample_sequences(model, with_bos, **OPTIONS | {"length": 17, "n_tokens": 17 * 4})
     assert [sample[0] for sample in shown] == [1] * 4
-    assert {len(sample) for sample in shown} == {16}
+    assert {len(sample) for sample in shown} == {17}
     hidden = sample_sequences(model, tokenizer, **OPTIONS)
     left_out = sample_sequences(model, with_bos, **OPTIONS | {"bos": False})
     assert {len(sample) for sample in hidden} == {16}
     for a, b, c in zip(shown, hidden, left_out, strict=True):
-        assert torch.equal(a[1:], b[:-1])
+        assert torch.equal(a[1:], b)
         assert torch.equal(b, c)
+
+
+def test_a_window_is_several_passages_behind_one_first_token(tokenizer, monkeypatch):
+    monkeypatch.setattr(samples_module, "PASSAGE", 8)
+    model, with_bos = tiny_model("Llama"), tiny_tokenizer()
+    with_bos._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    passages = sample_sequences(model, tokenizer, **OPTIONS | {"length": 8, "n_tokens": 8 * 16})
+    windows = sample_sequences(model, tokenizer, **OPTIONS | {"length": 30, "n_tokens": 30 * 4})
+    behind_bos = sample_sequences(model, with_bos, **OPTIONS | {"length": 31, "n_tokens": 31 * 4})
+    expected = torch.stack(passages).reshape(4, 32)[:, :30]
+    assert torch.equal(torch.stack(windows), expected)
+    assert torch.equal(
+        torch.stack(behind_bos), torch.cat([torch.ones(4, 1, dtype=torch.long), expected], dim=1)
+    )
+
+
+def test_a_passage_that_loops_takes_no_others_with_it(tokenizer, monkeypatch):
+    monkeypatch.setattr(samples_module, "PASSAGE", 8)
+    options = OPTIONS | {"n_tokens": 16 * 4}
+    passages = torch.stack(sample_sequences(tiny_model("Llama"), tokenizer, **options)).reshape(8, 8)
+    verdicts = iter([False, True, False, False, False, True, False, False])
+    monkeypatch.setattr(samples_module, "is_loop", lambda _passage: next(verdicts))
+    with pytest.warns(UserWarning, match="2 of the 8 passages that the model wrote only repeat themselves"):
+        windows = sample_sequences(tiny_model("Llama"), tokenizer, **options)
+    assert torch.equal(torch.stack(windows), passages[[0, 2, 3, 4, 6, 7]].reshape(3, 16))
 
 
 def test_equal_seeds_write_equal_samples_and_the_global_generator_is_left_alone(tokenizer):
@@ -141,7 +166,7 @@ def test_loops_are_recognized(sample, loops):
 def test_text_that_ships_with_python_replaces_loops_and_a_warning_says_so(tokenizer, monkeypatch):
     monkeypatch.setattr(samples_module, "OPENERS", ("a",))
     model, settings = with_eos_only(tiny_model("Llama")), Settings(**SHORT)
-    with pytest.warns(UserWarning, match="32 of the model's 32 own samples only repeat themselves"):
+    with pytest.warns(UserWarning, match="32 of the 32 passages that the model wrote only repeat themselves"):
         windows = calibration_windows(model, tokenizer, [(Samples(), 1.0)], settings)
     expected = calibration_windows(model, tokenizer, [(builtin(), 1.0)], settings)
     assert torch.equal(torch.stack(list(windows.sequences)), torch.stack(list(expected.sequences)))
