@@ -294,7 +294,7 @@ def test_every_calibration_is_measured_on_four_texts_and_shown_on_the_page(run, 
     page_text = (tmp_path / "texts.md").read_text()
     assert page_text.count("conditional MI, sequential") == 2
     assert f"{rows[0]['result']['pruned']['worst']:.3f}" in page_text
-    assert page_text.count("self,builtin=2 (512 tokens, passages of 128)") == 2
+    assert page_text.count("self,builtin=2 (480 tokens, passages of 128)") == 2
     assert page_text.count("wikitext (512 tokens)") == 2
 
 
