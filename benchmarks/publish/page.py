@@ -20,12 +20,12 @@ def latest(path: Path) -> list[Row]:
 
 
 def conditions(rows: Sequence[Row]) -> str:
-    """Machine, versions, commits, date and seeds of the rows; what differs is that of the last row."""
+    """Machines, versions, commits, date and seeds of the rows; versions and date are those of the last row."""
     last = rows[-1]
     commits = list(dict.fromkeys(row["commit"] for row in rows))
     seeds = sorted({row["case"]["seed"] for row in rows})
     return (
-        f"{machine(last)}, torch {last['versions']['torch']}, Python {last['versions']['python']}, "
+        f"{' or '.join(dict.fromkeys(map(machine, rows)))}, torch {last['versions']['torch']}, Python {last['versions']['python']}, "
         f"{plural('commit', commits)}, {last['date']}, {plural('seed', seeds)}."
     )
 

@@ -65,11 +65,12 @@ def test_latest_row_of_a_case_counts(tmp_path):
     assert load(tmp_path / "absent.jsonl") == []
 
 
-def test_conditions_name_every_commit_and_seed():
+def test_conditions_name_every_machine_commit_and_seed():
     rows = [row("name", "command", {"seed": seed}, {}) | {"commit": c} for seed, c in ((1, "a"), (0, "b"))]
+    rows[0] |= {"machine": {"cpu": "Zen", "threads": 1}}
     rows[-1] |= {"machine": {"cpu": "Zen", "threads": 2}, "date": "2026-01-02"}
     text = page.conditions(rows)
-    assert text.startswith("2 threads of Zen, torch ")
+    assert text.startswith("1 thread of Zen or 2 threads of Zen, torch ")
     assert text.endswith("commits a, b, 2026-01-02, seeds 0, 1.")
     rows[-1]["machine"]["gpu"] = "H100"
     assert page.conditions(rows[-1:]).startswith("H100, ")
