@@ -106,7 +106,7 @@ class PrunedLayer:
             "sensitivity": float(f"{self.sensitivity:.6g}"),
             "tokens": self.n_tokens,
             "repair_error": float(f"{self.repair_error:.6g}"),
-            "refined_error": float(f"{self.refined_error:.6g}"),
+            "refined_error": None if math.isnan(self.refined_error) else float(f"{self.refined_error:.6g}"),
             "kept": self.kept.tolist(),
             "dropped": columns,
         }
