@@ -24,8 +24,9 @@ def conditions(rows: Sequence[Row]) -> str:
     last = rows[-1]
     commits = list(dict.fromkeys(row["commit"] for row in rows))
     seeds = sorted({row["case"]["seed"] for row in rows})
+    machines = " or ".join(dict.fromkeys(map(machine, rows)))
     return (
-        f"{' or '.join(dict.fromkeys(map(machine, rows)))}, torch {last['versions']['torch']}, Python {last['versions']['python']}, "
+        f"{machines}, torch {last['versions']['torch']}, Python {last['versions']['python']}, "
         f"{plural('commit', commits)}, {last['date']}, {plural('seed', seeds)}."
     )
 
