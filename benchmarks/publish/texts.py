@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.publish.page import conditions, latest, write_page
 from benchmarks.quality.methods import METHODS
+from benchmarks.quality.texts import has_own_text
 from benchmarks.record import Row
 from benchmarks.tables import percent, table
 
@@ -43,8 +44,9 @@ def publish(path: Path, out: Path) -> None:
 
 
 def _calibration(entry: Mapping[str, Any]) -> str:
-    """Windows of what the model writes were once one passage each."""
-    own = f", passages of {entry.get('passage', entry['length'])}" if "self" in entry["sources"] else ""
+    """In rows without `passage`, a window of what the model writes is one passage."""
+    passage = entry.get("passage", entry["length"])
+    own = f", passages of {passage}" if has_own_text(entry["sources"]) else ""
     return f"{entry['sources']} ({entry['tokens']:,} tokens{own})"
 
 

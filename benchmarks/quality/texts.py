@@ -104,9 +104,14 @@ def outcome(
     }
 
 
+def has_own_text(sources: str) -> bool:
+    """Whether what the model writes itself is among the sources."""
+    return any(part.split("=")[0] == SELF for part in sources.split(","))
+
+
 def calibration_entry(sources: str, n_tokens: int) -> dict[str, Any]:
     """What a row says of its calibration."""
-    own = {"passage": PASSAGE} if any(part.split("=")[0] == SELF for part in sources.split(",")) else {}
+    own = {"passage": PASSAGE} if has_own_text(sources) else {}
     return {"sources": sources, "tokens": n_tokens, "length": LENGTH} | own
 
 

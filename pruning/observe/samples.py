@@ -139,9 +139,9 @@ def start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return beginning(tokenizer) or ids[:1]
 
 
-def is_loop(sample: Tensor) -> bool:
+def is_loop(passage: Tensor) -> bool:
     """Whether a passage `[L]` mostly repeats itself, such as one of padding alone."""
-    runs = sample.unfold(0, RUN, 1) if len(sample) > RUN else sample[None]
+    runs = passage.unfold(0, RUN, 1) if len(passage) > RUN else passage[None]
     return len(torch.unique(runs, dim=0)) < math.ceil((1 - REPEATED) * len(runs))
 
 
