@@ -274,6 +274,10 @@ def _place(out: Any, x: Tensor, y: Tensor | None) -> Tensor:
             f"out: expected shape {list(shape)} in torch.float32 on {x.device}, got shape {list(out.shape)} in "
             f"{out.dtype} on {out.device}"
         )
+    if out.is_inference():  # which nothing may write to outside of that mode, and results do not depend on it
+        raise ValueError(
+            "out: expected a tensor that was made outside of torch.inference_mode(), got one of it"
+        )
     return out.detach()
 
 

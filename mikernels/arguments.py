@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args, get_origin, get_typ
 
 from mikernels import files
 from mikernels.api import mutual_information
+from mikernels.numbers import real
 from mikernels.options import OPTIONS, Options, plain, resolve
 from mikernels.statistics.null import DRAWS
 
@@ -141,7 +142,7 @@ def check(args: argparse.Namespace) -> tuple[Threshold | None, Options]:
     try:
         if colon and kind != "null":
             raise ValueError
-        threshold = Threshold(float(number), bool(colon))
+        threshold = Threshold(real(float(number), "--threshold", "a number"), bool(colon))
     except ValueError:
         raise ValueError(
             f"--threshold: expected a number of nats or null:Q, such as null:0.999, got {args.threshold!r}"

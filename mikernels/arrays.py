@@ -68,7 +68,13 @@ def to_tensor(value: object, name: str) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value
-    if (table := frames.library_of(value)) is not None:
+    table = frames.library_of(value)
+    if isinstance(value, Pairs) or (table is not None and list(table.names(value)) == list(Pairs._fields)):
+        raise SamplesTypeError(
+            f"{name}: expected an array of numbers of one kind, got pairs, whose first and second are columns; pass "
+            f"their mi, or to a function of pairs those of arrays without names"
+        )
+    if table is not None:
         inner, given = table.values(value, name), value
         if inner is given:
             raise SamplesTypeError(f"{name}: expected a table of numbers, got {type(value).__name__}")

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,13 +128,15 @@ def _load(args: argparse.Namespace, given: Options) -> _Samples:
 
 
 def _check_order(names: list[str] | None, others: list[str] | None, file: str) -> None:
-    """Raise SamplesValueError if the rows of two files have the same names in another order."""
-    if names is not None and others is not None and names != others and sorted(names) == sorted(others):
-        first = next(i for i, (name, other) in enumerate(zip(names, others, strict=True)) if name != other)
-        raise SamplesValueError(
-            f"y: expected rows in the order of {file}, got {others[first]!r} in place of {names[first]!r}; sort them "
-            f"by their names"
-        )
+    """Raise SamplesValueError if the rows of two files have some names in common, but not all in the same places."""
+    if names is None or others is None or names == others or set(names).isdisjoint(others):
+        return
+    pairs = zip_longest(names, others, fillvalue="no row")
+    name, other = next((name, other) for name, other in pairs if name != other)
+    raise SamplesValueError(
+        f"y: expected the rows of {file}, got {other!r} in place of {name!r}; drop what only one of them has, and "
+        f"sort both by their names"
+    )
 
 
 def _named(text: str | None, names: list[Any], option: str) -> list[int]:

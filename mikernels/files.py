@@ -4,6 +4,7 @@ Each library is imported when a file of its kind comes.
 """
 
 import errno
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -199,9 +200,11 @@ def _read_text(file: Path, separator: str) -> tuple[Any, list[str] | None]:
     has_names = bool(names) and names[0] == "" and table.num_columns > 1
     if has_names:
         names = names[1:]
-    if names and all(_is_fraction(name) for name in names):
+    numbers = [number for name in names if (number := _number(name)) is not None]
+    data = [number for number in numbers if number < 0 or not number.is_integer()]  # names may be 0, 1, ...
+    if data and len(numbers) == len(names):
         raise SamplesValueError(
-            f"{file}: expected a first line with the names of the columns, got numbers such as {names[0]}; add one"
+            f"{file}: expected a first line with the names of the columns, got numbers such as {data[0]:g}; add one"
         )
     return _without(table, [0] if has_names else [])
 
@@ -217,11 +220,12 @@ def _without(table: Any, index: list[int]) -> tuple[Any, list[str] | None]:
     return table.select([i for i in range(table.num_columns) if i not in index]), names
 
 
-def _is_fraction(text: str) -> bool:
+def _number(text: str) -> float | None:
+    """The finite number that a text is."""
     try:
-        return not float(text).is_integer()
-    except (ValueError, OverflowError):
-        return False
+        return number if math.isfinite(number := float(text)) else None
+    except ValueError:
+        return None
 
 
 def _check_sign(file: Path, suffix: str) -> None:

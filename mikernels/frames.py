@@ -232,17 +232,18 @@ def stacked(columns: "Sequence[np.ndarray]", n_rows: int, name: str) -> "np.ndar
 
 
 def check_order(x: object, y: object, name: str) -> None:
-    """Raise SamplesValueError for rows of two tables with the same labels in another order: here the first row of one
-    belongs to the first of the other, whereas pandas pairs them by label. A `RangeIndex` is no label."""
+    """Raise SamplesValueError for rows of two tables with labels in common that are not all in the same places: here
+    the first row of one belongs to the first of the other, whereas pandas pairs them by label. A `RangeIndex` is no
+    label."""
     if isinstance(x, Tensor) or y is None:  # nothing here for `torch.compile` to trace
         return
     ours, theirs = _labels(x), _labels(y)
     if ours is None or theirs is None or len(ours) != len(theirs) or ours.equals(theirs):
         return
-    if not len(ours.symmetric_difference(theirs, sort=False)):
+    if bool(ours.isin(theirs).any()):
         raise SamplesValueError(
-            f"{name}: expected the rows in one order, got their labels in another; use {name}.loc[] with the labels of "
-            f"the other table, or pass arrays to pair them by place"
+            f"{name}: expected the rows of the other table, got labels of them in other places; use {name}.loc[] with "
+            f"the labels of the other table, or pass arrays to pair them by place"
         )
 
 

@@ -20,14 +20,18 @@ import torch
 from torch import Tensor
 
 from mikernels.arrays import Samples
+from mikernels.atoms import ATOM_SHARE
 from mikernels.engine import choose_implementation, estimate, problem_of, transformed
 from mikernels.frames import check_order
 from mikernels.isolation import isolated
 from mikernels.numbers import positive
-from mikernels.options import Options, plain, resolve, shows_options
+from mikernels.options import Options, Problem, plain, resolve, shows_options
 from mikernels.pairs import fill_matrix
-from mikernels.transforms import Variables
-from mikernels.validation import MIN_SAMPLES, as_samples, as_tensor, read_values
+from mikernels.transforms import Variables, transform_samples
+from mikernels.validation import as_samples, as_tensor, read_values
+
+LEAST_OF_CLASS = 9
+"""Samples; the estimates of the default from 8 hardly grow with the dependence."""
 
 
 class Selection(NamedTuple):
@@ -55,7 +59,9 @@ def mrmr(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selectio
     Args:
         x, options: see `mikernels.mutual_information`. By default estimates are calibrated under the rank transform,
             so that a label and continuous variables are compared on one scale.
-        y: `[M]` or `[M, 1]` target, continuous or a label in numbers.
+        y: `[M]` or `[M, 1]` target, continuous or a label in numbers. A label of more values than the estimator has
+            cells for (16 with the defaults; a value counts from 2 % of the samples on) is taken as numbers in their
+            order.
         k: number of columns to choose, at least 1; all if there are fewer.
 
     Returns:
@@ -117,13 +123,14 @@ def jmi(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selection
 
     Args:
         x, k, options: see `mrmr`.
-        y: `[M]` or `[M, 1]` label in numbers, with at least 8 samples of each value.
+        y: `[M]` or `[M, 1]` label in numbers, with at least 9 samples of each value.
 
     Returns:
         See `mrmr`; the score of all but the first is a mean of joint information.
 
     Raises:
-        TypeError, ValueError: see `mrmr`; ValueError for a target with a value of fewer than 8 samples.
+        TypeError, ValueError: see `mrmr`; ValueError for a target with a value of fewer than 9 samples, or with more
+            values than the estimator has cells for: it would take them as numbers in their order.
 
     Source: H. H. Yang, J. Moody, Data visualization and feature selection: new algorithms for nongaussian data, NIPS
     1999. In pairs: G. Brown et al., Conditional likelihood maximisation, J. Mach. Learn. Res. 13 (2012), eq. 26.
@@ -132,11 +139,12 @@ def jmi(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selection
     columns, target, options = _prepare(x, y, options)
     values, label, counts = target.unique(return_inverse=True, return_counts=True)
     rarest = int(counts.argmin())
-    if int(counts[rarest]) < MIN_SAMPLES:
+    if int(counts[rarest]) < LEAST_OF_CLASS:
         raise ValueError(
-            f"y: expected a label with at least {MIN_SAMPLES} samples of each value, got {int(counts[rarest])} of "
+            f"y: expected a label with at least {LEAST_OF_CLASS} samples of each value, got {int(counts[rarest])} of "
             f"{values[rarest].item():g}; use mrmr for a continuous target"
         )
+    check_label(target, options)
     whole = _Estimates(columns, options)
     relevance = whole.with_target(target)
     classes = [_Estimates(columns[label.flatten() == c], options) for c in range(len(values))]
@@ -147,6 +155,20 @@ def jmi(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selection
         return whole.with_column(s) - within - relevance[s]
 
     return _greedy(relevance, less_together, k)
+
+
+def check_label(y: Tensor, options: Options) -> None:
+    """Raise ValueError if some values of the label `y [M, 1]` would have no cell of their own, but be numbers in their
+    order."""
+    resolved = resolve(options, len(y))
+    most = Problem(resolved["estimator"], resolved["nodes"], 1.0).most_atoms
+    label = transform_samples(y, resolved["transform"], seed=0, most_atoms=most)
+    if label.ranked and float(label.continuous_share) > 0:
+        raise ValueError(
+            f"y: expected a label of at most {most} values, each in at least {ATOM_SHARE:.0%} of the samples but for a "
+            f"few, got {len(y.unique())} values, some of which have no cell of their own; merge rare ones, or pass "
+            f"estimator='adaptive', which has more cells"
+        )
 
 
 class _Estimates:

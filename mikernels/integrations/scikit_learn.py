@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from mikernels.api import mutual_information
 from mikernels.numbers import integer
 from mikernels.options import Estimator, Options, choose
-from mikernels.selection import jmi, mrmr
+from mikernels.selection import check_label, jmi, mrmr
 from mikernels.validation import MIN_SAMPLES
 
 Method = Literal["mrmr", "jmi"]
@@ -61,7 +61,7 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         Half of the features by default; all if there are fewer.
     method : {"mrmr", "jmi"}, default="mrmr"
         See `mikernels.selection`. `"jmi"` also sees features that tell more together than alone. It needs a target of
-        classes with at least 8 samples each.
+        classes with at least 9 samples each.
     estimator : {"grid", "kde", "renyi2", "adaptive"}, default="grid"
         See `mikernels.mutual_information`.
     random_state : int, default=0
@@ -94,12 +94,15 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         """Choose the features of `X [n_samples, n_features]` for the target `y [n_samples]`, numbers or labels."""
         choose("method", self.method, ("mrmr", "jmi"))
         x, target = validate_data(self, X, y, ensure_min_samples=MIN_SAMPLES)
+        named = target.dtype.kind not in "fiub"
         if type_of_target(target, raise_unknown=True) in ("binary", "multiclass"):
             target = np.unique(target, return_inverse=True)[1]  # names of classes become numbers
         count = max(1, x.shape[1] // 2)
         if self.n_features_to_select is not None:
             count = integer(self.n_features_to_select, "n_features_to_select", "an integer or None")
         options: Options = {"estimator": self.estimator, "seed": self.random_state, "check_finite": False}
+        if named:  # their order means nothing
+            check_label(torch.from_numpy(target)[:, None], options)
         found = (mrmr if self.method == "mrmr" else jmi)(x, target, count, **options)
         self.features_, self.scores_, self.relevance_ = (t.cpu().numpy() for t in found)
         return self

@@ -14,8 +14,7 @@ from mikernels.devices import require_float64
 from mikernels.errors import SamplesValueError
 from mikernels.frames import check_order
 from mikernels.isolation import isolated
-from mikernels.numbers import integer
-from mikernels.transforms import transform_samples
+from mikernels.transforms import normal_scores
 from mikernels.validation import as_samples, read_values
 
 EXPLAINED = 1e-4
@@ -25,17 +24,17 @@ RIDGE = 1e-9
 
 
 def gaussian_conditional_information(
-    x: Samples, given: Samples, *, seed: int = 0, device: torch.device | str | None = None
+    x: Samples, given: Samples, *, device: torch.device | str | None = None
 ) -> Any:
     """Information that every pair of columns of `x [M, N]` shares beyond `given [M, K]`, in nats.
 
     Assumes a Gaussian copula: dependence that is not monotone is missed, and what a column of `given` says by other
-    than monotone functions stays. Values replaced by the normal scores of their ranks, equal ones in random order.
+    than monotone functions stays. Values are replaced by the normal scores of their ranks, equal ones by their mean, so
+    that a binary column is removed whole.
 
     Args:
         x, device: see `mikernels.mutual_information`.
         given: the variables to condition on; fewer than M - 1.
-        seed: for the order of equal values.
 
     Returns:
         `[N, N]` float32, symmetric, as an array of the kind of `x`; infinite on the diagonal, and 0 for a column
@@ -47,11 +46,11 @@ def gaussian_conditional_information(
 
     Source: T. M. Cover, J. A. Thomas, Elements of Information Theory, 2006, eq. 8.56, with the conditional covariance.
     """
-    return as_given(_conditional(x, given, integer(seed, "seed") % 2**32, device), x)
+    return as_given(_conditional(x, given, device), x)
 
 
 @isolated()
-def _conditional(x: Samples, given: Samples, seed: int, device: torch.device | str | None) -> Tensor:
+def _conditional(x: Samples, given: Samples, device: torch.device | str | None) -> Tensor:
     check_order(x, given, "given")
     xs, zs = as_samples(x, "x", device), as_samples(given, "given", device)
     require_float64(xs.device)
@@ -61,18 +60,31 @@ def _conditional(x: Samples, given: Samples, seed: int, device: torch.device | s
         raise SamplesValueError(
             f"given: expected fewer than {len(zs) - 1} variables (columns), got {zs.shape[1]}"
         )
-    ranked = transform_samples(read_values(xs, "x"), "rank", seed=seed)
-    z = transform_samples(read_values(zs.to(xs.device), "given"), "rank", seed=seed + 1)
-    a, b = (_standard(v.scores(dtype=torch.float64)) for v in (ranked, z))  # [N, M], [K, M]
-    b = b[~z.constant]
+    a, constant = _scores(read_values(xs, "x"))
+    b, without = _scores(read_values(zs.to(xs.device), "given"))
+    b = b[~without]
     within = b @ b.t()
     within.diagonal().add_(RIDGE)
     residual = a - torch.linalg.solve(within, b @ a.t()).t() @ b
-    nothing_left = ranked.constant | (residual.norm(dim=1) < EXPLAINED)
+    nothing_left = constant | (residual.norm(dim=1) < EXPLAINED)
     residual = _standard(residual)
     correlation = (residual @ residual.t()).clamp(-1, 1).fill_diagonal_(1.0)
     information = -0.5 * torch.log1p(-correlation.square())
     return information.masked_fill_(nothing_left[:, None] | nothing_left, 0.0).float()
+
+
+def _scores(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The normal scores `[N, M]` of the ranks of each column of `values [M, N]`, standardized, and whether it is
+    constant, `[N]`. Scores of equal values are their mean: at random they would hide what the values say."""
+    ordered, order = values.t().contiguous().sort(dim=1)
+    n, n_samples = ordered.shape
+    run = torch.zeros_like(order)  # of equal values
+    run[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    score = normal_scores(n_samples).to(values.device).expand(n, -1)
+    zero = score.new_zeros(n, n_samples)
+    mean = zero.scatter_add(1, run, score) / zero.scatter_add(1, run, torch.ones_like(score)).clamp(min=1)
+    scores = torch.empty_like(mean).scatter_(1, order, mean.gather(1, run))
+    return _standard(scores), run[:, -1] == 0
 
 
 def _standard(scores: Tensor) -> Tensor:

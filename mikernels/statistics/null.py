@@ -6,8 +6,10 @@ options. `null_distribution` simulates it once, from random permutations, by the
 themselves. Columns with atoms (`mikernels.atoms`), and samples that depend on each other, such as the steps of a time
 series, have another null: `permuted_null` and `shifted_null` take it from the data.
 
-Beyond its upper percent a null goes on as a generalized Pareto distribution with the mean and the variance of that
-percent, so p-values have no floor. Far beyond the draws it is an extrapolation.
+From its upper percent on a null goes on as a generalized Pareto distribution with the mean and the variance of that
+percent, so p-values have no floor. Far beyond the draws it is an extrapolation. A p-value is never below the share of
+the draws that reach the estimate, as long as they are enough to tell: a fit of all draws need not fit every part, such
+as the upper end of a mixture. A null of few different values, such as that of binary columns, has no fitted tail.
 
 Source: J. Pickands, Statistical inference using extreme order statistics, Ann. Stat. 3 (1975),
 DOI 10.1214/aos/1176343003; J. R. M. Hosking, J. R. Wallis, Parameter and quantile estimation for the generalized
@@ -36,10 +38,12 @@ DRAWS = 400_000
 """Of which 400 lie beyond the rate of 0.001: it is known to 5 % (one standard error)."""
 TAIL_SHARE = 0.01
 """Of the draws, in the fitted tail."""
-LEAST_TAIL = 100
-"""Draws that a fitted tail needs."""
+LEAST_TAIL, LEAST_VALUES = 100, 50
+"""Draws that a fitted tail needs, and different values among them."""
 LEAST_EXCEEDANCES = 10
-"""Draws that must be expected above a quantile without a fitted tail; its level is then known to a third."""
+"""Draws above an estimate that tell its probability, to a third."""
+ROUNDING = 2e-6
+"""Nats, at most, by which equal tables differ whose sums were taken in another order."""
 
 LEAST = torch.finfo(torch.float64).tiny
 """A probability below it would be rounded to 0, and its logarithm to infinity: as that of 0.3 nats at M = 4096."""
@@ -86,17 +90,22 @@ class Null:
 
     @cached_property
     def tail(self) -> Tail | None:
-        """The fitted upper tail, or None for fewer than 10,000 draws or a tail of one value."""
+        """The fitted upper tail, or None for fewer than 10,000 draws or fewer than 50 different values in it."""
         n_tail = int(TAIL_SHARE * len(self.values))
-        if n_tail < LEAST_TAIL:
+        top = self.values[len(self.values) - n_tail :].double()
+        if n_tail < LEAST_TAIL or 1 + int((top.diff() > self._rounding).sum()) < LEAST_VALUES:
             return None
         start = float(self.values[-n_tail - 1])
-        excess = self.values[-n_tail:].double() - start
+        excess = top - start
         mean, variance = float(excess.mean()), float(excess.var())
-        if not mean > 0 or not variance > 0:
-            return None
         shape = max(0.0, 0.5 * (1 - mean**2 / variance))
         return Tail(start, (1 + n_tail) / (1 + len(self.values)), shape, mean * (1 - shape))
+
+    @cached_property
+    def _rounding(self) -> float:
+        """Nats within which two estimates are equal; next to nothing beside the spread of the null."""
+        spread = float(self.values[-1] - self.values[len(self.values) // 2])
+        return min(ROUNDING, spread / 1000)
 
     def quantile(self, q: float) -> float:
         """The estimate, in nats, that independent variables exceed with probability 1 - q.
@@ -108,23 +117,24 @@ class Null:
         q = real(q, "q", "a probability between 0 and 1")
         if not 0 < q < 1:
             raise ValueError(f"q: expected a probability between 0 and 1, got {q!r}")
+        count = len(self.values)
         if self.tail is not None and 1 - q < self.tail.share:
-            return self.tail.quantile(1 - q)
+            known = self.values[min(int(q * count), count - LEAST_EXCEEDANCES)]
+            return max(self.tail.quantile(1 - q), float(known))
         needed = round(LEAST_EXCEEDANCES / (1 - q))
-        if len(self.values) < needed:
+        if count < needed:
             raise ValueError(
-                f"q: expected at least {needed} draws for the quantile {q}, got {len(self.values)}; ask "
-                f"null_distribution for more draws"
+                f"q: expected at least {needed} draws for the quantile {q}, got {count}; ask the null for more draws"
             )
         # As many draws lie above it as a share of 1 - q allows.
-        return float(self.values[min(len(self.values) - 1, int(q * len(self.values)))])
+        return float(self.values[min(count - 1, int(q * count))])
 
     def p_value(self, mi: Samples | float) -> Any:
         """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64, of the
         kind and shape of `mi`; a tensor for a number.
 
-        `(1 + draws at or above) / (1 + draws)`, and beyond the upper percent that of the fitted tail. It is never 0 but
-        at least 2.2e-308.
+        `(1 + draws at or above) / (1 + draws)`; in the upper percent that of the fitted tail if it is larger, or if
+        fewer than 10 draws lie at or above. It is never 0 but at least 2.2e-308.
 
         Raises:
             ValueError: NaN, or estimates that were made with other options or another number of samples.
@@ -140,35 +150,40 @@ class Null:
     def fdr_threshold(self, mi: Samples, rate: float) -> float:
         """The estimate, in nats, at and above which at most a share `rate` of the pairs is expected to be independent.
 
-        Runs the step-up procedure over the pairs above the diagonal of `mi [N, N]`. Infinite if no pair passes.
-        Without a fitted tail (fewer than 10,000 draws) no p-value is below 1 / (D + 1), and a few dependent pairs
-        among many cannot pass.
+        Runs the step-up procedure over the pairs of `mi [N, K]`: those above the diagonal of a symmetric matrix, and
+        all of any other. Infinite if no pair passes. Without a fitted tail (see `tail`) no p-value is below
+        1 / (D + 1), and a few dependent pairs among many cannot pass.
 
         Raises:
-            ValueError: `mi` is not a square matrix, `rate` is not between 0 and 1, or see `p_value`.
+            ValueError: `mi` is not a matrix with a pair, `rate` is not between 0 and 1, or see `p_value`.
 
         Source: Y. Benjamini, Y. Hochberg, Controlling the false discovery rate, J. R. Stat. Soc. B 57 (1995),
         DOI 10.1111/j.2517-6161.1995.tb02031.x.
         """
         mi, rate = self._read(mi), real(rate, "rate", "a share between 0 and 1")
-        if mi.ndim != 2 or mi.shape[0] != mi.shape[1] or len(mi) < 2:
+        if mi.ndim != 2 or mi.numel() < 1 or mi.shape == (1, 1):
             raise SamplesValueError(
-                f"mi: expected a square matrix of 2 or more variables, got {list(mi.shape)}"
+                f"mi: expected a matrix of the pairs of 2 or more variables, got {list(mi.shape)}"
             )
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a share between 0 and 1, got {rate!r}")
-        row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
-        pairs = mi[row, col].sort(descending=True).values
+        if mi.shape[0] == mi.shape[1] and torch.equal(mi, mi.t()):
+            row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
+            pairs = mi[row, col].sort(descending=True).values
+        else:
+            pairs = mi.flatten().sort(descending=True).values
         passed = (q_values(self._p_value(pairs), len(pairs)) <= rate).nonzero()
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
     def _p_value(self, estimates: Tensor) -> Tensor:
         values = self.values.to(estimates.device)
-        at_or_above = len(values) - torch.searchsorted(values, estimates)
-        p_value = (1 + at_or_above.double()) / (1 + len(values))
+        at_or_above = len(values) - torch.searchsorted(values, estimates - self._rounding)
+        share = (1 + at_or_above.double()) / (1 + len(values))
         if self.tail is None:
-            return p_value
-        return torch.where(estimates > self.tail.start, self.tail.probability(estimates), p_value)
+            return share
+        fitted = self.tail.probability(estimates)
+        fitted = torch.where(at_or_above < LEAST_EXCEEDANCES, fitted, fitted.maximum(share))
+        return torch.where(estimates > self.tail.start, fitted, share)
 
     def _read(self, mi: Samples | float) -> Tensor:
         """`mi` as float32 of the same shape, if it can be from the estimator of this null."""
@@ -310,7 +325,8 @@ def shifted_null(
     Args:
         x, y, options: see `mutual_information`, with the same limits as for `null_distribution`. The rows are in the
             order of time.
-        draws: D, the number of pairs to reach, over 20 to 1,000 random shifts by a tenth to nine tenths of M.
+        draws: D, the number of pairs to reach, over 20 to 1,000 different shifts by a tenth to nine tenths of M. Short
+            series and few columns have fewer.
 
     Raises:
         TypeError, ValueError: see `mutual_information`; ValueError for no draws or an option that has no null.
@@ -330,11 +346,13 @@ def shifted_null(
     n_rows, n_cols = (min(v.shape[1], max(2, math.isqrt(draws // LEAST_SHIFTS))) for v in (xs, ys))
     n_shifts = min(max(-(-draws // (n_rows * n_cols)), LEAST_SHIFTS), MOST_SHIFTS)
     generator = torch.Generator().manual_seed(options.get("seed", 0) % 2**64)
-    tenth, found = n_samples // 10, []
-    for _ in range(n_shifts):
+    # Without y, a shift of column i against k and the rest of a turn of k against i are the same pair.
+    tenth = max(1, n_samples // 10)
+    shifts = torch.arange(tenth, n_samples - tenth if y is not None else (n_samples + 1) // 2)
+    found = []
+    for shift in shifts[torch.randperm(len(shifts), generator=generator)[:n_shifts]].tolist():
         rows = torch.randperm(xs.shape[1], generator=generator)[:n_rows]
         cols = torch.randperm(ys.shape[1], generator=generator)[:n_cols]
-        shift = int(torch.randint(max(1, tenth), n_samples - tenth, (), generator=generator))
         shifted = ys[:, cols.to(ys.device)].roll(shift, dims=0)
         mi = mutual_information(xs[:, rows.to(xs.device)], shifted, **options).cpu()
         # A column is no independent partner of itself.

@@ -44,9 +44,11 @@ def leave_one_out_bandwidth(
         most_atoms: see `mikernels.transforms.transform_samples`.
 
     Raises:
-        ValueError: every pair drawn holds a constant variable.
+        ValueError: a single variable, or every pair drawn holds a constant one.
     """
     generator = torch.Generator().manual_seed(seed)
+    if y is None and x.shape[1] < 2:
+        raise ValueError("bandwidth: expected 2 variables or more to pair for 'loo', got 1")
     if y is None:
         first, step = (torch.randint(n, (PAIRS,), generator=generator) for n in (x.shape[1], x.shape[1] - 1))
         second = (first + step + 1) % x.shape[1]

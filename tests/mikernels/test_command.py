@@ -197,10 +197,12 @@ def test_rows_of_two_files_that_are_named_in_another_order_are_not_paired(
     getattr(target, write)(other)
     assert list(edges(path, "--y", other, "--top=1").iloc[0])[:2] == ["gene 1", "GENE 1"]
     getattr(target.iloc[::-1], write)(other)
-    message = (
-        f"mikernels: {other}: expected rows in the order of {path}, got 'cell 299' in place of 'cell 0'; sort"
-    )
+    message = f"mikernels: {other}: expected the rows of {path}, got 'cell 299' in place of 'cell 0'; drop"
     assert refusal(path, "--y", other).startswith(message)
+    getattr(target.set_axis([*names[1:], "cell 300"]), write)(other)  # a sample less at either end
+    assert "got 'cell 1' in place of 'cell 0'" in refusal(path, "--y", other)
+    getattr(target[:-1], write)(other)
+    assert "got 'no row' in place of 'cell 299'" in refusal(path, "--y", other)
     getattr(target.reset_index(drop=True), write)(other)  # other names say nothing
     assert list(edges(path, "--y", other, "--top=1").iloc[0])[:2] == ["gene 1", "GENE 1"]
 
@@ -323,6 +325,16 @@ def test_a_name_that_several_columns_have_chooses_none_of_them(option, table, re
             b"0.5,1.5\n" * 9,
             "expected a first line with the names of the columns, got numbers such as 0.5",
         ),
+        (
+            "a.csv",
+            b"1,0.53,7\n" * 9,  # whole numbers among them
+            "expected a first line with the names of the columns, got numbers such as 0.53",
+        ),
+        (
+            "a.csv",
+            b"-1,2\n" * 9,
+            "expected a first line with the names of the columns, got numbers such as -1",
+        ),
         ("a.csv", b"a,b,a\n" + b"1,2,3\n" * 9, "expected columns of different names, got 'a' more than once"),
         ("a.csv", b"a,b\n1\n" * 9, "expected text that is complete, got "),
         (
@@ -347,6 +359,7 @@ def test_files_that_are_not_what_they_should_be(name, content, words, refusal, t
             ["--threshold=high"],
             "--threshold: expected a number of nats or null:Q, such as null:0.999, got 'high'",
         ),
+        (["--threshold=nan"], "--threshold: expected a number of nats or null:Q"),
         (["--threshold=nul:0.9"], "--threshold: expected a number of nats or null:Q"),
         (["--threshold=null:9"], "--threshold: expected a quantile between 0 and 1, got 9.0"),
         (

@@ -50,7 +50,7 @@ PARAMETERS = {
     "permuted_null": "x y | draws",
     "shifted_null": "x y | draws",
     "split_half_reliability": "x | groups",
-    "gaussian_conditional_information": "x given | seed device",
+    "gaussian_conditional_information": "x given | device",
     "null_distribution": "n_samples | draws",
     "samples_for": "reliability target |",
     "bits": "mi |",
@@ -90,7 +90,7 @@ def test_every_function_takes_arrays_first_then_what_it_needs_then_keywords():
         (lambda x: mikernels.shifted_null(x[:, :1]), SamplesError, ValueError),
         (lambda x: mikernels.split_half_reliability(x[:, :2]), SamplesError, ValueError),
         (lambda x: mikernels.gaussian_conditional_information(x, x[:9]), SamplesError, ValueError),
-        (lambda x: Null({}, x[0]).fdr_threshold(x, 0.1), SamplesError, ValueError),
+        (lambda x: Null({}, x[0]).fdr_threshold(x[0], 0.1), SamplesError, ValueError),
     ],
 )
 def test_errors_have_a_class_for_each_cause_and_stay_what_they_were(call, error, base):

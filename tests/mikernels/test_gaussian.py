@@ -32,6 +32,39 @@ def test_a_common_effect_makes_its_causes_dependent():
     assert float(mi[0, 1]) == pytest.approx(-0.5 * math.log(1 - 0.25), abs=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_binary_variable_is_removed_whole(dtype):
+    """Columns that differ by groups, and are independent within each."""
+    group = (torch.arange(4000) % 2).to(dtype)
+    x = torch.cat([3 * group[:, None] + gaussian(4000, 2), group[:, None]], dim=1)
+    assert float(gaussian_conditional_information(x, gaussian(4000, 1, 1))[0, 1]) > 0.2
+    mi = gaussian_conditional_information(x, group)
+    # Twice the information of independent normal variables times M is chi-squared with one degree of freedom.
+    assert float(mi[0, 1]) < 10.8 / (2 * 4000)
+    assert (mi[2] == 0).all()
+
+
+def test_tied_scores_do_not_depend_on_the_order_of_samples():
+    x, z = gaussian(300, 4).relu(), gaussian(300, 2, 1).relu()
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    mi = gaussian_conditional_information(x, z)
+    torch.testing.assert_close(gaussian_conditional_information(x[order], z[order]), mi)
+    stats = pytest.importorskip("scipy.stats")
+    a, b = (
+        torch.tensor([[float(stats.norm.ppf((rank - 0.5) / 300)) for rank in range(1, 301)]] * v.shape[1])
+        for v in (x, z)
+    )
+    for values, scores in ((x, a), (z, b)):
+        for column, row in zip(values.t(), scores, strict=True):
+            row.copy_(row[column.argsort().argsort()])
+            for value in column.unique():
+                row[column == value] = row[column == value].mean()
+    a, b = (v - v.mean(1, keepdim=True) for v in (a.double(), b.double()))
+    residual = a - a @ torch.linalg.pinv(b) @ b
+    rho = torch.corrcoef(residual)[0, 1]
+    assert float(mi[0, 1]) == pytest.approx(-0.5 * math.log(1 - float(rho) ** 2), rel=1e-3)
+
+
 def test_constant_columns_share_nothing_and_bad_input_is_refused():
     x = gaussian(50, 3)
     x[:, 1] = 2.0

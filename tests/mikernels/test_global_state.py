@@ -122,6 +122,16 @@ def test_what_was_made_in_inference_mode_works_outside(x, expected):
     assert torch.equal(stream.mutual_information(), found[9])
 
 
+def test_a_result_in_a_tensor_of_inference_mode_is_refused(x):
+    with (
+        torch.inference_mode(),
+        pytest.raises(
+            ValueError, match=r"out: expected a tensor that was made outside of torch.inference_mode"
+        ),
+    ):
+        mutual_information(x, out=torch.empty(x.shape[1], x.shape[1]))
+
+
 def test_inference_tensors_are_inputs(x, expected):
     with torch.inference_mode():
         inferred = x.clone()

@@ -273,12 +273,14 @@ def test_rows_of_two_tables_with_their_labels_in_another_order_are_refused(value
     for name, functions in calls.items():
         for call in functions:
             with pytest.raises(
-                ValueError, match=f"{name}: expected the rows in one order, got their labels in"
+                ValueError, match=f"{name}: expected the rows of the other table, got labels of them in"
             ):
                 call(y[::-1])
+            with pytest.raises(ValueError, match="labels of them in other places"):  # one row further on
+                call(y.set_axis([f"person {i + 1}" for i in range(64)]))
     relevance = mutual_information(x, y)
     mi = mutual_information(x)
-    with pytest.raises(ValueError, match="relevance: expected the rows in one order"):
+    with pytest.raises(ValueError, match="relevance: expected the rows of the other table"):
         mrmr_from_matrix(mi, relevance[::-1], 2)
     expected = mutual_information(values, y.to_numpy())
     # Other labels, or numbers by default, say nothing.

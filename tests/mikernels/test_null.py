@@ -44,10 +44,21 @@ def test_false_discovery_rate_by_hand():
     assert NULL.fdr_threshold(torch.zeros(3, 3), 0.05) == math.inf
 
 
-@pytest.mark.parametrize("shape", [(4,), (3, 4), (1, 1)])
-def test_false_discovery_rate_needs_a_square(shape):
-    with pytest.raises(ValueError, match="mi: expected a square matrix"):
+@pytest.mark.parametrize("shape", [(4,), (0, 3), (1, 1)])
+def test_false_discovery_rate_needs_a_matrix_of_pairs(shape):
+    with pytest.raises(ValueError, match="mi: expected a matrix of the pairs"):
         NULL.fdr_threshold(torch.zeros(shape), 0.05)
+
+
+def test_false_discoveries_of_lags_are_sought_in_the_whole_matrix():
+    """Column i + 1 follows column i by one step: all 5 such pairs lie above the diagonal or all below it."""
+    noise = gaussian(1001, 6)
+    x = noise.clone()
+    x[1:, 1:] += 2 * noise[:-1, :-1]
+    null = null_distribution(1000, draws=20_000)
+    for before, after in ((x[:-1], x[1:]), (x[1:], x[:-1]), (x[1:, 1:], x[:-1, :-1]), (x[1:, 1:], x[:-1])):
+        mi = mutual_information(before, after)
+        assert (mi >= null.fdr_threshold(mi, 0.05)).sum() == 5
 
 
 def test_false_discovery_rate_needs_a_share():
@@ -171,9 +182,39 @@ def test_tail_of_known_distributions(kind):
     assert torch.isfinite(null.p_value(torch.tensor([1e3, 1e30, math.inf])).log()).all()
 
 
-def test_no_tail_is_fitted_to_few_draws_or_to_one_value():
+def test_no_tail_is_fitted_to_few_draws_or_few_values():
     assert NULL.tail is None
     assert Null({}, torch.ones(20_000)).tail is None
+    assert Null({}, torch.arange(50).repeat(400).sort().values.float()).tail is None
+
+
+def test_what_the_draws_tell_is_not_below_a_fit_that_misses_a_part_of_them():
+    """One draw in 500 is of another kind, and larger: a fit of the upper percent halves the end of most of those."""
+    u = torch.rand(400_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.where(u[:, 0] < 0.002, 12 + u[:, 1], -u[:, 1].log())
+    null = Null({}, values.float().sort().values)
+    for level, truth in ((12.0, 0.002), (12.5, 0.001)):
+        assert float(null.p_value(level)) == pytest.approx(truth, rel=0.2)
+        assert float((values > null.quantile(1 - truth)).double().mean()) <= truth
+    quantiles = [null.quantile(1 - 10**-k) for k in torch.linspace(1.5, 8, 60).tolist()]
+    assert quantiles == sorted(quantiles)
+    assert (null.p_value(torch.linspace(0, 20, 999)).diff() <= 0).all()
+
+
+@pytest.mark.parametrize("estimator", ["grid", "adaptive", "kde"])
+@pytest.mark.parametrize("n_samples", [24, 200])
+def test_p_values_of_binary_columns_are_those_of_fisher(n_samples, estimator):
+    """Columns cut at their medians: the number of samples above both has a hypergeometric distribution."""
+    half = n_samples // 2
+    x = (gaussian(n_samples, 100).argsort(0).argsort(0) >= half).float()
+    mi, null = mutual_information(x, estimator=estimator), permuted_null(x, draws=50_000, estimator=estimator)
+    row, col = torch.triu_indices(100, 100, 1)
+    both, p = (x.t() @ x)[row, col].int(), null.p_value(mi)[row, col]
+    ways = [math.comb(half, k) ** 2 for k in range(half + 1)]
+    for k in both.unique().tolist():
+        exact = sum(w for j, w in enumerate(ways) if abs(2 * j - half) >= abs(2 * k - half)) / sum(ways)
+        if exact > 2e-3:  # 100 draws
+            assert p[both == k].numpy() == pytest.approx(exact, rel=0.3)
 
 
 @pytest.mark.parametrize("estimator", ["grid", "kde", "adaptive"])
@@ -224,6 +265,18 @@ def test_shifted_null_of_independent_samples_is_the_null():
     two = shifted_null(x[:, :2], x[:, 2:3], draws=100)
     assert len(two.values) == 100
     assert torch.equal(shifted_null(x, draws=50).values, shifted_null(x, draws=50).values)
+
+
+def test_every_shift_counts_once():
+    """Of two columns of 100 samples there are 40 shifts by a tenth to a half of a turn, in either direction."""
+    x = autoregressive(100, 2, 0.5)
+    every = [mutual_information(x[:, :1], x[:, 1:].roll(s, 0)) for s in range(10, 91) if s != 50]
+    for draws in (10_000, 400_000):
+        values = shifted_null(x, draws=draws).values
+        torch.testing.assert_close(values, torch.cat(every).flatten().sort().values)
+    every = [mutual_information(x[:, :1], x[:, 1:].roll(s, 0)) for s in range(10, 90)]
+    values = shifted_null(x[:, :1], x[:, 1:]).values
+    torch.testing.assert_close(values, torch.cat(every).flatten().sort().values)
 
 
 def test_impossible_requests_of_a_shifted_null():

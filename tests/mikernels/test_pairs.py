@@ -5,6 +5,10 @@ import functools
 import pytest
 import torch
 
+import mikernels
+from mikernels import bits, null_distribution
+from mikernels.networks import clr
+
 from samples import (
     correlated,
     gaussian,
@@ -123,3 +127,16 @@ def test_values_are_float32_whatever_the_default_dtype(method, monkeypatch):
     finally:
         torch.set_default_dtype(torch.float32)
     assert listed(pairs) == expected
+
+
+def test_pairs_are_not_read_as_a_matrix():
+    """Their first and second are columns: p-values, bits or scores of these mean nothing."""
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    null = null_distribution(64, draws=30)
+    pandas = pytest.importorskip("pandas")
+    for made in (x, x.numpy(), pandas.DataFrame(x.numpy())):
+        pairs = mikernels.top_pairs(made, 3)
+        for function in (null.p_value, bits, clr):
+            with pytest.raises(TypeError, match="expected an array of numbers of one kind, got pairs"):
+                function(pairs)
+        assert null.p_value(pairs.mi).shape == (3,)

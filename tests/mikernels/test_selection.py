@@ -96,6 +96,44 @@ def test_jmi_sees_what_two_columns_tell_together():
     assert set(jmi(z, label, 2).features.tolist()) == {1, 2}
 
 
+def label_by_name(count, n_samples=6000):
+    """Columns that tell the class exactly but not its place in the order, and the place but not the class."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(count, (n_samples,), generator=generator)
+    noise = torch.randn(2, n_samples, generator=generator)
+    return torch.stack(
+        [torch.randperm(count, generator=generator)[y] + 0.3 * noise[0], y + 2.5 * noise[1]], 1
+    ), y
+
+
+def test_a_label_of_more_classes_than_cells_is_refused():
+    """Its classes would be taken as numbers in their order, and the second column as the one that tells most."""
+    for count, options in ((16, {}), (17, {"estimator": "adaptive"}), (17, {"nodes": 32})):
+        x, y = label_by_name(count)
+        assert jmi(x, y, 1, **options).features.tolist() == [0]
+    message = r"y: expected a label of at most (16|100) values.* got (17|60) values.* merge rare ones"
+    for count, options in ((17, {}), (60, {"estimator": "adaptive"})):
+        x, y = label_by_name(count)
+        with pytest.raises(ValueError, match=message):
+            jmi(x, y, 1, **options)
+    assert mrmr(x, y, 1).features.tolist() == [1]  # numbers
+    rare = torch.where(torch.arange(6000) < 60, 17 + torch.arange(6000) % 3, label_by_name(4)[1])
+    assert jmi(x, rare, 1).features.shape == (1,)  # rare classes have a cell together
+
+
+@pytest.mark.parametrize("method", ["mrmr", "jmi"])
+def test_names_of_classes_have_no_order_in_a_pipeline(method):
+    pytest.importorskip("sklearn")
+    from mikernels.integrations.scikit_learn import MutualInformationSelector
+
+    x, y = label_by_name(17)
+    names = [f"class {i:02d}" for i in y.tolist()]
+    with pytest.raises(ValueError, match="y: expected a label of at most 16 values"):
+        MutualInformationSelector(1, method=method).fit(x.numpy(), names)
+    found = MutualInformationSelector(1, method=method, estimator="adaptive").fit(x.numpy(), names)
+    assert found.features_.tolist() == [0]
+
+
 def test_every_step_computes_one_row_from_ranks_made_once(monkeypatch):
     calls = []
     monkeypatch.setattr(
@@ -126,7 +164,9 @@ def test_all_columns_once_and_equal_ones_in_order():
         (lambda x: mrmr(x, x, 2), r"y: expected one target, with as many samples as x \(40\)"),
         (lambda x: mrmr(x, x[:30, 0], 2), r"y: expected one target, with as many samples as x \(40\)"),
         (lambda x: mrmr(x, x[:, 0] / 0, 2), "y: expected finite values"),
-        (lambda x: jmi(x, x[:, 0], 2), "y: expected a label with at least 8 samples of each value, got 1 of"),
+        (lambda x: jmi(x, x[:, 0], 2), "y: expected a label with at least 9 samples of each value, got 1 of"),
+        (lambda x: jmi(x, torch.arange(40) // 32, 2), "y: expected a label with at least 9 .* got 8 of 1"),
+        (lambda x: mrmr(x[:, :1], x[:, 1], 1, bandwidth="loo"), "bandwidth: expected 2 variables or more"),
         (lambda x: mrmr_from_matrix(torch.ones(2, 3), torch.ones(3), 1), r"mi: expected shape \[3, 3\]"),
         (lambda x: mrmr_from_matrix(torch.ones(2, 2) / 0, torch.ones(2), 1), "mi: expected finite values"),
         (lambda x: mrmr_from_matrix(torch.ones(2, 2), torch.ones(2, 2), 1), "relevance: expected one value"),
