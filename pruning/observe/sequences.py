@@ -79,16 +79,16 @@ def _excerpt(
 
 
 def _places(source: Source, count: int, length: int) -> list[Document]:
-    """Documents from `count` places of a large source, of about `length` tokens at each."""
-    found: list[Document] = []
+    """Documents from `count` places of a large source, of about `length` tokens at each; none twice."""
+    found: dict[str, Document] = {}
     for place in range(count):
         size = 0
         for document in source.documents(place / count):
-            found.append(document)
+            found.setdefault(str(document), document)
             size += len(str(document))
             if size >= CHARACTERS_PER_TOKEN * length:
                 break
-    return found
+    return list(found.values())
 
 
 def _alone(

@@ -1,16 +1,18 @@
 """Where text comes from: plain text, JSON lines, Parquet, Hugging Face data sets, and the text that ships with Python.
 
 A source yields documents from any position, so that windows spread over a large file cost no more than what they hold.
-A document is a text, or a conversation: a list of messages for the tokenizer's chat template.
+A position may lie within a text, since a few long texts, such as books, must give as many different windows as short
+ones. A document is a text, or a conversation: a list of messages for the tokenizer's chat template.
 """
 
 import codecs
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from pruning.observe.samples import SELF, Samples
 from pruning.observe.text import builtin_text
@@ -38,7 +40,8 @@ class Source(Protocol):
     def separator(self) -> str | None: ...
 
     def documents(self, start: float = 0.0) -> Iterator[Document]:
-        """The documents from the share `start` (0 to 1) of the source to its end."""
+        """The documents from the share `start` (0 to 1) of the source to its end. What is left of a text that begins
+        before is the first, unless texts stand alone: then it is complete."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,10 @@ class Records:
     separator: str | None = None
 
     def documents(self, start: float = 0.0) -> Iterator[Document]:
-        for row in range(int(start * len(self.rows)), len(self.rows)):
-            yield document(self.rows[row], f"{self.name}: row {row}")
+        share, first = math.modf(start * len(self.rows))
+        for row in range(int(first), len(self.rows)):
+            found = document(self.rows[row], f"{self.name}: row {row}")
+            yield found if row > first or self.separator is None else _rest(found, share)
 
 
 @dataclass(frozen=True)
@@ -89,23 +94,22 @@ class TextFile(_File):
 
 
 class JsonLinesFile(_File):
-    """A UTF-8 file with one JSON record per line, read from any line."""
+    """A UTF-8 file with one JSON record per line, read from any place."""
 
     separator = "\n\n"
 
     def documents(self, start: float = 0.0) -> Iterator[Document]:
         with self.path.open("rb") as file:
-            if start:
-                file.seek(int(start * self.path.stat().st_size))
-                file.readline()  # to the start of the next line
+            before = _to_line(file, int(start * self.path.stat().st_size))
             while line := file.readline():
+                share, before = before / len(line), 0
                 place = f"{self.path}: byte {file.tell() - len(line)}"
                 try:
                     record = json.loads(line.decode("utf-8-sig")) if line.strip() else None
                 except ValueError as error:  # a decoding error is one too
                     raise ValueError(f"{place}: expected one JSON record per line: {error}") from error
                 if record is not None:
-                    yield document(record, place)
+                    yield _rest(document(record, place), share)
 
 
 class ParquetFile(_File):
@@ -121,14 +125,16 @@ class ParquetFile(_File):
             raise ValueError(f"{self.path}: expected a Parquet file: {error}") from error
         with file:
             column = _column(file.schema_arrow.names, str(self.path))
-            first, begin = int(start * file.metadata.num_rows), 0
+            share, place = math.modf(start * file.metadata.num_rows)
+            first, begin = int(place), 0
             for group in range(file.num_row_groups):
                 end = begin + file.metadata.row_group(group).num_rows
                 if first < end:
                     skip = max(0, first - begin)
                     rows = file.read_row_group(group, columns=[column]).slice(skip).to_pylist()
                     for number, row in enumerate(rows, begin + skip):
-                        yield document(row, f"{self.path}: row {number}")
+                        found = document(row, f"{self.path}: row {number}")
+                        yield found if number > first else _rest(found, share)
                 begin = end
 
 
@@ -240,6 +246,27 @@ def _column(names: Sequence[str], place: str) -> str:
         f"{place}: expected a field {', '.join(map(repr, (*TEXT_COLUMNS, *MESSAGES_COLUMNS)))}, "
         f"got {', '.join(map(repr, names)) or 'none'}"
     )
+
+
+def _rest(found: Document, share: float) -> Document:
+    """What is behind the share `share` of a text, from the next word on; all of a conversation."""
+    if not share or not isinstance(found, str):
+        return found
+    return found[int(share * len(found)) :].partition(" ")[2]
+
+
+def _to_line(file: BinaryIO, place: int) -> int:
+    """Go to the start of the line that the byte `place` is in; return how many bytes before it that is."""
+    start = place
+    while start > 0:
+        begin = max(0, start - PIECE_BYTES)
+        file.seek(begin)
+        if (found := file.read(start - begin).rfind(b"\n")) >= 0:
+            start = begin + found + 1
+            break
+        start = begin
+    file.seek(start)
+    return place - start
 
 
 def _from_next_word(piece: bytes) -> bytes:

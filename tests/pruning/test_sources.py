@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pruning.observe import sequences
+from pruning.observe import sequences, sources
 from pruning.observe.sequences import token_sequences
 from pruning.observe.sources import open_source, open_sources
 
@@ -87,6 +87,42 @@ def test_a_large_file_is_read_in_places(tmp_path, tokenizer, monkeypatch):
     assert all(window in text for window in found)
     places = [text.index(window) / len(text) for window in found]
     assert all(abs(place - i / 10) < 0.01 for i, place in enumerate(places))
+
+
+@pytest.mark.parametrize("n_records", [1, 4])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "parquet", "memory"])
+def test_few_long_texts_give_as_many_windows_as_many_short_ones(
+    kind, n_records, tmp_path, tokenizer, monkeypatch
+):
+    """Windows lie where they would in one text, whatever it is cut into; none is read twice."""
+    monkeypatch.setattr(sequences, "WHOLE", 1000)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 256)
+    words = [f"w{i:06d}" for i in range(20_000)]
+    texts = [
+        " ".join(words[i * 20_000 // n_records : (i + 1) * 20_000 // n_records]) for i in range(n_records)
+    ]
+    path = tmp_path / f"a.{kind}"
+    if kind == "txt":
+        path.write_text("\n\n".join(texts))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif kind == "json":
+        path.write_text(json.dumps(texts))
+    elif kind == "parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.table({"text": texts}), path)
+    source = sources.Records("memory", texts, "\n\n") if kind == "memory" else open_source(path)
+    found = read(source, tokenizer, length=16, n_tokens=320)
+    assert len(set(found)) == 20
+    places = [int(window.split("w")[1][:6]) / 20_000 for window in found]
+    assert places == pytest.approx([i / 20 for i in range(20)], abs=0.01)
+
+
+def test_long_texts_that_stand_alone_are_read_once_each(tokenizer, monkeypatch):
+    monkeypatch.setattr(sequences, "WHOLE", 1000)
+    texts = [" ".join(f"{name}{i}" for i in range(2000)) for name in "abc"]
+    found = read(sources.Records("memory", texts), tokenizer, length=16, n_tokens=320)
+    assert [window[:2] for window in found] == ["a0", "b0", "c0"]
 
 
 @pytest.mark.parametrize(
