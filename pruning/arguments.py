@@ -52,8 +52,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("the following arguments are required: --out")
     if args.json and args.sweep is None and not args.plan:
         parser.error("argument --json: expected --sweep or --plan with it")
-    if args.report is not None and args.plan:
-        parser.error("argument --report: expected none with --plan")
+    for option in ("report", "sweep"):
+        if getattr(args, option) is not None and args.plan:
+            parser.error(f"argument --{option}: expected none with --plan")
     args.command = shlex.join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
     return args
 

@@ -27,14 +27,15 @@ from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_
 from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
+from pruning.model.uneven import is_uneven
 from pruning.observe.batches import Windows
 from pruning.observe.calibration import Calibration
-from pruning.observe.mixture import Weighted, has_samples, text_windows
+from pruning.observe.mixture import Weighted, has_samples, text_inputs, text_windows
 from pruning.observe.sources import BUILTIN, builtin, open_sources
-from pruning.paths import check_paths, check_report
+from pruning.paths import check_paths, check_report, is_same_file
 from pruning.pipeline import prune
 from pruning.planning.plan import plan, plan_text
-from pruning.prepare import calibration_or_default, prepare
+from pruning.prepare import calibration_or_default, check_one_by_one, prepare
 from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, refining_sentence, summary
 from pruning.report.coverage import coverage
@@ -95,6 +96,7 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
     calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
+    read_from = [source.name for source, _ in calibration or ()]
     inputs = {"the model": args.model}
     for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
         for source, _ in sources or ():
@@ -201,8 +203,14 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
         if (target := getattr(args, name)) is not None:
             report.settings[name] = target
     # Also from a statistics file; the names are joined as in `text_windows`.
-    named_sources = f", {report.notes['calibration'].get('source', '')}, "
-    calibrated_on = {t for t in texts if f", {t}, " in named_sources or f", {t}=" in named_sources}
+    named = f", {report.notes['calibration'].get('source', '')}, "
+    calibrated_on = {
+        text
+        for text in texts
+        if f", {text}, " in named
+        or f", {text}=" in named
+        or any(is_same_file(text, name) for name in read_from)
+    }
     if speed is not None:
         report.notes["evaluation"] = summary(texts, dense, pruned, speed, calibrated_on)
     if warned:
@@ -235,8 +243,8 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
             compared = text_windows(
                 model, tokenizer, [(builtin(), 1.0)], other, n_tokens=n_tokens
             ).rectangle()
-        difference = reload_difference(model, out, compared[:1])
-        loader = "plain transformers" if settings.budget == "uniform" else "pruning.load_model"
+        difference = reload_difference(model, out, text_inputs(model, compared[:1]))
+        loader = "pruning.load_model" if is_uneven(model.config) else "plain transformers"
         print(
             f"Reloaded with {loader} in a fresh process: outputs differ by at most {difference:.3g} of the largest."
         )
@@ -301,12 +309,15 @@ def _plan(args: argparse.Namespace, settings: Settings, device: str) -> None:
     """Show what a run would take, and run nothing.
 
     Raises:
-        ValueError: it does not fit; the plan is shown all the same.
+        ValueError: an option that the run would refuse; or it does not fit, and the plan is shown all the same.
     """
+    if args.from_disk:
+        _check_from_disk(args, settings)
     found = plan(
         args.model,
         settings=settings,
         from_disk=args.from_disk,
+        save_statistics=args.save_statistics is not None,
         out=args.out or ".",
         dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
         device=device,
@@ -329,7 +340,7 @@ def _sweep(
     Raises:
         ValueError: an option that saves something, or needs one result.
     """
-    for option in ("out", "from_disk", "statistics", "save_statistics", "prompt", "verify"):
+    for option in ("out", "from_disk", "resume", "statistics", "save_statistics", "prompt", "verify"):
         if getattr(args, option):
             raise ValueError(
                 f"--{option.replace('_', '-')}: expected none with --sweep, which has the whole model in memory and "
@@ -366,13 +377,9 @@ def _prune_from_disk(
     """Prune with one layer in memory at a time.
 
     Raises:
-        ValueError: an option that needs the whole model.
+        ValueError: see `_check_from_disk`.
     """
-    for option in ("evaluate", "prompt", "verify", "statistics", "save_statistics"):
-        if getattr(args, option):
-            raise ValueError(
-                f"--{option.replace('_', '-')}: expected none with --from-disk, which never loads the whole model"
-            )
+    _check_from_disk(args, settings)
     return prune_folder(
         args.model,
         args.out,
@@ -387,6 +394,16 @@ def _prune_from_disk(
         progress=launch.is_first and not args.quiet,
         notes={"command": args.command, "warnings": warned},
     )
+
+
+def _check_from_disk(args: argparse.Namespace, settings: Settings) -> None:
+    """Raise ValueError for an option that needs the whole model."""
+    for option in ("evaluate", "prompt", "verify", "statistics", "save_statistics"):
+        if getattr(args, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')}: expected none with --from-disk, which never loads the whole model"
+            )
+    check_one_by_one(settings, "pruned from disk")
 
 
 if __name__ == "__main__":

@@ -125,3 +125,8 @@ def check_writable(folder: Path, name: str) -> None:
 def _is_within(path: str | Path, folder: str | Path) -> bool:
     """Whether `path` is `folder` or in it, also through links."""
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
+def is_same_file(first: str | Path, second: str | Path) -> bool:
+    """Whether two names, which may be of other things, are those of one file."""
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)

@@ -1,12 +1,13 @@
 """Verifying a checkpoint: load it in a fresh process and compare its outputs with those of the model in memory.
 
-The fresh process runs this file as `python -m pruning.model.reload LOADER FOLDER DEVICE IDS OUTPUT`.
+The fresh process runs this file as `python -m pruning.model.reload LOADER FOLDER DEVICE INPUTS OUTPUT`.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ UNEVEN = "uneven"
 """The loader for layers of different widths; any other loader is the name of a class of transformers."""
 
 
-def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -> float:
+def reload_difference(model: PreTrainedModel, folder: str | Path, inputs: Mapping[str, Tensor]) -> float:
     """Largest absolute difference between the outputs of `model` and of the checkpoint in `folder`, relative to the
     largest absolute output; NaN if either output has one.
 
@@ -31,10 +32,10 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
     the layers differ.
 
     Args:
-        ids: `[B, L]` tokens to compare on.
+        inputs: arguments of the model to compare on, such as `input_ids` `[B, L]`.
 
     Raises:
-        RuntimeError: the fresh process could not load the checkpoint.
+        RuntimeError: the fresh process could not load the checkpoint, or not run it.
     """
     loader = type(model).__name__
     if not hasattr(transformers, loader):  # its code came with the model and is trusted already
@@ -42,8 +43,8 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
     if is_uneven(model.config):
         loader = UNEVEN
     with tempfile.TemporaryDirectory() as scratch:
-        source, target = Path(scratch, "ids.safetensors"), Path(scratch, "output.safetensors")
-        save_file({"ids": ids.cpu()}, source)
+        source, target = Path(scratch, "inputs.safetensors"), Path(scratch, "output.safetensors")
+        save_file({name: values.cpu().contiguous() for name, values in inputs.items()}, source)
         arguments = [loader, str(folder), str(model.device), str(source), str(target)]
         command = [sys.executable, "-m", "pruning.model.reload", *arguments]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # finds the same packages
@@ -51,14 +52,16 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, ids: Tensor) -
         done = subprocess.run(command, check=False, **options)  # noqa: S603
         if done.returncode != 0:
             message = done.stderr.decode(errors="replace").strip()
-            raise RuntimeError(f"{folder}: a fresh process could not load the checkpoint:\n{message}")
+            raise RuntimeError(
+                f"{folder}: a fresh process could not load the checkpoint and run it:\n{message}"
+            )
         reloaded = load_file(target)["output"]
-    output = _outputs(model, ids).float()
+    output = _outputs(model, inputs).float()
     return float((output - reloaded.float()).abs().max() / output.abs().max())
 
 
 def _run(loader: str, folder: str, device: str, source: str, target: str) -> None:
-    """Load the checkpoint and write its outputs for the tokens in `source` to `target`."""
+    """Load the checkpoint and write its outputs for the inputs in `source` to `target`."""
     if loader == UNEVEN:
         model = load_uneven(folder)
     else:
@@ -67,12 +70,12 @@ def _run(loader: str, folder: str, device: str, source: str, target: str) -> Non
             folder, dtype="auto", output_loading_info=True, trust_remote_code=remote
         )
         check_loaded(folder, model, info)
-    save_file({"output": _outputs(model.to(device).eval(), load_file(source)["ids"]).contiguous()}, target)
+    save_file({"output": _outputs(model.to(device).eval(), load_file(source)).contiguous()}, target)
 
 
 @torch.inference_mode()
-def _outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    output: Tensor = model(input_ids=ids.to(model.device))[0]
+def _outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    output: Tensor = model(**{name: values.to(model.device) for name, values in inputs.items()})[0]
     return output.cpu()
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import text_config
 from pruning.model.forward import is_causal
-from pruning.observe.batches import Windows
+from pruning.observe.batches import Windows, with_decoder
 from pruning.observe.samples import Samples, sample_sequences, start_of_text
 from pruning.observe.sequences import token_sequences
 from pruning.observe.sources import BUILTIN, Source, builtin
@@ -142,6 +142,12 @@ def decoder_start(model: PreTrainedModel) -> int | None:
         if (token := getattr(model.config, name, None) or getattr(config, name, None)) is not None:
             return int(token)
     return 0
+
+
+def text_inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
+    """The arguments of the model for windows of tokens `[B, L]` without padding."""
+    start = decoder_start(model)
+    return {"input_ids": ids} if start is None else with_decoder(ids, start)
 
 
 def _own_samples(

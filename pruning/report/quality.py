@@ -58,6 +58,8 @@ def log_ratio_error(before: Perplexity, after: Perplexity) -> float:
 def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
     """Perplexity on batches of windows `[B, L]`; every window starts without context, and padding does not count.
 
+    That of an encoder-decoder is of each window given the same window, as with its tokens as the labels.
+
     Raises:
         ValueError: no windows of at least two tokens.
     """
@@ -67,11 +69,13 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
         for batch in batches:
             inputs = model_inputs(batch, input_device(model))
             real = real_positions(inputs)
-            logits = model(**inputs, use_cache=False).logits[:, :-1]  # [B, L - 1, vocabulary]
-            for i, (window, target) in enumerate(zip(logits, inputs["input_ids"][:, 1:], strict=True)):
+            logits, targets = model(**inputs, use_cache=False).logits, inputs["input_ids"]
+            if "decoder_input_ids" not in inputs:  # which are shifted already
+                logits, targets = logits[:, :-1], targets[:, 1:]  # [B, L - 1, vocabulary], [B, L - 1]
+                real = None if real is None else real[:, 1:] & real[:, :-1]
+            for i, (window, target) in enumerate(zip(logits, targets, strict=True)):
                 if real is not None:
-                    predicted = real[i, 1:] & real[i, :-1]
-                    window, target = window[predicted], target[predicted]
+                    window, target = window[real[i]], target[real[i]]
                 if len(target):
                     losses.append(F.cross_entropy(window.float(), target).cpu())
                     lengths.append(len(target))
@@ -108,7 +112,8 @@ def generate(
         ids = model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )
-    return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    return tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
 
 
 def check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -126,8 +131,9 @@ def check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     if n_tokens == 0:
         raise ValueError(f"--prompt: expected a text of at least one token, got {prompt!a}")
     longest = longest_sequence(model)
-    if longest is not None and n_tokens + NEW_TOKENS > longest:
+    own = 0 if model.config.is_encoder_decoder else NEW_TOKENS  # the decoder has positions of its own
+    if longest is not None and n_tokens + own > longest:
         raise ValueError(
-            f"--prompt: expected at most {longest - NEW_TOKENS} tokens, which leave {NEW_TOKENS} of the model's "
-            f"{longest} positions to continue it, got {n_tokens}"
+            f"--prompt: expected at most {longest - own} tokens, which leave {own} of the model's {longest} positions "
+            f"to continue it, got {n_tokens}"
         )

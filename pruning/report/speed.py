@@ -5,7 +5,7 @@ of the FFNs. The load of the machine then changes little within a pair, and the 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.forward import comparable_part, without_cache
 from pruning.model.snapshot import Snapshot, put_back, take_snapshot
+from pruning.observe.mixture import text_inputs
 
 PAIRS = 7
 TOKENS = 1024
@@ -53,13 +54,14 @@ def paired_speed(
     """
     pruned = take_snapshot(ffns)
     ids = windows[: max(1, TOKENS // windows.shape[1])].to(model.device)
+    inputs = text_inputs(model, ids)
     seconds = torch.empty(PAIRS, 2, dtype=torch.float64)
     try:
         with torch.inference_mode(), evaluation_mode(model):
             for pair in range(-1, PAIRS):  # the first pair is the warm-up; the next one overwrites it
                 for column, weights in enumerate((dense, pruned)):
                     put_back(weights)
-                    seconds[max(pair, 0), column] = _forward_seconds(model, ids)
+                    seconds[max(pair, 0), column] = _forward_seconds(model, inputs)
     finally:
         put_back(pruned)
     ratios = seconds[:, 0] / seconds[:, 1]
@@ -68,10 +70,10 @@ def paired_speed(
     return PairedSpeed(dense_speed, pruned_speed, median, (low, high), PAIRS)
 
 
-def _forward_seconds(model: PreTrainedModel, ids: Tensor) -> float:
+def _forward_seconds(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
     part = comparable_part(model)
     options = without_cache(part)
     start = time.perf_counter()
-    output = part(input_ids=ids, **options)[0]
+    output = part(**inputs, **options)[0]
     output[0, 0, 0].item()  # waits for the device
     return time.perf_counter() - start

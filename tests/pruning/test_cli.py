@@ -117,6 +117,38 @@ def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path)
     assert manifest["calibration"]["source"] == manifest["evaluation"]["texts"][0]["text"] == str(text)
 
 
+def test_a_text_is_the_one_calibrated_on_under_any_of_its_names(mi_prune, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.txt", "other.txt"):
+        (tmp_path / name).write_text(f"All {name} are alike. " * 200)
+    options = (
+        "--ratio=0.25",
+        "--calibration",
+        tmp_path / "text.txt",
+        "--evaluate",
+        "./text.txt",
+        "--evaluate",
+        "other.txt",
+    )
+    status, output, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
+    assert status == 0
+    assert re.search(r"perplexity, \S*text.txt \*", output)
+    texts = manifest_of(tmp_path / "out")["evaluation"]["texts"]
+    assert [text["calibrated_on"] for text in texts] == [True, False]
+
+
+def test_a_result_of_several_widths_that_is_pruned_again_is_not_said_to_be_a_plain_one(
+    mi_prune, folders, tmp_path, monkeypatch
+):
+    reload_here(monkeypatch)
+    mi_prune(folders / "Llama", "--out", tmp_path / "a", "--budget=mi", "--ratio=0.25", *SHORT)
+    options = ("--out", tmp_path / "b", "--ratio=0.25", "--verify", *SHORT)
+    status, output, _ = mi_prune(tmp_path / "a", *options)
+    assert status == 0
+    assert len(set(manifest_of(tmp_path / "b")["neurons"]["widths"])) > 1
+    assert "Reloaded with pruning.load_model in a fresh process" in output
+
+
 def test_the_names_of_other_packages_count_windows(mi_prune, folders, tmp_path):
     options = ("--seqlen=32", "--num-samples=12", "--multiple-of=2", "--quiet")
     status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options)

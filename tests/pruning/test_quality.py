@@ -1,15 +1,25 @@
 import math
 
 import numpy
+import pytest
 import torch
 
-from pruning.observe.mixture import text_windows
+from pruning.observe.batches import Windows
+from pruning.observe.mixture import decoder_start, text_windows
 from pruning.observe.sources import open_sources
 from pruning.report.comparison import meaning_of_mark
-from pruning.report.quality import Perplexity, generate, hidden_states, log_ratio_error, perplexity
+from pruning.report.quality import (
+    NEW_TOKENS,
+    Perplexity,
+    check_prompt,
+    generate,
+    hidden_states,
+    log_ratio_error,
+    perplexity,
+)
 from pruning.settings import Settings
 
-from tiny import outputs, tiny_model
+from tiny import outputs, tiny, tiny_model
 
 
 def test_perplexity_equals_that_of_the_models_own_loss(llama, windows):
@@ -18,6 +28,36 @@ def test_perplexity_equals_that_of_the_models_own_loss(llama, windows):
     result = perplexity(llama, windows.split(5))
     torch.testing.assert_close(result.nll.float(), torch.stack(losses), rtol=1e-4, atol=1e-5)
     assert math.isclose(result.value, math.exp(torch.stack(losses).mean()), rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("class_name", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
+def test_perplexity_of_an_encoder_decoder_is_that_of_its_tokens_as_labels(class_name, windows):
+    model = tiny(class_name)
+    with torch.inference_mode():
+        losses = torch.stack([model(input_ids=w[None], labels=w[None]).loss for w in windows])
+    result = perplexity(model, Windows(list(windows), decoder_start=decoder_start(model)).split(5))
+    torch.testing.assert_close(result.nll.float(), losses, rtol=1e-4, atol=1e-5)
+    lengths = [3 + i % 9 for i in range(len(windows))]
+    parts = [w[:n] for w, n in zip(windows, lengths, strict=True)]
+    padded = perplexity(model, Windows(parts, decoder_start=decoder_start(model)).split(len(parts)))
+    alone = [
+        perplexity(model, Windows([part], decoder_start=decoder_start(model)).split(1)) for part in parts
+    ]
+    torch.testing.assert_close(padded.nll, torch.cat([one.nll for one in alone]), rtol=1e-4, atol=1e-5)
+    assert padded.n_tokens.tolist() == lengths
+
+
+@pytest.mark.parametrize("class_name", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
+def test_what_an_encoder_decoder_writes_is_all_shown(class_name, tokenizer):
+    model = tiny(class_name)
+    ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
+    expected = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+    shown = generate(model, tokenizer, "Once upon a time")
+    assert shown == tokenizer.decode(expected, skip_special_tokens=True).strip()
+    if class_name.startswith("Bart"):  # 64 positions
+        check_prompt("a" * 50, model, tokenizer)
+        with pytest.raises(ValueError, match="--prompt: expected at most 64 tokens"):
+            check_prompt("a" * 70, model, tokenizer)
 
 
 def test_the_perplexity_of_uniform_predictions_is_the_vocabulary_size(windows):

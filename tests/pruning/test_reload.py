@@ -18,11 +18,11 @@ def test_a_checkpoint_with_other_weights_is_noticed(windows, tmp_path, monkeypat
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         model.lm_head.weight.mul_(2)  # of the outputs in memory, the saved ones are half
-    assert reload_difference(model, tmp_path, windows[:1]) == pytest.approx(0.5, abs=0.01)
+    assert reload_difference(model, tmp_path, {"input_ids": windows[:1]}) == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_checkpoint_without_weights_is_an_error(llama, windows, tmp_path, monkeypatch):
     reload_here(monkeypatch)
     llama.config.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="fresh process could not load"):
-        reload_difference(llama, tmp_path, windows[:1])
+        reload_difference(llama, tmp_path, {"input_ids": windows[:1]})

@@ -17,7 +17,7 @@ from pruning.repair.stream import Stream
 from pruning.report.save import save_pruned
 from pruning.report.speed import paired_speed
 
-from tiny import assert_unchanged, state_of, tiny_model
+from tiny import assert_unchanged, reload_here, state_of, tiny, tiny_model
 
 SMALL = {"ratio": 0.5, "multiple_of": 2, "sample_size": 64}
 
@@ -139,6 +139,37 @@ def test_the_command_prunes_models_with_other_heads(
     unpruned = [name for name in kept if not any(part in name for part in inside)]
     assert unpruned
     assert all(torch.equal(head[name], kept[name]) for name in unpruned)
+
+
+@pytest.mark.parametrize("class_name", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
+def test_the_command_prunes_evaluates_and_verifies_an_encoder_decoder(
+    class_name, tokenizer, tmp_path, capsys, monkeypatch
+):
+    reload_here(monkeypatch)
+    tiny(class_name).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("All happy families are alike. " * 100)
+    text = str(tmp_path / "text.txt")
+    options = [
+        "--ratio=0.5",
+        "--multiple-of=2",
+        "--sequence-length=16",
+        "--calibration-tokens=256",
+        "--verify",
+    ]
+    options += [
+        "--calibration",
+        text,
+        "--evaluate",
+        text,
+        "--evaluation-tokens=64",
+        "--prompt=Once",
+        "--quiet",
+    ]
+    assert main([str(tmp_path / "model"), "--out", str(tmp_path / "out"), *options]) == 0
+    output = capsys.readouterr().out
+    for expected in ("perplexity", "tokens/s", "[pruned] Once", "outputs differ by at most 0 of"):
+        assert expected in output
 
 
 @pytest.mark.parametrize(("class_name", "family"), HEADS)
