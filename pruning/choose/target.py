@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from pruning.choose.budget import BLOCK, check_cap, kept_width
 from pruning.model.ffn import FFN
-from pruning.model.knobs import Knob
 from pruning.model.saved import pruned_shapes
 from pruning.settings import Settings
 
@@ -48,15 +47,20 @@ def reach_target(
     if target >= dense:
         raise ValueError(f"{name}: expected less than the {dense:,} {unit} of the model, got {target:,}")
     ratios = _ratios(ffns, settings)
-    sizes = [pruned_size(model, ffns, ratio, settings, dtypes)[field] for ratio in ratios[-1:]]
-    if not sizes or sizes[-1] > target:
-        reachable = f"at least {sizes[-1]:,} {unit}, at ratio={ratios[-1]:.4g}" if sizes else "another model"
+
+    def size(ratio: float) -> int:
+        return pruned_size(model, ffns, ratio, settings, dtypes)[field]
+
+    if not ratios or size(ratios[-1]) > target:
+        reachable = "another model"
+        if ratios:
+            reachable = f"at least {size(ratios[-1]):,} {unit}, at ratio={ratios[-1]:.4g}"
         raise ValueError(
             f"{name}: expected {reachable}, since only FFNs get smaller and each keeps some neurons, got {target:,}"
         )
-    found = bisect_left(
-        ratios, -target, key=lambda ratio: -pruned_size(model, ffns, ratio, settings, dtypes)[field]
-    )
+    found = bisect_left(ratios, -target, key=lambda ratio: -size(ratio))
+    if found + 1 < len(ratios) and size(ratios[found + 1]) == size(ratios[found]):
+        found += 1  # what is dropped then, rather than where the rounding begins to drop it
     return replace(settings, ratio=ratios[found])
 
 
@@ -75,12 +79,9 @@ def pruned_size(
     if ratio is None:
         shapes = {}
     else:
-        entries: dict[Knob, int] = {}
-        for ffn in ffns:
-            width = kept_width(ffn, ratio, _multiple(settings))
-            entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
+        widths = [kept_width(ffn, ratio, _multiple(settings)) for ffn in ffns]
         adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
-        shapes = pruned_shapes(model, ffns, entries, adds_bias=adds_bias)
+        shapes = pruned_shapes(model, ffns, widths, adds_bias=adds_bias)
     known = dict(model.named_parameters(remove_duplicate=False))
     weights = {
         name: (shapes.get(name, parameter.shape), (dtypes or {}).get(name, parameter.dtype))
@@ -102,15 +103,20 @@ def _multiple(settings: Settings) -> int | None:
 
 
 def _ratios(ffns: Sequence[FFN], settings: Settings) -> list[float]:
-    """Every ratio that the rounding of widths and the cap allow, ascending."""
-    entry = int(ffns[0].width / ffns[0].scale)
-    step = math.lcm(settings.multiple_of or BLOCK, ffns[0].knob.step)
-    first = (entry - 1) % step + 1  # neurons beyond a multiple
+    """Ratios that the rounding of widths and the cap allow, ascending: for each width of an FFN, that which it is, and
+    one just beyond where rounding begins to give it."""
+    kinds = list({(ffn.width, ffn.scale, ffn.knob): ffn for ffn in ffns}.values())
+    candidates = set()
+    for ffn in kinds:
+        entry = int(ffn.width / ffn.scale)
+        step = math.lcm(settings.multiple_of or BLOCK, ffn.knob.step)
+        first = (entry - 1) % step + 1  # neurons beyond a multiple
+        for n_drop in range(first, entry, step):
+            candidates |= {n_drop / entry, (n_drop - 0.49 * step) / entry}
     allowed = []
-    for n_drop in range(first, entry, step):
-        ratio = n_drop / entry
+    for ratio in sorted(candidates):
         try:
-            for ffn in ffns:
+            for ffn in kinds:
                 kept_width(ffn, ratio, _multiple(settings))
             if settings.budget != "uniform":
                 check_cap(ffns[0].width, ratio, _multiple(settings) or BLOCK, settings.max_layer_ratio)

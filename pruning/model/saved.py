@@ -1,7 +1,7 @@
 """Checking that a checkpoint can be loaded again as what is in memory: before it is written, and after."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -44,7 +44,8 @@ def check_config(
         stock = empty_model(type(model), config)
     except Exception as error:
         raise ValueError(f"{class_name} cannot be built with {change}: {error}") from error
-    of_ffns = pruned_shapes(model, ffns, entries, adds_bias=adds_bias)
+    largest = [int(ffn.scale * entries[ffn.knob]) for ffn in ffns]
+    of_ffns = pruned_shapes(model, ffns, largest, adds_bias=adds_bias)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()} | of_ffns
     got = {name: tuple(value.shape) for name, value in stock.state_dict().items()}
     if different := expected.keys() ^ got.keys():
@@ -109,15 +110,14 @@ def check_saved(folder: Path, model: PreTrainedModel) -> None:
 
 
 def pruned_shapes(
-    model: PreTrainedModel, ffns: Sequence[FFN], entries: Mapping[Knob, int], *, adds_bias: bool
+    model: PreTrainedModel, ffns: Sequence[FFN], widths: Sequence[int], *, adds_bias: bool
 ) -> Shapes:
-    """The shapes of all weights of the FFNs with the config entries, by name."""
+    """The shapes of all weights of the FFNs with these widths, by name."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     shapes: Shapes = {}
-    for ffn in ffns:
-        width = int(ffn.scale * entries[ffn.knob])
+    for ffn, width in zip(ffns, widths, strict=True):
         for owner, name in ffn.vectors:
             shapes |= dict.fromkeys(names[id(getattr(owner, name))], (width,))
         for projection in ffn.projections:

@@ -26,7 +26,8 @@ ASSUMPTIONS = (
     "rates are measured now, on this machine, with the threads that torch has; other load makes them lower",
     "each stage waits for the one before; reading, computing and writing do not overlap",
     "tokens are spread evenly over experts",
-    "reading the text, trying out the model and saving the tokenizer are not counted",
+    "reading the text, the model's writing of its own, trying it out, evaluating and saving the tokenizer are not "
+    "counted",
 )
 
 
@@ -120,6 +121,7 @@ def plan(
     *,
     settings: Settings | None = None,
     from_disk: bool = True,
+    save_statistics: bool = False,
     out: str | Path = ".",
     dtype: torch.dtype | None = None,
     device: str | None = None,
@@ -130,6 +132,7 @@ def plan(
 
     Args:
         settings, from_disk, dtype, device: of the run.
+        save_statistics: whether the run saves statistics, for which it measures all layers before it prunes one.
         out: the folder that the result will be written to, or one on the same disk.
         rates: of the machine; measured in a few seconds by default.
 
@@ -147,7 +150,7 @@ def plan(
         rates = measure_rates(settings, computing, device, folder)
         if device != "cpu":
             torch.cuda.empty_cache()  # of what was measured, so that it counts as free
-    prediction = _Prediction(shapes, computing, device, from_disk=from_disk)
+    prediction = _Prediction(shapes, computing, device, from_disk=from_disk, save_statistics=save_statistics)
     widest = max((ffn for layer in shapes.layers for ffn in layer.ffns), key=lambda ffn: ffn.kept / ffn.share)
     n_tokens = settings.calibration_tokens
     return Plan(
@@ -169,12 +172,21 @@ def plan(
 class _Prediction:
     """Adds up the layers."""
 
-    def __init__(self, shapes: ModelShapes, computing: torch.dtype, device: str, *, from_disk: bool) -> None:
+    def __init__(
+        self,
+        shapes: ModelShapes,
+        computing: torch.dtype,
+        device: str,
+        *,
+        from_disk: bool,
+        save_statistics: bool,
+    ) -> None:
         self._shapes, self._settings = shapes, shapes.settings
         self._size, self._stored = computing.itemsize, shapes.dtype.itemsize
         self._on_cpu, self._from_disk = device == "cpu", from_disk
         self._sequential = self._settings.repair == "sequential"
-        self._walks = 1 + (self._settings.budget != "uniform")
+        whole = self._settings.budget != "uniform" or self._settings.candidates > 1 or save_statistics
+        self._walks = 1 + whole
 
     def stages(self, rates: Rates) -> Iterator[Stage]:
         """The stages, in their order."""

@@ -14,11 +14,12 @@ from transformers.core_model_loading import revert_weight_conversion
 from pruning.choose.budget import BLOCK, kept_width
 from pruning.choose.target import reach_target
 from pruning.model.architecture import empty_model, model_class
-from pruning.model.ffn import FFN, bind_ffns, switch_biases_on
+from pruning.model.ffn import FFN, bind_ffns, switch_biases_on, widths_in_config
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import Knob, set_entry
 from pruning.model.layers import layer_list, list_name
 from pruning.model.quantized import dequantize
+from pruning.model.surgery import resize_ffn
 from pruning.planning.work import FFNShape, LayerShape
 from pruning.prepare import chosen_ffns
 from pruning.settings import Settings
@@ -79,18 +80,26 @@ def model_shapes(
         dtype or stored_dtype(path) or (in_config if isinstance(in_config, torch.dtype) else torch.float32)
     )
     before = empty_model(class_, config).to(found)
-    ffns, _ = chosen_ffns(before, bind_ffns(before, class_), settings)
+    bound = bind_ffns(before, class_)
+    widths = dict(zip((ffn.name for ffn in bound), widths_in_config(config, bound), strict=True))
+    _resize(bound, widths)
+    ffns, _ = chosen_ffns(before, bound, settings)
     settings = reach_target(before, ffns, settings)
-    layers = layer_list(before, ffns)
+    try:
+        layers = layer_list(before, ffns)
+    except ValueError as error:
+        raise ValueError(
+            f"{class_.__name__}: expected FFNs in one list of layers to plan for, got several or none; a run with the "
+            f"whole model in memory may work"
+        ) from error
     if settings.repair == "auto":
         settings = Settings(**vars(settings) | {"repair": "sequential"})
     multiple = settings.multiple_of if settings.budget == "uniform" else settings.multiple_of or BLOCK
     kept = [kept_width(ffn, settings.ratio, multiple) for ffn in ffns]
     after = empty_model(class_, _pruned_config(config, ffns, kept, settings)).to(found)
-    files_before, files_after = (
-        _files(before, layers),
-        _files(after, layer_list(after, bind_ffns(after, class_))),
-    )
+    remaining = bind_ffns(after, class_)
+    _resize(remaining, widths | dict(zip((ffn.name for ffn in ffns), kept, strict=True)))
+    files_before, files_after = _files(before, layers), _files(after, layer_list(after, remaining))
     shard_bytes = [
         [sum(weights.values()) for weights in files.values()] for files in (files_before, files_after)
     ]
@@ -121,12 +130,19 @@ def _pruned_config(
     config = copy.deepcopy(config)
     entries: dict[Knob, int] = {}
     for ffn, width in zip(ffns, kept, strict=True):
-        entries[ffn.knob] = int(width / ffn.scale)
+        entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
     for knob, entry in entries.items():
         set_entry(config, knob.path, knob.entry(entry))
     if settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns):
         switch_biases_on(config.get_text_config())
     return config
+
+
+def _resize(ffns: Sequence[FFN], widths: Mapping[str, int]) -> None:
+    """Give FFNs, by name, the widths that a config of one width for all cannot say."""
+    for ffn in ffns:
+        if ffn.width != widths[ffn.name]:
+            resize_ffn(ffn, widths[ffn.name])
 
 
 def _files(model: PreTrainedModel, layers: Sequence[nn.Module]) -> dict[str, dict[str, int]]:

@@ -224,3 +224,41 @@ def test_the_command_measures_this_machine_and_prints_json(tmp_path, monkeypatch
     assert found["n_tokens"] == 512
     with pytest.raises(SystemExit):
         main(["model", "--json", "--out=out"])
+
+
+def test_what_the_run_refuses_or_does_not_do_is_not_planned_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "measure_rates", lambda *_args: RATES)
+    tiny_model("Llama").save_pretrained(tmp_path)
+    for options, message in (
+        (["--from-disk", "--verify"], "--verify: expected none with --from-disk"),
+        (
+            ["--from-disk", "--budget=kl"],
+            "budget: expected 'uniform' or 'mi' for a model that is pruned from disk",
+        ),
+    ):
+        assert main([str(tmp_path), "--plan", "--device=cpu", *options]) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--plan", "--sweep=0.2,0.5"])
+    assert "--sweep: expected none with --plan" in capsys.readouterr().err
+
+
+def test_what_is_measured_of_all_layers_before_one_is_pruned_needs_space(tmp_path):
+    tiny_model("Llama").save_pretrained(tmp_path)
+    options = {"rates": RATES, "from_disk": False, "device": "cpu"}
+    plain, saved, drawn, budget = (
+        plan(tmp_path, settings=Settings(sample_size=64, multiple_of=2, **settings), **more, **options).disk
+        for settings, more in (
+            ({}, {}),
+            ({}, {"save_statistics": True}),
+            ({"criterion": "random-pairs", "threshold": 0.0, "candidates": 2}, {}),
+            ({"budget": "mi"}, {}),
+        )
+    )
+    assert saved - plain == drawn - plain == budget - plain == 3 * (8 * 40**2 + 4 * 64 * 40)
+
+
+def test_an_encoder_decoder_is_not_planned_for(tmp_path):
+    tiny("T5ForConditionalGeneration").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected FFNs in one list of layers to plan for, .* may work"):
+        plan(tmp_path, settings=Settings(repair="lstsq", multiple_of=2), rates=RATES, from_disk=False)

@@ -1,13 +1,15 @@
 """A size in place of a ratio."""
 
+import copy
 import json
+from contextlib import suppress
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruning import Settings, load_model, prune, prune_folder
-from pruning.choose.target import pruned_size
+from pruning import Settings, load_model, plan, prune, prune_folder, sweep
+from pruning.choose.target import pruned_size, reach_target
 from pruning.cli import main
 from pruning.model.ffn import find_ffns
 from pruning.model.size import count_parameters, weight_bytes
@@ -50,6 +52,46 @@ def test_the_ratio_is_the_smallest_that_reaches_the_target(windows):
         assert report.widths == [40 - n_drop] * 3
         assert report.settings["ratio"] == n_drop / 40
         assert count_parameters(model) <= target < count_parameters(model) + per_step
+
+
+@pytest.mark.parametrize(
+    ("class_name", "widths"),
+    [
+        ("BartForConditionalGeneration", {"encoder_ffn_dim": 16, "decoder_ffn_dim": 48}),
+        ("BartForConditionalGeneration", {"encoder_ffn_dim": 48, "decoder_ffn_dim": 12}),
+        ("Qwen2MoeForCausalLM", {"shared_expert_intermediate_size": 200}),
+    ],
+)
+def test_the_smallest_ratio_is_found_where_ffns_have_several_widths(class_name, widths):
+    """Of all thousandths that the rounding allows."""
+    model = tiny(class_name, **widths)
+    ffns, settings = find_ffns(model), Settings(multiple_of=4)
+    sizes = {}
+    for ratio in (i / 1000 for i in range(1, 1000)):
+        with suppress(ValueError):  # an FFN would keep all neurons, or none
+            sizes[ratio] = pruned_size(model, ffns, ratio, settings).parameters
+    for target in (max(sizes.values()), sum(sizes.values()) // len(sizes), min(sizes.values())):
+        found = reach_target(model, ffns, Settings(multiple_of=4, target_params=target))
+        expected = next(size for size in sizes.values() if size <= target)
+        assert pruned_size(model, ffns, found.ratio, settings).parameters == expected
+    with pytest.raises(ValueError, match=f"expected at least {min(sizes.values()):,} parameters"):
+        reach_target(model, ffns, Settings(multiple_of=4, target_params=min(sizes.values()) - 1))
+
+
+def test_sizes_of_a_result_with_several_widths_are_those_of_pruning_it_again(windows, tmp_path):
+    model = tiny("LlamaForCausalLM")
+    prune(model, None, calibration=windows, budget="mi", ratio=0.2, **OPTIONS)
+    widths = [ffn.width for ffn in find_ffns(model)]
+    assert len(set(widths)) > 1
+    model.save_pretrained(tmp_path)
+    planned = plan(tmp_path, settings=Settings(ratio=0.5, **OPTIONS)).shapes
+    swept = sweep(copy.deepcopy(model), None, [0.5], calibration=windows, texts={}, **OPTIONS)
+    predicted = pruned_size(model, find_ffns(model), 0.5, Settings(**OPTIONS))
+    assert planned.parameters[0] == count_parameters(model)
+    prune(model, None, calibration=windows, ratio=0.5, **OPTIONS)
+    assert [ffn.width for ffn in find_ffns(model)] == pytest.approx([width / 2 for width in widths], abs=1)
+    after = count_parameters(model)
+    assert (predicted.parameters, planned.parameters[1], swept[-1].parameters) == (after, after, after)
 
 
 @pytest.mark.parametrize("field", ["target_params", "target_bytes"])
