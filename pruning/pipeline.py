@@ -281,7 +281,10 @@ def _prune(
     update_config(model, ffns)
     notes["parameters"]["after"] = count_parameters(model)
     warn_of_unmeasured(layers)
-    report = Report(asdict(settings), n_tokens, layers, seconds, decision.candidates, notes)
+    effective = asdict(settings)
+    if statistics is not None:  # which have a sample of their own
+        effective["sample_size"] = origin.calibration.get("sample_size", settings.sample_size)
+    report = Report(effective, n_tokens, layers, seconds, decision.candidates, notes)
     if settings.text and tokenizer is not None and ranks.is_first:
         report.excerpts = _excerpts(layers, tokens, tokenizer, origin.calibration.get("processes", 1))
     return report

@@ -47,7 +47,7 @@ def write_html(
     Raises:
         ImportError: without jinja2 or matplotlib.
         OSError: no such folder, or from writing.
-        ValueError: a folder without a result, one of a later version, or nothing to show.
+        ValueError: a folder without a result, one of a later version, nothing to show, or a sweep of another model.
     """
     check_packages()
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -58,6 +58,12 @@ def write_html(
     rows = read_rows(sweep)
     if not loaded and not rows:
         raise ValueError("results: expected at least one, or a sweep, got none")
+    before = {result.n_before for result in loaded}
+    if rows and before and rows[0]["neurons"] not in before:
+        raise ValueError(
+            f"sweep: expected one of the same model, with {' or '.join(f'{n:,}' for n in sorted(before))} neurons, got "
+            f"one with {rows[0]['neurons']:,}"
+        )
     environment = Environment(
         loader=PackageLoader("pruning.report", ""),
         autoescape=True,

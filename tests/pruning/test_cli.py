@@ -75,12 +75,13 @@ def test_saved_statistics_serve_a_second_ratio_and_uneven_layers_are_verified(
     assert status == 0
     for stage in ("capture", "prune"):
         assert stage in bars
-    options = ("--statistics", saved, "--ratio=0.5", "--repair=lstsq", "--budget=mi", "--verify")
-    status, output, bars = mi_prune(folders / "Llama", "--out", tmp_path / "b", *options, *SHORT)
+    options = ("--statistics", saved, "--ratio=0.5", "--repair=lstsq", "--budget=mi", "--verify", *SHORT)
+    status, output, bars = mi_prune(folders / "Llama", "--out", tmp_path / "b", *options, "--sample-size=128")
     assert status == 0
     assert "capture" not in bars
     assert "Reloaded with pruning.load_model in a fresh process: outputs differ by at most 0 of" in output
     assert sum(manifest_of(tmp_path / "b")["neurons"]["widths"]) == 60
+    assert manifest_of(tmp_path / "b")["settings"]["sample_size"] == 256  # of the statistics
 
 
 @pytest.mark.parametrize("extra", [(), ("--from-disk", "--calibration=builtin")])

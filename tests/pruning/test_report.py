@@ -190,6 +190,13 @@ def test_results_are_compared_with_each_other_and_with_a_sweep(run, report_of, t
     assert len(ids) == len(set(ids))
     text = report_of(*folders, "--text")[1]
     assert re.search(r"other +25\.0% +conditional-mi +sequential +uniform .*past the limit", text)
+    rows[0]["neurons"] = 120
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweep": rows}))
+    status, _, error = report_of(
+        *folders, "--sweep", tmp_path / "sweep.json", "--out", tmp_path / "page.html"
+    )
+    assert status == 1
+    assert "sweep: expected one of the same model, with 80 neurons, got one with 120" in error
 
 
 def test_the_page_of_a_sweep_says_how_far_one_may_go(run, tmp_path, capsys):
