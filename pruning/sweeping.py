@@ -1,6 +1,7 @@
 """What several ratios would cost, from one walk over the calibration; nothing is saved."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pruning.choose.sensitivity import halved_divergences
 from pruning.choose.target import Size, pruned_size
 from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
+from pruning.model.precision import set_dtypes, weight_dtypes
 from pruning.model.snapshot import restored
 from pruning.observe.batches import Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
@@ -86,7 +88,8 @@ def sweep(
         calibration, settings, options: see `pruning.prune`.
         texts: windows to evaluate on, by name; by default 8,192 tokens of the half of the text that ships with Python
             which the default calibration does not read.
-        saved: see `pruning.choose.target.pruned_size`.
+        saved: the dtype of each weight in a result, by name, if it is not that of the model. Sizes and evaluations are
+            those of the result.
 
     Returns:
         The model as it is, and each ratio in ascending order.
@@ -151,6 +154,8 @@ def sweep(
                     seconds={},
                     progress=progress,
                 )
+                if saved is not None:
+                    _round(model, saved)
                 pruned = evaluate(model, tokenizer, texts, name=f"{choice.ratio:g}", **measure)
             widths = [len(layer.kept) for layer in layers]
             found.append(_row(choice.ratio, widths, size, dense, pruned, spent["ratio"]))
@@ -167,6 +172,16 @@ def sweep_json(found: Sequence[Swept]) -> str:
     """What `sweep` found, for programs; NaN and infinities are null."""
     entries = [{n: plain_json(value) for n, value in asdict(entry).items()} for entry in found]
     return json.dumps({"sweep": entries}, indent=1, allow_nan=False)
+
+
+def _round(model: PreTrainedModel, saved: Mapping[str, torch.dtype]) -> None:
+    """Give the weights the values that they have in the dtypes of a result."""
+    computing = weight_dtypes(model)
+    if computing.items() <= saved.items():
+        return
+    most = Counter(saved.values()).most_common(1)[0][0]
+    set_dtypes(model, dict(saved), most)
+    set_dtypes(model, computing, most)
 
 
 def _row(

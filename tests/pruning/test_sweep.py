@@ -108,3 +108,27 @@ def test_the_command_refuses_what_needs_one_result(folder, capsys):
         main([*COMMAND, *SIZES, "--ratio=0.3"])
     with pytest.raises(SystemExit):
         main(["model"])
+
+
+def test_a_row_is_of_the_values_that_a_result_would_hold(tmp_path, capsys):
+    """The weights are in float16, the computation on a CPU in float32."""
+    tiny_model("Llama").half().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    options = [
+        str(tmp_path / "model"),
+        "--device=cpu",
+        "--multiple-of=2",
+        "--calibration-tokens=512",
+        "--quiet",
+    ]
+    options += [
+        "--sequence-length=32",
+        "--calibration=builtin",
+        "--evaluate=builtin",
+        "--evaluation-tokens=512",
+    ]
+    assert main([*options, "--sweep=0.5", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["sweep"][1]
+    assert main([*options, "--ratio=0.5", f"--out={tmp_path / 'out'}"]) == 0
+    manifest = json.loads((tmp_path / "out" / "mi_prune.json").read_text())
+    assert row["perplexity"]["builtin"] == manifest["evaluation"]["texts"][0]["perplexity_pruned"]
