@@ -274,7 +274,8 @@ def _place(out: Any, x: Tensor, y: Tensor | None) -> Tensor:
             f"out: expected shape {list(shape)} in torch.float32 on {x.device}, got shape {list(out.shape)} in "
             f"{out.dtype} on {out.device}"
         )
-    if out.is_inference():  # which nothing may write to outside of that mode, and results do not depend on it
+    # Nothing may write to those outside of that mode, which results do not depend on. `torch.compile` cannot ask.
+    if not torch.compiler.is_compiling() and out.is_inference():
         raise ValueError(
             "out: expected a tensor that was made outside of torch.inference_mode(), got one of it"
         )
