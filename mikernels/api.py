@@ -116,7 +116,7 @@ def mutual_information(
     Raises:
         SamplesError: a TypeError for an input that is no array of real numbers; a ValueError for a wrong shape, fewer
             than 8 samples, NaN, infinite or masked values, integers beyond 2^53, different sample counts, or tables
-            whose rows have the same labels in another order.
+            whose rows have labels in common, but not in the same places.
         UnsupportedError: a ValueError for a device, an `impl` or a `precision` that cannot run here.
         WorkspaceError: a ValueError for a memory budget that is too small.
         TypeError: an option that does not exist.
@@ -274,10 +274,10 @@ def _place(out: Any, x: Tensor, y: Tensor | None) -> Tensor:
             f"out: expected shape {list(shape)} in torch.float32 on {x.device}, got shape {list(out.shape)} in "
             f"{out.dtype} on {out.device}"
         )
-    # Nothing may write to those outside of that mode, which results do not depend on. `torch.compile` cannot ask.
+    # Here inference mode is off, and a tensor from it cannot be written to. `torch.compile` cannot ask.
     if not torch.compiler.is_compiling() and out.is_inference():
         raise ValueError(
-            "out: expected a tensor that was made outside of torch.inference_mode(), got one of it"
+            "out: expected a tensor that was made outside of torch.inference_mode(), got one made inside it"
         )
     return out.detach()
 

@@ -131,11 +131,12 @@ def _check_order(names: list[str] | None, others: list[str] | None, file: str) -
     """Raise SamplesValueError if the rows of two files have some names in common, but not all in the same places."""
     if names is None or others is None or names == others or set(names).isdisjoint(others):
         return
-    pairs = zip_longest(names, others, fillvalue="no row")
+    quoted = ([repr(name) for name in own] for own in (names, others))
+    pairs = zip_longest(*quoted, fillvalue="no row")
     name, other = next((name, other) for name, other in pairs if name != other)
     raise SamplesValueError(
-        f"y: expected the rows of {file}, got {other!r} in place of {name!r}; drop what only one of them has, and "
-        f"sort both by their names"
+        f"y: expected the rows of {file}, got {other} in place of {name}; drop what only one of them has, and sort "
+        f"both by their names"
     )
 
 

@@ -200,12 +200,14 @@ def _read_text(file: Path, separator: str) -> tuple[Any, list[str] | None]:
     has_names = bool(names) and names[0] == "" and table.num_columns > 1
     if has_names:
         names = names[1:]
-    numbers = [number for name in names if (number := _number(name)) is not None]
-    data = [number for number in numbers if number < 0 or not number.is_integer()]  # names may be 0, 1, ...
-    if data and len(numbers) == len(names):
-        raise SamplesValueError(
-            f"{file}: expected a first line with the names of the columns, got numbers such as {data[0]:g}; add one"
-        )
+    # Names may be 0, 1, ..., and any numbers behind the empty name of the names of rows.
+    if names and not has_names and all(map(_is_number, names)):
+        data = next((name for name in names if float(name) < 0 or float(name) % 1), None)
+        if data is not None:
+            raise SamplesValueError(
+                f"{file}: expected a first line with the names of the columns, got numbers such as {data}; add one, or "
+                f"a letter to one of the names if these are names"
+            )
     return _without(table, [0] if has_names else [])
 
 
@@ -220,12 +222,11 @@ def _without(table: Any, index: list[int]) -> tuple[Any, list[str] | None]:
     return table.select([i for i in range(table.num_columns) if i not in index]), names
 
 
-def _number(text: str) -> float | None:
-    """The finite number that a text is."""
+def _is_number(text: str) -> bool:
     try:
-        return number if math.isfinite(number := float(text)) else None
+        return math.isfinite(float(text))
     except ValueError:
-        return None
+        return False
 
 
 def _check_sign(file: Path, suffix: str) -> None:

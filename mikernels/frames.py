@@ -240,10 +240,10 @@ def check_order(x: object, y: object, name: str) -> None:
     ours, theirs = _labels(x), _labels(y)
     if ours is None or theirs is None or len(ours) != len(theirs) or ours.equals(theirs):
         return
-    if bool(ours.isin(theirs).any()):
+    if not set(ours).isdisjoint(theirs):
         raise SamplesValueError(
             f"{name}: expected the rows of the other table, got labels of them in other places; use {name}.loc[] with "
-            f"the labels of the other table, or pass arrays to pair them by place"
+            f"the labels of the other table, or pass arrays to pair them by place, as for lags: {name}.to_numpy()"
         )
 
 

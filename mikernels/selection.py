@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 
 from mikernels.arrays import Samples
-from mikernels.atoms import ATOM_SHARE
+from mikernels.atoms import ATOM_SHARE, least_atom
 from mikernels.engine import choose_implementation, estimate, problem_of, transformed
 from mikernels.frames import check_order
 from mikernels.isolation import isolated
 from mikernels.numbers import positive
-from mikernels.options import Options, Problem, plain, resolve, shows_options
+from mikernels.options import MOST_ATOMS, Options, Problem, plain, resolve, shows_options
 from mikernels.pairs import fill_matrix
 from mikernels.transforms import Variables, transform_samples
 from mikernels.validation import as_samples, as_tensor, read_values
 
 LEAST_OF_CLASS = 9
-"""Samples; the estimates of the default from 8 hardly grow with the dependence."""
+"""Samples. With 8, estimates with the default options hardly grow with the dependence."""
 
 
 class Selection(NamedTuple):
@@ -157,18 +157,33 @@ def jmi(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selection
     return _greedy(relevance, less_together, k)
 
 
-def check_label(y: Tensor, options: Options) -> None:
-    """Raise ValueError if some values of the label `y [M, 1]` would have no cell of their own, but be numbers in their
+@isolated()
+def check_label(y: Samples, options: Options) -> None:
+    """Raise ValueError if some values of the label `y [M]` would have no cell of their own, but be numbers in their
     order."""
-    resolved = resolve(options, len(y))
-    most = Problem(resolved["estimator"], resolved["nodes"], 1.0).most_atoms
-    label = transform_samples(y, resolved["transform"], seed=0, most_atoms=most)
-    if label.ranked and float(label.continuous_share) > 0:
+    label = read_values(as_samples(y, "y", options.get("device")), "y")
+    resolved = resolve(options, len(label))
+    counts = label.unique(return_counts=True)[1]
+    if resolved["transform"] != "rank" and len(counts) > 2:
         raise ValueError(
-            f"y: expected a label of at most {most} values, each in at least {ATOM_SHARE:.0%} of the samples but for a "
-            f"few, got {len(y.unique())} values, some of which have no cell of their own; merge rare ones, or pass "
-            f"estimator='adaptive', which has more cells"
+            f"transform: expected 'rank' for a label of {len(counts)} values, got {resolved['transform']!r}, which "
+            f"takes them as numbers in their order"
         )
+    most = Problem(resolved["estimator"], resolved["nodes"], 1.0).most_atoms
+    read = transform_samples(label, resolved["transform"], seed=0, most_atoms=most)
+    if not read.ranked or float(read.continuous_share) == 0:
+        return
+    least = least_atom(len(label))
+    if int((counts >= least).sum()) > most:
+        raise ValueError(
+            f"y: expected a label of at most {most} values, for which estimator={resolved['estimator']!r} has cells, "
+            f"got {len(counts)}; merge some, or pass estimator='adaptive', which has {MOST_ATOMS}"
+        )
+    rare = counts[counts < least]
+    raise ValueError(
+        f"y: expected at most {least - 1} samples of values that have fewer than {least} each ({ATOM_SHARE:.0%} of "
+        f"all), got {int(rare.sum())} of {len(rare)} such values; merge rare values into one"
+    )
 
 
 class _Estimates:

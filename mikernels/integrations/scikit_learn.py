@@ -102,7 +102,7 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
             count = integer(self.n_features_to_select, "n_features_to_select", "an integer or None")
         options: Options = {"estimator": self.estimator, "seed": self.random_state, "check_finite": False}
         if named:  # their order means nothing
-            check_label(torch.from_numpy(target)[:, None], options)
+            check_label(target, options)
         found = (mrmr if self.method == "mrmr" else jmi)(x, target, count, **options)
         self.features_, self.scores_, self.relevance_ = (t.cpu().numpy() for t in found)
         return self

@@ -14,7 +14,7 @@ from mikernels.devices import require_float64
 from mikernels.errors import SamplesValueError
 from mikernels.frames import check_order
 from mikernels.isolation import isolated
-from mikernels.transforms import normal_scores
+from mikernels.transforms import column_chunks, normal_scores
 from mikernels.validation import as_samples, read_values
 
 EXPLAINED = 1e-4
@@ -76,15 +76,20 @@ def _conditional(x: Samples, given: Samples, device: torch.device | str | None) 
 def _scores(values: Tensor) -> tuple[Tensor, Tensor]:
     """The normal scores `[N, M]` of the ranks of each column of `values [M, N]`, standardized, and whether it is
     constant, `[N]`. Scores of equal values are their mean: at random they would hide what the values say."""
-    ordered, order = values.t().contiguous().sort(dim=1)
-    n, n_samples = ordered.shape
-    run = torch.zeros_like(order)  # of equal values
-    run[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
-    score = normal_scores(n_samples).to(values.device).expand(n, -1)
-    zero = score.new_zeros(n, n_samples)
-    mean = zero.scatter_add(1, run, score) / zero.scatter_add(1, run, torch.ones_like(score)).clamp(min=1)
-    scores = torch.empty_like(mean).scatter_(1, order, mean.gather(1, run))
-    return _standard(scores), run[:, -1] == 0
+    n_samples, n = values.shape
+    scores = torch.empty(n, n_samples, dtype=torch.float64, device=values.device)
+    constant = torch.empty(n, dtype=torch.bool, device=values.device)
+    score = normal_scores(n_samples).to(values.device)
+    for columns in column_chunks(n, n_samples, values.device):
+        ordered, order = values[:, columns].t().contiguous().sort(dim=1)
+        run = torch.zeros_like(order)  # of equal values
+        run[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+        each = score.expand(len(run), -1)
+        zero = torch.zeros_like(scores[columns])
+        mean = zero.scatter_add(1, run, each) / zero.scatter_add(1, run, torch.ones_like(each)).clamp(min=1)
+        scores[columns] = _standard(torch.empty_like(mean).scatter_(1, order, mean.gather(1, run)))
+        constant[columns] = run[:, -1] == 0
+    return scores, constant
 
 
 def _standard(scores: Tensor) -> Tensor:

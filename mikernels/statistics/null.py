@@ -9,7 +9,7 @@ series, have another null: `permuted_null` and `shifted_null` take it from the d
 From its upper percent on a null goes on as a generalized Pareto distribution with the mean and the variance of that
 percent, so p-values have no floor. Far beyond the draws it is an extrapolation. A p-value is never below the share of
 the draws that reach the estimate, as long as they are enough to tell: a fit of all draws need not fit every part, such
-as the upper end of a mixture. A null of few different values, such as that of binary columns, has no fitted tail.
+as the upper end of a mixture. A null of few values, such as that of binary columns, has no fitted tail.
 
 Source: J. Pickands, Statistical inference using extreme order statistics, Ann. Stat. 3 (1975),
 DOI 10.1214/aos/1176343003; J. R. M. Hosking, J. R. Wallis, Parameter and quantile estimation for the generalized
@@ -38,8 +38,10 @@ DRAWS = 400_000
 """Of which 400 lie beyond the rate of 0.001: it is known to 5 % (one standard error)."""
 TAIL_SHARE = 0.01
 """Of the draws, in the fitted tail."""
-LEAST_TAIL, LEAST_VALUES = 100, 50
-"""Draws that a fitted tail needs, and different values among them."""
+LEAST_TAIL = 100
+"""Draws that a fitted tail needs."""
+MOST_EQUAL = 0.25
+"""Of these, the largest share with one value. A continuous tail is wrong by a third at most at such a step."""
 LEAST_EXCEEDANCES = 10
 """Draws above an estimate that tell its probability, to a third."""
 ROUNDING = 2e-6
@@ -90,10 +92,11 @@ class Null:
 
     @cached_property
     def tail(self) -> Tail | None:
-        """The fitted upper tail, or None for fewer than 10,000 draws or fewer than 50 different values in it."""
+        """The fitted upper tail, or None for fewer than 10,000 draws, or if a quarter of it is one value."""
         n_tail = int(TAIL_SHARE * len(self.values))
         top = self.values[len(self.values) - n_tail :].double()
-        if n_tail < LEAST_TAIL or 1 + int((top.diff() > self._rounding).sum()) < LEAST_VALUES:
+        equal = torch.searchsorted(top, top + self._rounding, right=True) - torch.arange(n_tail)
+        if n_tail < LEAST_TAIL or int(equal.max()) > MOST_EQUAL * n_tail:
             return None
         start = float(self.values[-n_tail - 1])
         excess = top - start
@@ -124,7 +127,8 @@ class Null:
         needed = round(LEAST_EXCEEDANCES / (1 - q))
         if count < needed:
             raise ValueError(
-                f"q: expected at least {needed} draws for the quantile {q}, got {count}; ask the null for more draws"
+                f"q: expected at least {needed} draws for the quantile {q}, got {count}; use a lower quantile, or make "
+                f"the null with more draws, which for a series takes more columns or more samples"
             )
         # As many draws lie above it as a share of 1 - q allows.
         return float(self.values[min(count - 1, int(q * count))])
@@ -133,8 +137,8 @@ class Null:
         """Probability that independent variables reach `mi` (nats, a number or an array of any shape), float64, of the
         kind and shape of `mi`; a tensor for a number.
 
-        `(1 + draws at or above) / (1 + draws)`; in the upper percent that of the fitted tail if it is larger, or if
-        fewer than 10 draws lie at or above. It is never 0 but at least 2.2e-308.
+        `(1 + draws at or above) / (1 + draws)`. In the upper percent it is that of the fitted tail if that is larger,
+        and always where fewer than 10 draws lie at or above. It is never 0 but at least 2.2e-308.
 
         Raises:
             ValueError: NaN, or estimates that were made with other options or another number of samples.
@@ -150,9 +154,10 @@ class Null:
     def fdr_threshold(self, mi: Samples, rate: float) -> float:
         """The estimate, in nats, at and above which at most a share `rate` of the pairs is expected to be independent.
 
-        Runs the step-up procedure over the pairs of `mi [N, K]`: those above the diagonal of a symmetric matrix, and
-        all of any other. Infinite if no pair passes. Without a fitted tail (see `tail`) no p-value is below
-        1 / (D + 1), and a few dependent pairs among many cannot pass.
+        Runs the step-up procedure over the pairs of `mi [N, K]`: of one set of variables with itself, which is
+        symmetric, those above the diagonal, and otherwise all, such as of variables with earlier values of themselves.
+        Infinite if no pair passes. Without a fitted tail (see `tail`) no p-value is below 1 / (D + 1), and a few
+        dependent pairs among many cannot pass.
 
         Raises:
             ValueError: `mi` is not a matrix with a pair, `rate` is not between 0 and 1, or see `p_value`.
@@ -167,11 +172,7 @@ class Null:
             )
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a share between 0 and 1, got {rate!r}")
-        if mi.shape[0] == mi.shape[1] and torch.equal(mi, mi.t()):
-            row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
-            pairs = mi[row, col].sort(descending=True).values
-        else:
-            pairs = mi.flatten().sort(descending=True).values
+        pairs = _pairs_of(mi).sort(descending=True).values
         passed = (q_values(self._p_value(pairs), len(pairs)) <= rate).nonzero()
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
@@ -205,6 +206,21 @@ class Null:
         if bool(torch.isnan(estimates).any()):  # it would count as above every draw
             raise SamplesValueError("mi: expected estimates in nats, got NaN")
         return estimates
+
+
+def _pairs_of(mi: Tensor) -> Tensor:
+    """All pairs `[P]` in a matrix `[N, K]`, those of one set of variables once.
+
+    A matrix that was estimated as that of x and y = x is symmetric but for rounding and the order of equal values, with
+    the largest values on its diagonal.
+    """
+    if mi.shape[0] != mi.shape[1]:
+        return mi.flatten()
+    nearly = bool((mi.diagonal() >= mi.amax(1)).all()) and torch.allclose(mi, mi.t(), rtol=1e-2, atol=1e-5)
+    if not (nearly or torch.equal(mi, mi.t())):
+        return mi.flatten()
+    row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
+    return mi[row, col]
 
 
 def q_values(p_values: Tensor, n_pairs: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -105,22 +106,32 @@ def _multiple(settings: Settings) -> int | None:
 def _ratios(ffns: Sequence[FFN], settings: Settings) -> list[float]:
     """Ratios that the rounding of widths and the cap allow, ascending: for each width of an FFN, that which it is, and
     one just beyond where rounding begins to give it."""
-    kinds = list({(ffn.width, ffn.scale, ffn.knob): ffn for ffn in ffns}.values())
-    candidates = set()
-    for ffn in kinds:
+    multiple = _multiple(settings)
+    low, high, found = 0.0, 1.0, set()
+    for ffn in {(ffn.width, ffn.scale, ffn.knob): ffn for ffn in ffns}.values():
         entry = int(ffn.width / ffn.scale)
         step = math.lcm(settings.multiple_of or BLOCK, ffn.knob.step)
         first = (entry - 1) % step + 1  # neurons beyond a multiple
-        for n_drop in range(first, entry, step):
-            candidates |= {n_drop / entry, (n_drop - 0.49 * step) / entry}
-    allowed = []
-    for ratio in sorted(candidates):
-        try:
-            for ffn in kinds:
-                kept_width(ffn, ratio, _multiple(settings))
-            if settings.budget != "uniform":
-                check_cap(ffns[0].width, ratio, _multiple(settings) or BLOCK, settings.max_layer_ratio)
-        except ValueError:
-            continue
-        allowed.append(ratio)
-    return allowed
+        steps = range(first, entry, step)
+        own = [(n_drop + side * step) / entry for n_drop in steps for side in (-0.49, 0.0, 0.49)]
+        own = [ratio for ratio in own if _allows(partial(kept_width, ffn, ratio, multiple))]
+        if not own:
+            return []
+        low, high = max(low, own[0]), min(high, own[-1])
+        found |= {ratio for n_drop in steps for ratio in (n_drop / entry, (n_drop - 0.49 * step) / entry)}
+    ratios = sorted(ratio for ratio in found if ratio > 0 and low <= ratio <= high)
+    if settings.budget == "uniform":
+        return ratios
+    cap = partial(
+        check_cap, ffns[0].width, multiple_of=multiple or BLOCK, max_layer_ratio=settings.max_layer_ratio
+    )
+    return [ratio for ratio in ratios if _allows(partial(cap, ratio=ratio))]
+
+
+def _allows(check: Callable[[], object]) -> bool:
+    """Whether a check passes."""
+    try:
+        check()
+    except ValueError:
+        return False
+    return True

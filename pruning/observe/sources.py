@@ -21,6 +21,8 @@ Document = str | list[dict[str, Any]]
 
 BUILTIN = "builtin"
 PIECE_BYTES = 2**16
+LONGEST_WORD = 64
+"""Characters; a text without white space so far, such as Chinese, is cut anywhere."""
 TEXT_COLUMNS = ("text", "content")
 MESSAGES_COLUMNS = ("messages", "conversations")
 
@@ -53,8 +55,8 @@ class Records:
     separator: str | None = None
 
     def documents(self, start: float = 0.0) -> Iterator[Document]:
-        share, first = math.modf(start * len(self.rows))
-        for row in range(int(first), len(self.rows)):
+        share, first = _place(start, len(self.rows))
+        for row in range(first, len(self.rows)):
             found = document(self.rows[row], f"{self.name}: row {row}")
             yield found if row > first or self.separator is None else _rest(found, share)
 
@@ -125,8 +127,8 @@ class ParquetFile(_File):
             raise ValueError(f"{self.path}: expected a Parquet file: {error}") from error
         with file:
             column = _column(file.schema_arrow.names, str(self.path))
-            share, place = math.modf(start * file.metadata.num_rows)
-            first, begin = int(place), 0
+            share, first = _place(start, file.metadata.num_rows)
+            begin = 0
             for group in range(file.num_row_groups):
                 end = begin + file.metadata.row_group(group).num_rows
                 if first < end:
@@ -248,11 +250,20 @@ def _column(names: Sequence[str], place: str) -> str:
     )
 
 
+def _place(start: float, count: int) -> tuple[float, int]:
+    """The share of a record that lies before the share `start` of so many, and its number."""
+    share, first = math.modf(round(start * count, 6))  # 29 of 100 may be 28.999999999999996
+    return share, int(first)
+
+
 def _rest(found: Document, share: float) -> Document:
-    """What is behind the share `share` of a text, from the next word on; all of a conversation."""
-    if not share or not isinstance(found, str):
+    """What is behind the share `share` of a text, from the next word on if there are words; all of a conversation."""
+    if not isinstance(found, str) or not (cut := int(share * len(found))):
         return found
-    return found[int(share * len(found)) :].partition(" ")[2]
+    ahead = found[cut : cut + LONGEST_WORD]
+    words = ahead.split(maxsplit=1)
+    left = words[1] if len(words) == 2 and not ahead[:1].isspace() else ahead.lstrip()
+    return found[cut + len(ahead) - len(left) :]
 
 
 def _to_line(file: BinaryIO, place: int) -> int:

@@ -58,7 +58,7 @@ def log_ratio_error(before: Perplexity, after: Perplexity) -> float:
 def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
     """Perplexity on batches of windows `[B, L]`; every window starts without context, and padding does not count.
 
-    That of an encoder-decoder is of each window given the same window, as with its tokens as the labels.
+    An encoder-decoder reads the window and predicts it: its loss with the tokens of the window as `labels`.
 
     Raises:
         ValueError: no windows of at least two tokens.
@@ -131,9 +131,15 @@ def check_prompt(prompt: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     if n_tokens == 0:
         raise ValueError(f"--prompt: expected a text of at least one token, got {prompt!a}")
     longest = longest_sequence(model)
-    own = 0 if model.config.is_encoder_decoder else NEW_TOKENS  # the decoder has positions of its own
-    if longest is not None and n_tokens + own > longest:
+    if longest is None:
+        return
+    if model.config.is_encoder_decoder:  # the decoder has positions of its own
+        if n_tokens > longest:
+            raise ValueError(
+                f"--prompt: expected at most the {longest} positions of the model in tokens, got {n_tokens}"
+            )
+    elif n_tokens + NEW_TOKENS > longest:
         raise ValueError(
-            f"--prompt: expected at most {longest - own} tokens, which leave {own} of the model's {longest} positions "
-            f"to continue it, got {n_tokens}"
+            f"--prompt: expected at most {longest - NEW_TOKENS} tokens, which leave {NEW_TOKENS} of the model's "
+            f"{longest} positions to continue it, got {n_tokens}"
         )

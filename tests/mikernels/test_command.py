@@ -202,9 +202,16 @@ def test_rows_of_two_files_that_are_named_in_another_order_are_not_paired(
     getattr(target.set_axis([*names[1:], "cell 300"]), write)(other)  # a sample less at either end
     assert "got 'cell 1' in place of 'cell 0'" in refusal(path, "--y", other)
     getattr(target[:-1], write)(other)
-    assert "got 'no row' in place of 'cell 299'" in refusal(path, "--y", other)
+    assert "got no row in place of 'cell 299'" in refusal(path, "--y", other)
     getattr(target.reset_index(drop=True), write)(other)  # other names say nothing
     assert list(edges(path, "--y", other, "--top=1").iloc[0])[:2] == ["gene 1", "GENE 1"]
+
+
+def test_names_of_columns_may_be_numbers_behind_names_of_rows(values, edges, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "spectra.csv"
+    pandas.DataFrame(values, columns=[500 + i / 2 for i in range(12)]).to_csv(path)
+    assert {str(name) for name in edges(path, "--top=66")["first"]} >= {"500.0", "500.5"}
 
 
 def test_the_matrix_goes_to_a_file(data, values, tmp_path, capfd):

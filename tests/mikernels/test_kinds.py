@@ -292,6 +292,20 @@ def test_rows_of_two_tables_with_their_labels_in_another_order_are_refused(value
     )
 
 
+def test_rows_are_told_apart_by_labels_of_any_kind(values):
+    pandas = pytest.importorskip("pandas")
+    table = pandas_table(values)
+    times = pandas.date_range("2026-01-01", periods=65)
+    several = pandas.MultiIndex.from_product([["a", "b"], range(32)])
+    indexes = [times[:64], times[:64].to_period(), pandas.timedelta_range("1h", periods=64), several]
+    for first in indexes:
+        for second in indexes:  # nothing in common but with itself
+            mutual_information(table.set_axis(first), table.set_axis(second))
+        with pytest.raises(ValueError, match=r"as for lags: y\.to_numpy"):
+            mutual_information(table.set_axis(first)[1:], table.set_axis(first)[:-1])
+    mutual_information(table.set_axis(times[1:])[1:], table.set_axis(times[1:])[:-1].to_numpy())
+
+
 def test_columns_of_one_name_are_refused(values):
     table = pandas_table(values).set_axis(["a", "b", "b", "c"], axis=1)
     with pytest.raises(

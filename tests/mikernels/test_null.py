@@ -188,6 +188,30 @@ def test_no_tail_is_fitted_to_few_draws_or_few_values():
     assert Null({}, torch.arange(50).repeat(400).sort().values.float()).tail is None
 
 
+def test_a_continuous_null_keeps_its_tail_however_narrow_or_coarse_it_is():
+    """Estimates of very many samples lie within a few steps of float32 of each other."""
+    u = torch.rand(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exponential = -u.clamp(min=1e-12).log()
+    coarse = (exponential / 0.2).round() * 0.2
+    for values, unit in ((exponential, 1.0), (1e-4 * exponential, 1e-4), (coarse, 1.0)):
+        null = Null({}, values.float().sort().values)
+        assert float(null.p_value(13 * unit)) == pytest.approx(math.exp(-13), rel=0.5)
+    outlier = torch.cat([exponential, torch.tensor([40.0]).double()])
+    assert Null({}, outlier.float().sort().values).tail is not None
+    assert Null({}, (exponential.float() / 3).round().sort().values).tail is None
+
+
+def test_false_discoveries_of_variables_with_themselves_are_sought_once():
+    """The matrix of x and y = x is symmetric but for rounding, and its diagonal is no pair."""
+    x = gaussian(1000, 20)
+    x[:, 1] += 0.4 * x[:, 0]
+    for estimator in ("grid", "adaptive"):
+        null = null_distribution(1000, draws=20_000, estimator=estimator)
+        once = null.fdr_threshold(mutual_information(x, estimator=estimator), 0.05)
+        again = null.fdr_threshold(mutual_information(x, x, estimator=estimator), 0.05)
+        assert again == pytest.approx(once, rel=0.02)
+
+
 def test_what_the_draws_tell_is_not_below_a_fit_that_misses_a_part_of_them():
     """One draw in 500 is of another kind, and larger: a fit of the upper percent halves the end of most of those."""
     u = torch.rand(400_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

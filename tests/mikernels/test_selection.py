@@ -9,6 +9,7 @@ import torch
 from mikernels import mutual_information, selection
 from mikernels.selection import jmi, mrmr, mrmr_from_matrix
 
+from global_states import default_dtype
 from samples import correlated, gaussian
 
 
@@ -111,11 +112,25 @@ def test_a_label_of_more_classes_than_cells_is_refused():
     for count, options in ((16, {}), (17, {"estimator": "adaptive"}), (17, {"nodes": 32})):
         x, y = label_by_name(count)
         assert jmi(x, y, 1, **options).features.tolist() == [0]
-    message = r"y: expected a label of at most (16|100) values.* got (17|60) values.* merge rare ones"
-    for count, options in ((17, {}), (60, {"estimator": "adaptive"})):
+    for count, options, message in (
+        (
+            17,
+            {},
+            "y: expected a label of at most 16 values, .* got 17; merge some, or pass estimator='adaptive'",
+        ),
+        (
+            60,
+            {},
+            "y: expected at most 119 samples of values that have fewer than 120 each .* merge rare values",
+        ),
+        (60, {"estimator": "adaptive"}, "got [0-9]+ of [0-9]+ such values; merge rare values into one"),
+        (3, {"transform": "standardize"}, "transform: expected 'rank' for a label of 3 values"),
+    ):
         x, y = label_by_name(count)
         with pytest.raises(ValueError, match=message):
             jmi(x, y, 1, **options)
+    assert jmi(x, (y > 1).long(), 1, transform="standardize").features.shape == (1,)
+    x, y = label_by_name(60)
     assert mrmr(x, y, 1).features.tolist() == [1]  # numbers
     rare = torch.where(torch.arange(6000) < 60, 17 + torch.arange(6000) % 3, label_by_name(4)[1])
     assert jmi(x, rare, 1).features.shape == (1,)  # rare classes have a cell together
@@ -130,6 +145,8 @@ def test_names_of_classes_have_no_order_in_a_pipeline(method):
     names = [f"class {i:02d}" for i in y.tolist()]
     with pytest.raises(ValueError, match="y: expected a label of at most 16 values"):
         MutualInformationSelector(1, method=method).fit(x.numpy(), names)
+    with default_dtype(torch.float64):
+        MutualInformationSelector(1, method=method).fit(x.numpy(), [name[:7] for name in names])
     found = MutualInformationSelector(1, method=method, estimator="adaptive").fit(x.numpy(), names)
     assert found.features_.tolist() == [0]
 

@@ -56,7 +56,7 @@ def test_what_an_encoder_decoder_writes_is_all_shown(class_name, tokenizer):
     assert shown == tokenizer.decode(expected, skip_special_tokens=True).strip()
     if class_name.startswith("Bart"):  # 64 positions
         check_prompt("a" * 50, model, tokenizer)
-        with pytest.raises(ValueError, match="--prompt: expected at most 64 tokens"):
+        with pytest.raises(ValueError, match="--prompt: expected at most the 64 positions"):
             check_prompt("a" * 70, model, tokenizer)
 
 

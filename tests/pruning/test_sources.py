@@ -118,6 +118,22 @@ def test_few_long_texts_give_as_many_windows_as_many_short_ones(
     assert places == pytest.approx([i / 20 for i in range(20)], abs=0.01)
 
 
+@pytest.mark.parametrize("text", ["文字" * 5000, "\n".join(f"w{i:04d}" for i in range(2000))])
+def test_texts_without_spaces_are_cut_within_too(text):
+    source = sources.Records("memory", [text, text], "\n\n")
+    (rest, other) = source.documents(0.25)
+    assert text.endswith(rest)
+    assert len(rest) == pytest.approx(len(text) / 2, abs=10)
+    assert not rest[0].isspace()
+    assert other == text
+
+
+def test_a_record_that_a_place_is_the_beginning_of_is_whole():
+    rows = [f"record {i}" for i in range(100)]
+    for i in range(100):
+        assert list(sources.Records("memory", rows, "\n\n").documents(i / 100)) == rows[i:]
+
+
 def test_long_texts_that_stand_alone_are_read_once_each(tokenizer, monkeypatch):
     monkeypatch.setattr(sequences, "WHOLE", 1000)
     texts = [" ".join(f"{name}{i}" for i in range(2000)) for name in "abc"]

@@ -13,9 +13,11 @@ from pruning.choose.target import pruned_size, reach_target
 from pruning.cli import main
 from pruning.model.ffn import find_ffns
 from pruning.model.size import count_parameters, weight_bytes
+from pruning.planning.rates import Rates
 
 from tiny import tiny, tiny_model, tiny_tokenizer
 
+RATES = Rates(*[1e9] * 10)
 OPTIONS = {"multiple_of": 2, "sample_size": 128}
 
 
@@ -84,7 +86,7 @@ def test_sizes_of_a_result_with_several_widths_are_those_of_pruning_it_again(win
     widths = [ffn.width for ffn in find_ffns(model)]
     assert len(set(widths)) > 1
     model.save_pretrained(tmp_path)
-    planned = plan(tmp_path, settings=Settings(ratio=0.5, **OPTIONS)).shapes
+    planned = plan(tmp_path, settings=Settings(ratio=0.5, **OPTIONS), rates=RATES).shapes
     swept = sweep(copy.deepcopy(model), None, [0.5], calibration=windows, texts={}, **OPTIONS)
     predicted = pruned_size(model, find_ffns(model), 0.5, Settings(**OPTIONS))
     assert planned.parameters[0] == count_parameters(model)
