@@ -73,7 +73,7 @@ def test_labels_may_be_names_and_the_informative_columns_are_found():
         (MutualInformationSelector(estimator="ksg"), "estimator: expected one of"),
         (
             MutualInformationSelector(method="jmi"),
-            "y: expected a label with at least 8 samples of each value",
+            "y: expected a label with at least 9 samples of each value",
         ),
     ],
 )
