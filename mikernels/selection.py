@@ -27,7 +27,7 @@ from mikernels.isolation import isolated
 from mikernels.numbers import positive
 from mikernels.options import MOST_ATOMS, Options, Problem, plain, resolve, shows_options
 from mikernels.pairs import fill_matrix
-from mikernels.transforms import Variables, transform_samples
+from mikernels.transforms import Variables
 from mikernels.validation import as_samples, as_tensor, read_values
 
 LEAST_OF_CLASS = 9
@@ -169,8 +169,9 @@ def check_label(y: Samples, options: Options) -> None:
             f"transform: expected 'rank' for a label of {len(counts)} values, got {resolved['transform']!r}, which "
             f"takes them as numbers in their order"
         )
-    most = Problem(resolved["estimator"], resolved["nodes"], 1.0).most_atoms
-    read = transform_samples(label, resolved["transform"], seed=0, most_atoms=most)
+    problem = Problem(resolved["estimator"], resolved["nodes"], 1.0)
+    most = problem.most_atoms
+    read = transformed(label, problem, resolved)
     if not read.ranked or float(read.continuous_share) == 0:
         return
     least = least_atom(len(label))

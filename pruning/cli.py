@@ -23,7 +23,7 @@ from pruning.from_disk import prune_folder
 from pruning.launch import Launch
 from pruning.model.loading import load_model
 from pruning.model.output_folder import check_output
-from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes
+from pruning.model.precision import Dtypes, computing_dtype, round_weights, set_dtypes, weight_dtypes
 from pruning.model.reload import reload_difference
 from pruning.model.size import weight_bytes
 from pruning.model.snapshot import take_snapshot
@@ -184,8 +184,7 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
     if not launch.is_first:
         return
     if computing != stored:  # evaluate the values that will be saved
-        set_dtypes(model, stored_dtypes, stored)
-        set_dtypes(model, {}, computing)
+        round_weights(model, stored_dtypes, stored)
     pruned = evaluate(model, tokenizer, texts, name="pruned", **conditions)
     compared = next(iter(texts.values())).rectangle() if texts else None
     speed = None
@@ -312,7 +311,8 @@ def _plan(args: argparse.Namespace, settings: Settings, device: str) -> None:
         ValueError: an option that the run would refuse; or it does not fit, and the plan is shown all the same.
     """
     if args.from_disk:
-        _check_from_disk(args, settings)
+        _check_from_disk(args)
+        check_one_by_one(settings, "pruned from disk")
     found = plan(
         args.model,
         settings=settings,
@@ -379,7 +379,7 @@ def _prune_from_disk(
     Raises:
         ValueError: see `_check_from_disk`.
     """
-    _check_from_disk(args, settings)
+    _check_from_disk(args)
     return prune_folder(
         args.model,
         args.out,
@@ -396,14 +396,13 @@ def _prune_from_disk(
     )
 
 
-def _check_from_disk(args: argparse.Namespace, settings: Settings) -> None:
+def _check_from_disk(args: argparse.Namespace) -> None:
     """Raise ValueError for an option that needs the whole model."""
     for option in ("evaluate", "prompt", "verify", "statistics", "save_statistics"):
         if getattr(args, option):
             raise ValueError(
                 f"--{option.replace('_', '-')}: expected none with --from-disk, which never loads the whole model"
             )
-    check_one_by_one(settings, "pruned from disk")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ from pruning.prepare import (
     check_ranks,
     check_share,
     layers_of,
+    measures_all_first,
     prepare,
     run_identity,
     warn_of_few_tokens,
@@ -232,7 +233,7 @@ def _prune(
         restored_on_error(ffns),
         evaluation_mode(model),
     ):
-        whole = settings.budget != "uniform" or settings.candidates > 1 or save_statistics is not None
+        whole = measures_all_first(settings, save_statistics=save_statistics is not None)
         if evidence is None and (whole or not follow):  # the first walk
             measured = gather_evidence(
                 model,

@@ -192,6 +192,11 @@ def check_one_by_one(settings: Settings, how: str) -> None:
             )
 
 
+def measures_all_first(settings: Settings, *, save_statistics: bool) -> bool:
+    """Whether a run measures all layers before it prunes one, and keeps what it measured."""
+    return settings.budget != "uniform" or settings.candidates > 1 or save_statistics
+
+
 def run_identity(settings: Settings, windows: Windows | Inputs | None) -> dict[str, object]:
     """What determines the result of a run beside the weights, by name."""
     identity: dict[str, object] = asdict(settings) | versions()

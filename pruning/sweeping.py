@@ -19,7 +19,7 @@ from pruning.choose.sensitivity import halved_divergences
 from pruning.choose.target import Size, pruned_size
 from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
-from pruning.model.precision import set_dtypes, weight_dtypes
+from pruning.model.precision import round_weights, weight_dtypes
 from pruning.model.snapshot import restored
 from pruning.observe.batches import Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
@@ -103,6 +103,9 @@ def sweep(
     for name in ("target_params", "target_bytes"):
         if (target := getattr(settings, name)) is not None:
             raise ValueError(f"{name}: expected none beside the ratios of a sweep, got {target}")
+    computing = weight_dtypes(model)
+    stored = computing | dict(saved or {})
+    most = Counter(stored.values()).most_common(1)[0][0]
     each = [replace(settings, ratio=ratio) for ratio in sorted(set(ratios))]
     calibration = default_sources(model, tokenizer) if calibration is None else calibration
     ffns, windows, prepared, _, _, follow = prepare(model, tokenizer, calibration, each[-1], saved=saved)
@@ -154,8 +157,8 @@ def sweep(
                     seconds={},
                     progress=progress,
                 )
-                if saved is not None:
-                    _round(model, saved)
+                if stored != computing:
+                    round_weights(model, stored, most)
                 pruned = evaluate(model, tokenizer, texts, name=f"{choice.ratio:g}", **measure)
             widths = [len(layer.kept) for layer in layers]
             found.append(_row(choice.ratio, widths, size, dense, pruned, spent["ratio"]))
@@ -172,16 +175,6 @@ def sweep_json(found: Sequence[Swept]) -> str:
     """What `sweep` found, for programs; NaN and infinities are null."""
     entries = [{n: plain_json(value) for n, value in asdict(entry).items()} for entry in found]
     return json.dumps({"sweep": entries}, indent=1, allow_nan=False)
-
-
-def _round(model: PreTrainedModel, saved: Mapping[str, torch.dtype]) -> None:
-    """Give the weights the values that they have in the dtypes of a result."""
-    computing = weight_dtypes(model)
-    if computing.items() <= saved.items():
-        return
-    most = Counter(saved.values()).most_common(1)[0][0]
-    set_dtypes(model, dict(saved), most)
-    set_dtypes(model, computing, most)
 
 
 def _row(

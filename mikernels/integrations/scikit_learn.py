@@ -101,7 +101,7 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         if self.n_features_to_select is not None:
             count = integer(self.n_features_to_select, "n_features_to_select", "an integer or None")
         options: Options = {"estimator": self.estimator, "seed": self.random_state, "check_finite": False}
-        if named:  # their order means nothing
+        if named and self.method == "mrmr":  # their order means nothing, which `jmi` knows of any label
             check_label(target, options)
         found = (mrmr if self.method == "mrmr" else jmi)(x, target, count, **options)
         self.features_, self.scores_, self.relevance_ = (t.cpu().numpy() for t in found)

@@ -80,7 +80,7 @@ def pruned_size(
     if ratio is None:
         shapes = {}
     else:
-        widths = [kept_width(ffn, ratio, _multiple(settings)) for ffn in ffns]
+        widths = kept_widths(ffns, ratio, settings)
         adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
         shapes = pruned_shapes(model, ffns, widths, adds_bias=adds_bias)
     known = dict(model.named_parameters(remove_duplicate=False))
@@ -94,6 +94,16 @@ def pruned_size(
     return Size(
         sum(values.values()), sum(values[name] * dtype.itemsize for name, (_, dtype) in weights.items())
     )
+
+
+def kept_widths(ffns: Sequence[FFN], ratio: float, settings: Settings) -> list[int]:
+    """Neurons to keep in each FFN if all lose the same share. Budgets that differ by layer keep as many in all.
+
+    Raises:
+        ValueError: see `pruning.choose.budget.uniform_width`.
+    """
+    multiple = _multiple(settings)
+    return [kept_width(ffn, ratio, multiple) for ffn in ffns]
 
 
 def _multiple(settings: Settings) -> int | None:

@@ -52,6 +52,13 @@ def set_dtypes(model: nn.Module, dtypes: Dtypes, default: torch.dtype) -> None:
         weight.data = converted[name]
 
 
+def round_weights(model: nn.Module, dtypes: Dtypes, default: torch.dtype) -> None:
+    """Give the weights the values that they have in other dtypes; arguments and errors are those of `set_dtypes`."""
+    computing = weight_dtypes(model)
+    set_dtypes(model, dtypes, default)
+    set_dtypes(model, computing, default)
+
+
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """The floating-point parameters and saved buffers, by name; shared ones once."""
     saved = model.state_dict(keep_vars=True)

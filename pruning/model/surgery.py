@@ -59,6 +59,13 @@ def resize_ffn(ffn: FFN, width: int) -> None:
     prune_ffns([Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))])
 
 
+def resize_ffns(ffns: Sequence[FFN], widths: Sequence[int]) -> None:
+    """Give FFNs the widths that a config of one width for all cannot say, in place."""
+    for ffn, width in zip(ffns, widths, strict=True):
+        if ffn.width != width:
+            resize_ffn(ffn, width)
+
+
 def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
     """Write the new widths, and the switch for added biases, into the config."""
     knobs = knobs_of(ffns)

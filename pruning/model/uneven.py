@@ -11,7 +11,7 @@ from pruning.model.architecture import model_class
 from pruning.model.ffn import WIDTHS, bind_ffns, widths_in_config
 from pruning.model.headers import stored_dtype
 from pruning.model.loaded import check_loaded
-from pruning.model.surgery import resize_ffn
+from pruning.model.surgery import resize_ffns
 
 
 def is_uneven(config: PretrainedConfig) -> bool:
@@ -38,8 +38,7 @@ def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
     def build(self: Any, config: PretrainedConfig, *args: Any, **keywords: Any) -> None:
         class_.__init__(self, config, *args, **keywords)
         ffns = bind_ffns(self, class_)
-        for ffn, width in zip(ffns, widths_in_config(config, ffns), strict=True):
-            resize_ffn(ffn, width)
+        resize_ffns(ffns, widths_in_config(config, ffns))
 
     # `from_pretrained` of the stock class would build all layers with one width.
     uneven: Any = type(class_.__name__, (class_,), {"__init__": build, "__module__": class_.__module__})

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, AnyStr, BinaryIO, Protocol
 
 from pruning.observe.samples import SELF, Samples
 from pruning.observe.text import builtin_text
@@ -80,7 +80,12 @@ class TextFile(_File):
         with self.path.open("rb") as file:
             file.seek(int(start * self.path.stat().st_size))
             piece = file.read(PIECE_BYTES)
-            piece = _from_next_word(piece) if start else piece.removeprefix(codecs.BOM_UTF8)
+            if not start:
+                piece = piece.removeprefix(codecs.BOM_UTF8)
+            elif (rest := _from_next_word(piece)) != piece:
+                piece = rest
+            else:
+                piece = piece.lstrip(bytes(range(0x80, 0xC0)))  # the rest of a character of several bytes
             while True:
                 try:
                     yield decoder.decode(piece, final=not piece)
@@ -261,9 +266,7 @@ def _rest(found: Document, share: float) -> Document:
     if not isinstance(found, str) or not (cut := int(share * len(found))):
         return found
     ahead = found[cut : cut + LONGEST_WORD]
-    words = ahead.split(maxsplit=1)
-    left = words[1] if len(words) == 2 and not ahead[:1].isspace() else ahead.lstrip()
-    return found[cut + len(ahead) - len(left) :]
+    return found[cut + len(ahead) - len(_from_next_word(ahead).lstrip()) :]
 
 
 def _to_line(file: BinaryIO, place: int) -> int:
@@ -280,12 +283,10 @@ def _to_line(file: BinaryIO, place: int) -> int:
     return place - start
 
 
-def _from_next_word(piece: bytes) -> bytes:
-    """Without what is left of a word, and of a character of several bytes, at the beginning."""
-    words = piece.split(maxsplit=1)
-    if not piece[:1].isspace() and len(words) == 2:
-        return words[1]
-    return piece.lstrip(bytes(range(0x80, 0xC0)))
+def _from_next_word(text: AnyStr) -> AnyStr:
+    """Without what is left of a word at the beginning, if there is another."""
+    words = text.split(maxsplit=1)
+    return words[1] if len(words) == 2 and not text[:1].isspace() else text
 
 
 def _parquet() -> Any:

@@ -16,7 +16,7 @@ from pruning.planning.available import free_memory, own_memory
 from pruning.planning.rates import Rates, measure_rates
 from pruning.planning.shapes import ModelShapes, model_shapes
 from pruning.planning.work import FFNShape, LayerShape, Work
-from pruning.prepare import TOKENS_PER_NEURON
+from pruning.prepare import TOKENS_PER_NEURON, measures_all_first
 from pruning.report.table import table
 from pruning.settings import Settings
 
@@ -185,8 +185,7 @@ class _Prediction:
         self._size, self._stored = computing.itemsize, shapes.dtype.itemsize
         self._on_cpu, self._from_disk = device == "cpu", from_disk
         self._sequential = self._settings.repair == "sequential"
-        whole = self._settings.budget != "uniform" or self._settings.candidates > 1 or save_statistics
-        self._walks = 1 + whole
+        self._walks = 1 + measures_all_first(self._settings, save_statistics=save_statistics)
 
     def stages(self, rates: Rates) -> Iterator[Stage]:
         """The stages, in their order."""

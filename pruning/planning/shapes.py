@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from pruning.choose.budget import BLOCK, kept_width
-from pruning.choose.target import reach_target
+from pruning.choose.target import kept_widths, reach_target
 from pruning.model.architecture import empty_model, model_class
 from pruning.model.ffn import FFN, bind_ffns, switch_biases_on, widths_in_config
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import Knob, set_entry
 from pruning.model.layers import layer_list, list_name
 from pruning.model.quantized import dequantize
-from pruning.model.surgery import resize_ffn
+from pruning.model.surgery import resize_ffns
 from pruning.planning.work import FFNShape, LayerShape
 from pruning.prepare import chosen_ffns
 from pruning.settings import Settings
@@ -81,8 +80,8 @@ def model_shapes(
     )
     before = empty_model(class_, config).to(found)
     bound = bind_ffns(before, class_)
-    widths = dict(zip((ffn.name for ffn in bound), widths_in_config(config, bound), strict=True))
-    _resize(bound, widths)
+    widths = widths_in_config(config, bound)
+    resize_ffns(bound, widths)
     ffns, _ = chosen_ffns(before, bound, settings)
     settings = reach_target(before, ffns, settings)
     try:
@@ -94,11 +93,11 @@ def model_shapes(
         ) from error
     if settings.repair == "auto":
         settings = Settings(**vars(settings) | {"repair": "sequential"})
-    multiple = settings.multiple_of if settings.budget == "uniform" else settings.multiple_of or BLOCK
-    kept = [kept_width(ffn, settings.ratio, multiple) for ffn in ffns]
+    kept = kept_widths(ffns, settings.ratio, settings)
     after = empty_model(class_, _pruned_config(config, ffns, kept, settings)).to(found)
     remaining = bind_ffns(after, class_)
-    _resize(remaining, widths | dict(zip((ffn.name for ffn in ffns), kept, strict=True)))
+    new = dict(zip(ffns, kept, strict=True))
+    resize_ffns(remaining, [new.get(ffn, width) for ffn, width in zip(bound, widths, strict=True)])
     files_before, files_after = _files(before, layers), _files(after, layer_list(after, remaining))
     shard_bytes = [
         [sum(weights.values()) for weights in files.values()] for files in (files_before, files_after)
@@ -136,13 +135,6 @@ def _pruned_config(
     if settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns):
         switch_biases_on(config.get_text_config())
     return config
-
-
-def _resize(ffns: Sequence[FFN], widths: Mapping[str, int]) -> None:
-    """Give FFNs, by name, the widths that a config of one width for all cannot say."""
-    for ffn in ffns:
-        if ffn.width != widths[ffn.name]:
-            resize_ffn(ffn, widths[ffn.name])
 
 
 def _files(model: PreTrainedModel, layers: Sequence[nn.Module]) -> dict[str, dict[str, int]]:
