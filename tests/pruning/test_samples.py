@@ -119,15 +119,40 @@ def test_a_window_is_several_passages_behind_one_first_token(tokenizer, monkeypa
     )
 
 
-def test_a_passage_that_loops_takes_no_others_with_it(tokenizer, monkeypatch):
+@pytest.fixture
+def short_passages(tokenizer, monkeypatch):
+    """Options for four windows of two passages, and these passages `[8, 8]`."""
     monkeypatch.setattr(samples_module, "PASSAGE", 8)
     options = OPTIONS | {"n_tokens": 16 * 4}
-    passages = torch.stack(sample_sequences(tiny_model("Llama"), tokenizer, **options)).reshape(8, 8)
-    verdicts = iter([False, True, False, False, False, True, False, False])
+    windows = sample_sequences(tiny_model("Llama"), tokenizer, **options)
+    return options, torch.stack(windows).reshape(8, 8)
+
+
+def test_a_passage_that_loops_is_written_again_and_the_others_are_not(tokenizer, short_passages, monkeypatch):
+    options, passages = short_passages
+    verdicts = iter([i in (1, 4) for i in range(8)] + [False, True] + [False])
     monkeypatch.setattr(samples_module, "is_loop", lambda _passage: next(verdicts))
+    windows = sample_sequences(tiny_model("Llama"), tokenizer, **options)
+    again = torch.stack(windows).reshape(8, 8)
+    assert (again != passages).any(1).tolist() == [i in (1, 4) for i in range(8)]
+    assert torch.equal(again[1, :4], passages[1, :4])  # its opener, at most half of it
+    assert next(verdicts, None) is None
+
+
+def test_a_passage_that_always_loops_takes_no_others_with_it(tokenizer, short_passages, monkeypatch):
+    options, passages = short_passages
+    loops = [passages[1, 4:], passages[5, 4:]]
+    written = []
+
+    def loops_there(passage):
+        written.append(passage)
+        return any(torch.equal(passage, loop) for loop in loops) or len(written) > 8
+
+    monkeypatch.setattr(samples_module, "is_loop", loops_there)
     with pytest.warns(UserWarning, match="2 of the 8 passages that the model wrote only repeat themselves"):
         windows = sample_sequences(tiny_model("Llama"), tokenizer, **options)
     assert torch.equal(torch.stack(windows), passages[[0, 2, 3, 4, 6, 7]].reshape(3, 16))
+    assert len(written) == 8 + 2  # writing them again did not help, and is not tried further
 
 
 def test_equal_seeds_write_equal_samples_and_the_global_generator_is_left_alone(tokenizer):
