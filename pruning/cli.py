@@ -34,7 +34,8 @@ from pruning.observe.mixture import Weighted, has_samples, text_inputs, text_win
 from pruning.observe.sources import BUILTIN, builtin, open_sources
 from pruning.paths import check_paths, check_report, is_same_file
 from pruning.pipeline import prune
-from pruning.planning.plan import plan, plan_text
+from pruning.planning.plan import plan
+from pruning.planning.plan_text import plan_text
 from pruning.prepare import calibration_or_default, check_one_by_one, prepare
 from pruning.report.companions import source_folder
 from pruning.report.comparison import closing_table, evaluate, refining_sentence, summary

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.record import append, argument_parser, command, row
 from pruning import Settings, plan, prune
-from pruning.planning.plan import own_memory
+from pruning.planning.available import own_memory
 
 LENGTH = 512
 """Tokens of a window of a run."""

@@ -12,7 +12,8 @@ from pruning import Settings, plan, prune, prune_folder
 from pruning.cli import main
 from pruning.model.headers import read_header
 from pruning.planning import plan as planning
-from pruning.planning.plan import own_memory
+from pruning.planning import prediction
+from pruning.planning.available import own_memory
 from pruning.planning.rates import Rates, Sizes
 
 from tiny import tiny, tiny_model, tiny_tokenizer
@@ -156,7 +157,7 @@ def test_from_disk_takes_less_memory_than_the_whole_model(tmp_path):
 def test_hidden_states_that_exceed_the_budget_are_on_disk_and_not_in_memory(
     tmp_path, monkeypatch, repair, refine
 ):
-    monkeypatch.setattr(planning, "own_memory", lambda: 0)
+    monkeypatch.setattr(prediction, "own_memory", lambda: 0)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"]))
     settings = Settings(repair=repair, refine=refine)
     options = {"device": "cpu", "dtype": torch.float32, "rates": RATES}
@@ -179,7 +180,7 @@ def test_what_does_not_fit_is_refused_with_what_is_missing(tmp_path, monkeypatch
     tiny_model("Llama").save_pretrained(tmp_path)
     needed = getattr(plan(tmp_path, device="cpu", rates=RATES), what)
     if what == "memory":
-        monkeypatch.setattr(planning, "own_memory", lambda: 0)
+        monkeypatch.setattr(prediction, "own_memory", lambda: 0)
         needed = plan(tmp_path, device="cpu", rates=RATES).memory
         monkeypatch.setattr(planning, "free_memory", lambda _device: needed - 10**7)
     else:
