@@ -7,6 +7,7 @@ Default dtype and product precision belong to the whole process. While several t
 saves them and the last restores them; a thread outside sees torch's defaults meanwhile.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -61,6 +62,19 @@ def _process_defaults() -> Iterator[None]:
             _threads_inside -= 1
             if _threads_inside == 0:
                 _restore(_saved)
+
+
+def _after_fork() -> None:
+    """In the child of a fork only the thread that forked goes on; those that were inside never come out."""
+    global _lock, _threads_inside
+    _lock = threading.Lock()
+    if _threads_inside:
+        _restore(_saved)
+        _threads_inside = 0
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _set_defaults() -> _ProcessDefaults:

@@ -20,10 +20,10 @@ from mikernels.atoms import Atoms, codes_of_sorted, may_repeat
 from mikernels.caches import cached
 from mikernels.options import Transform
 
-CPU_CHUNK_BYTES = 2**23
+CPU_CHUNK_BYTES = 2**21
 GPU_CHUNK_BYTES = 2**26
 """Size of the sort keys of one chunk of columns: about the cache of a CPU, and on other devices enough for their cores,
-since each chunk takes 20 launches. Ranking a chunk with ties takes about six times as much memory."""
+since each chunk takes 20 launches. Ranking a chunk with ties takes up to 17 times as much memory."""
 
 
 OUTSIDE = 10.0

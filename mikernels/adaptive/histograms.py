@@ -17,6 +17,9 @@ from mikernels.tables.rungs import CELLS, Rung, cell_of_rank, rungs
 from mikernels.tiling import cut
 from mikernels.transforms import Variables
 
+LARGEST_FLOAT32_COUNT = 2**24
+"""Adding 1 to it in float32 changes nothing."""
+
 
 class Cells(NamedTuple):
     """Of some variables, at the finest resolution; dropping low bits gives coarser cells.
@@ -141,9 +144,10 @@ def _over_histograms(
 
 def joint_counts(places: Tensor, cells: int) -> Tensor:
     """`[P, G, G]` float32 histograms of joint places `[P, M]`, each `G a + b`."""
-    counts = torch.zeros(len(places), cells**2, device=places.device)
+    exact = torch.float32 if places.shape[1] <= LARGEST_FLOAT32_COUNT else torch.float64
+    counts = torch.zeros(len(places), cells**2, dtype=exact, device=places.device)
     counts.scatter_add_(1, places, counts.new_ones(()).expand_as(places))  # exact in any order
-    return counts.view(-1, cells, cells)
+    return counts.view(-1, cells, cells).float()
 
 
 def log_terms(counts: Tensor, ladder: tuple[Rung, ...], n_samples: int, n_atoms: int = 0) -> Tensor:

@@ -95,7 +95,8 @@ class Null:
         """The fitted upper tail, or None for fewer than 10,000 draws, or if a quarter of it is one value."""
         n_tail = int(TAIL_SHARE * len(self.values))
         top = self.values[len(self.values) - n_tail :].double()
-        equal = torch.searchsorted(top, top + self._rounding, right=True) - torch.arange(n_tail)
+        place = torch.arange(n_tail, device=top.device)
+        equal = torch.searchsorted(top, top + self._rounding, right=True) - place
         if n_tail < LEAST_TAIL or int(equal.max()) > MOST_EQUAL * n_tail:
             return None
         start = float(self.values[-n_tail - 1])

@@ -119,9 +119,11 @@ def growing_folder(out: Path, state: str, *, resume: bool, force: bool) -> Itera
         try:
             yield folder
             check_output(out, force=force)
-            (folder / state).unlink(missing_ok=True)
             folder.chmod(0o777 & ~umask())
-            _move_into_place(folder, out)
+            _move_into_place(
+                folder, out
+            )  # with the state, without which a failure here would lose the result
+            (out / state).unlink(missing_ok=True)
         except BaseException:
             if not (folder / state).is_file():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ import torch
 
 from mikernels import mutual_information, pairs_above, top_pairs
 from mikernels.adaptive import refinement
-from mikernels.adaptive.histograms import finest_cells
+from mikernels.adaptive.histograms import finest_cells, joint_counts
 from mikernels.engine import choose_implementation
 from mikernels.options import resolve
 from mikernels.reference.adaptive import TAKEOVERS
@@ -270,3 +270,8 @@ def test_settings_that_adaptive_does_not_have_are_errors():
         estimate(x, transform="standardize")
     with pytest.raises(ValueError, match="precision: expected one of 'int8' for 'adaptive'"):
         estimate(x, precision="fp32")
+
+
+def test_more_samples_than_float32_counts_may_be_in_one_cell():
+    count = 2**24 + 1000
+    assert int(joint_counts(torch.zeros(1, count, dtype=torch.int64), 2)[0, 0, 0]) == count

@@ -1,5 +1,7 @@
 """Results do not depend on torch's global state, and the state is the same afterwards."""
 
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,7 +16,7 @@ from mikernels import (
     torch_impl,
 )
 from mikernels.isolation import isolated
-from mikernels.statistics.null import _simulate
+from mikernels.statistics.null import Null, _simulate
 
 from global_states import STATES, default_dtype, fp32_precision, precisions, products_in, state
 
@@ -36,7 +38,14 @@ def results(x: torch.Tensor) -> list[torch.Tensor]:
         stream.mutual_information(),
         null_distribution(64, draws=20).values,
         torch.tensor(split_half_reliability(x).halves, dtype=torch.float64, device="cpu"),
+        torch.tensor([tail_of_null()], dtype=torch.float64, device="cpu"),
     ]
+
+
+def tail_of_null() -> float:
+    """A quantile in the fitted tail of a null, whose draws are made up."""
+    values = torch.linspace(0, 1, 20_000, dtype=torch.float64, device="cpu").log1p()
+    return Null(null_distribution(64, draws=20).made_with, values).quantile(0.9999)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,31 @@ def test_state_is_restored_after_an_error(name, x):
         assert state() == before
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_fork_while_another_thread_is_inside_restores_and_isolates(x):
+    inside, done = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with isolated():
+            inside.set()
+            done.wait()
+
+    with default_dtype(torch.float64):
+        thread = threading.Thread(target=stay)
+        thread.start()
+        inside.wait()
+        child = os.fork()
+        if not child:
+            restored = torch.get_default_dtype() == torch.float64
+            with isolated():
+                isolates = torch.get_default_dtype() == torch.float32
+            os._exit(0 if restored and isolates and torch.get_default_dtype() == torch.float64 else 1)
+        done.set()
+        thread.join()
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_what_is_inherited_is_still_inherited_afterwards():
     products = torch.backends.mkldnn.matmul
     with fp32_precision(products, "none"), fp32_precision(torch.backends, "tf32"):
@@ -118,7 +152,7 @@ def test_what_was_made_in_inference_mode_works_outside(x, expected):
         found = results(x)
         stream = GridStream(x)
     stream.update(x)
-    assert not any(result.is_inference() for result in found[:-1])  # the last is made here
+    assert not any(result.is_inference() for result in found[:-2])  # the last two are made here
     assert torch.equal(stream.mutual_information(), found[9])
 
 

@@ -242,6 +242,20 @@ def test_a_full_disk_loses_nothing(tmp_path, windows, monkeypatch):
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 
+def test_a_result_that_cannot_be_moved_into_place_is_not_lost(interrupted, windows, monkeypatch):
+    def refused(_staging, _out):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.model.output_folder._move_into_place", refused)
+        with pytest.raises(PermissionError, match="not permitted"):
+            go_on(interrupted, windows)
+    monkeypatch.setattr(LayersOnDisk, "_write", None)  # no layer is pruned again
+    go_on(interrupted, windows)
+    assert {path.name for path in interrupted.iterdir()} == {"model", "out"}
+    assert not (interrupted / "out" / state.STATE).exists()
+
+
 def test_killed_at_any_moment_it_goes_on_to_the_same_result(tmp_path):
     folder_of(tiny_model("Llama", num_hidden_layers=6), tmp_path / "model")
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
