@@ -43,10 +43,13 @@ class Statistics:
     is_enough: bool = True
     tokens: Tensor | None = None
 
+    def covariance_of(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Of the neurons `rows` with the neurons `columns`, `[rows, columns]` float64."""
+        return self.covariance[rows][:, columns].double()
+
     def second_moment(self, rows: Tensor, columns: Tensor) -> Tensor:
         """`E[z z^T]` of the neurons `rows` with the neurons `columns`, `[rows, columns]` float64."""
-        centered = self.covariance[rows][:, columns].double()
-        return centered.addr_(self.mean[rows], self.mean[columns])
+        return self.covariance_of(rows, columns).addr_(self.mean[rows], self.mean[columns])
 
     @property
     def mean_square(self) -> Tensor:

@@ -215,5 +215,5 @@ class Prediction:
 
 def _solve(ffn: FFNShape, repair: str) -> int:
     """Bytes of a ridge regression."""
-    targets = ffn.width - ffn.kept if repair == "lstsq" else ffn.outputs
-    return 12 * ffn.kept**2 + 24 * ffn.kept * targets + 4 * ffn.kept * ffn.width
+    moments = 16 if repair == "lstsq" else 12  # with the system, in float64 or float32
+    return moments * ffn.kept**2 + 24 * ffn.kept * ffn.outputs + 4 * ffn.kept * ffn.width

@@ -142,13 +142,11 @@ def repair(ffn: FFNShape, settings: Settings) -> Work:
     error = 4 * ffn.width**2 * d if settings.repair != "sequential" else 0  # of the output, for the report
     if settings.repair in ("none", "bias"):
         return Work(product32=k * error)
-    solve = 2 * kept**2 * (dropped if settings.repair == "lstsq" else d)
-    fold = 2 * kept * dropped * d if settings.repair == "lstsq" else 0
-    return Work(
-        factor64=k * kept**3 / 3,
-        product64=k * (solve + fold),
-        product32=k * error if settings.repair == "lstsq" else k * 2 * kept**2 * d,
-    )
+    solve = 2 * kept**2 * d
+    if settings.repair == "sequential":
+        return Work(factor64=k * kept**3 / 3, product64=k * solve, product32=k * solve)
+    moments = 2 * dropped * d * (kept + dropped)
+    return Work(factor64=k * 2 * kept**3 / 3, product64=k * (2 * solve + moments), product32=k * error)
 
 
 def again(layer: LayerShape, n_tokens: int) -> Work:

@@ -1,7 +1,7 @@
 """Repairing each FFN on its own, in closed form, from the moments of its activations in the dense model."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from torch import Tensor
 from pruning.model.ffn import FFN
 from pruning.model.surgery import Plan, Solution, complement, prune_ffns
 from pruning.observe.capture import Statistics
-from pruning.repair.ridge import ridge
+from pruning.repair.ridge import adapted_ridge
 from pruning.settings import Repair
 
-PREDICTION_RIDGE = 0.01
-"""Ridge penalty when predicting the dropped neurons, relative to each kept neuron's own moment."""
+Moments = Callable[[Tensor, Tensor], Tensor]
+"""Of some neurons with others: `[rows, columns]` float64."""
 
 
 def prune_separately(
@@ -84,12 +84,20 @@ def repair_projection(
             )
         return Solution(kept_weight, _add(new_bias, dropped_weight @ statistics.mean[drop]))
     if not intercept:
-        prediction = predict(statistics.second_moment(keep, keep), statistics.second_moment(keep, drop))
-        return Solution(kept_weight + dropped_weight @ prediction, new_bias)
-    among, across = (statistics.covariance[keep][:, columns] for columns in (keep, drop))
-    prediction = predict(among, across)
-    constant = statistics.mean[drop] - prediction @ statistics.mean[keep]
-    return Solution(kept_weight + dropped_weight @ prediction, _add(new_bias, dropped_weight @ constant))
+        change = _replacement(dropped_weight, statistics.second_moment, keep, drop, statistics.n_tokens)
+        return Solution(kept_weight + change, new_bias)
+    change = _replacement(dropped_weight, statistics.covariance_of, keep, drop, statistics.n_tokens)
+    constant = dropped_weight @ statistics.mean[drop] - change @ statistics.mean[keep]
+    return Solution(kept_weight + change, _add(new_bias, constant))
+
+
+def _replacement(
+    dropped_weight: Tensor, moments: Moments, keep: Tensor, drop: Tensor, n_tokens: int
+) -> Tensor:
+    """What the kept neurons must add to the output in place of the dropped ones, `[d, kept]` float64."""
+    cross = moments(keep, drop) @ dropped_weight.t()
+    energy = float(((dropped_weight @ moments(drop, drop)) * dropped_weight).sum())
+    return adapted_ridge(moments(keep, keep), cross, energy, n_tokens).t()
 
 
 def output_error(
@@ -112,16 +120,6 @@ def output_error(
 
     total = mean_square(weight, offset)
     return mean_square(change, lost) / total if total else math.nan
-
-
-def predict(among: Tensor, across: Tensor) -> Tensor:
-    """Ridge coefficients `[dropped, kept]` float64 that predict the dropped neurons from the kept ones.
-
-    Args:
-        among: `[kept, kept]`, second moments or covariances of the kept neurons.
-        across: `[kept, dropped]`, of the kept with the dropped ones.
-    """
-    return ridge(among, across, PREDICTION_RIDGE).t()
 
 
 def _add(bias: Tensor | None, change: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch.nn.functional import silu
 from pruning import prune
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import MIN_TOKENS, capture
-from pruning.repair.separate import PREDICTION_RIDGE
 
 from tiny import VOCABULARY, assert_unchanged, outputs, state_of, tiny
 
@@ -296,10 +295,11 @@ def test_experts_with_too_few_tokens_lose_the_smallest_neurons_unrepaired_with_a
 
 
 @pytest.mark.parametrize("class_name", ["MixtralForCausalLM", "GptOssForCausalLM"])
-def test_with_one_penalty_sequential_repair_is_nearer_to_the_dense_stream_than_least_squares_and_none(
+def test_with_little_penalty_sequential_repair_is_nearer_to_the_dense_stream_than_least_squares_and_none(
     class_name, tokens, monkeypatch
 ):
-    monkeypatch.setattr("pruning.repair.sequential.PULL_TO_DENSE", PREDICTION_RIDGE)
+    monkeypatch.setattr("pruning.repair.sequential.PULL_TO_DENSE", 0.01)
+    monkeypatch.setattr("pruning.repair.ridge.DEPENDENCE", 0.0)
 
     def last(model):
         with torch.no_grad():

@@ -56,6 +56,25 @@ def test_the_error_is_that_of_the_output_on_its_own_data(repair, intercept):
     assert output_error(weight, bias, keep, solution, statistics) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_with_few_tokens_for_each_neuron_repair_does_no_harm_on_other_tokens(intercept):
+    """Half of the variance of each neuron is shared: without a penalty, 120 tokens are fitted with 90 neurons."""
+    torch.manual_seed(0)
+    mixing = torch.randn(4, 100) / 2
+    z, other = (torch.randn(n, 4) @ mixing + torch.randn(n, 100) for n in (120, 5000))
+    weight, keep = torch.randn(8, 100), torch.arange(90)
+    found = {
+        repair: error(
+            other,
+            weight,
+            keep,
+            repair_projection(weight, None, keep, statistics_of(z), repair, intercept=intercept),
+        )
+        for repair in ("none", "lstsq")
+    }
+    assert found["lstsq"] < 0.8 * found["none"]
+
+
 def test_linearly_dependent_neurons_are_replaced_by_the_kept_ones():
     torch.manual_seed(0)
     z = torch.randn(500, 8)
