@@ -159,8 +159,8 @@ def workspace_bytes(x: Samples, y: Samples | None = None, **options: Unpack[Opti
     Returns:
         Bytes beyond inputs and result: the least that `memory_budget` accepts, and what these options take. On a GPU
         without `memory_budget` that depends on what is free now. Tables of constants, and lists of pairs while they are
-        sorted, are not in it. Nor is what ranking takes before: up to 34 MiB on a CPU and 1.1 GiB on a GPU, or 140
-        bytes for each sample of one column if that is more.
+        sorted, are not in it. Nor is what ranking takes before, about 100 MiB on a CPU, or 140 bytes for each sample of
+        one column if that is more.
 
     Raises:
         MikernelsError, TypeError, ValueError: see `mutual_information`; UnsupportedError for `impl="reference"`, which
