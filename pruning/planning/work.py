@@ -142,11 +142,10 @@ def repair(ffn: FFNShape, settings: Settings) -> Work:
     error = 4 * ffn.width**2 * d if settings.repair != "sequential" else 0  # of the output, for the report
     if settings.repair in ("none", "bias"):
         return Work(product32=k * error)
-    solve = 2 * kept**2 * d
+    twice = Work(factor64=k * 2 * kept**3 / 3, product64=k * 4 * kept**2 * d)  # the strength, and with it
     if settings.repair == "sequential":
-        return Work(factor64=k * kept**3 / 3, product64=k * solve, product32=k * solve)
-    moments = 2 * dropped * d * (kept + dropped)
-    return Work(factor64=k * 2 * kept**3 / 3, product64=k * (2 * solve + moments), product32=k * error)
+        return twice + Work(product32=k * 3 * 2 * kept**2 * d)
+    return twice + Work(product64=k * 2 * dropped * d * (kept + dropped), product32=k * error)
 
 
 def again(layer: LayerShape, n_tokens: int) -> Work:

@@ -21,13 +21,9 @@ from pruning.observe.neurons import Neurons
 from pruning.repair.form import Form
 from pruning.repair.memory_budget import NO_LIMIT, MemoryBudget
 from pruning.repair.refine import held_back, refine_ffn
-from pruning.repair.ridge import ridge
+from pruning.repair.ridge import adapted_ridge
 from pruning.repair.stream import LayerPass, Stream
 
-PULL_TO_DENSE = 0.5
-"""Ridge penalty of each column's distance from the dense weights, relative to each kept neuron's own moment. It is
-strong because the error of earlier layers is mostly noise to this layer; on held-back validation text 0.3 and 1 give
-the same quality."""
 NORM_STEP, NORM_DAMPING = 0.5, 0.3
 """Behind a norm: length of the step, and its damping relative to the median gain of a token's dimensions."""
 
@@ -48,7 +44,7 @@ class Examples:
             a neuron that is always 1 comes last.
         cross: `[N, d]` float32, that of the products of its neurons with the targets.
         energy: `[]` float64, that of the squares of the targets.
-        n_tokens: how many, with those that are held back.
+        n_tokens, n_learned: how many, with and without those that are held back.
         read, target, weight: by batch of t tokens its inputs `[t, d]`, the targets `[t, d]` float32 and the weights of
             the tokens `[t]` float32, first in a list of what is learned, then in one of what is held back; empty unless
             it is refined.
@@ -65,7 +61,7 @@ class Examples:
         self.gram = torch.zeros(size, size, device=ffn.output.weight.device)
         self.cross = self.gram.new_zeros(size, ffn.output.out_features)
         self.energy = self.gram.new_zeros((), dtype=torch.float64)
-        self.n_tokens = 0
+        self.n_tokens = self.n_learned = 0
         self.read: Parts = [], []
         self.target: Parts = [], []
         self.weight: Parts = [], []
@@ -84,6 +80,7 @@ class Examples:
                 self.weight[i].append(weight[rows])
             z, target, weight = z[learned], target[learned], weight[learned]
         self.n_tokens += len(part.z)
+        self.n_learned += len(z)
         root = weight.sqrt()[:, None]
         z, weighted = z * root, target * root
         add_gram(self.gram, z)
@@ -304,12 +301,16 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Sol
         raise ValueError(
             f"{ffn.name}: expected finite activations in the pruned model, got NaN or infinite ones"
         )
+    energy, n_learned = ranks.total(float(examples.energy)), int(ranks.total(examples.n_learned))
+
+    def left(weights: Tensor) -> float:
+        explained = (weights.t() * (2 * cross - gram @ weights.t())).sum(dtype=torch.float64)
+        return max(energy - float(explained), 0.0)
+
     missing = cross - gram @ dense.t()
-    change = ridge(gram, missing, PULL_TO_DENSE, n_free=int(bias is not None)).t().float()
-    fitted = dense + change  # [d, size]
-    energy = ranks.total(float(examples.energy))
-    explained = (fitted.t() * (2 * cross - gram @ fitted.t())).sum(dtype=torch.float64)
-    error = max(1 - float(explained) / energy, 0.0) if energy else math.nan
+    change = adapted_ridge(gram, missing, left(dense), n_learned, n_free=int(bias is not None))
+    fitted = dense + change.t().float()  # [d, size]
+    error = left(fitted) / energy if energy else math.nan
     return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1], error)
 
 

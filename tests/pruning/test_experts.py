@@ -298,7 +298,6 @@ def test_experts_with_too_few_tokens_lose_the_smallest_neurons_unrepaired_with_a
 def test_with_little_penalty_sequential_repair_is_nearer_to_the_dense_stream_than_least_squares_and_none(
     class_name, tokens, monkeypatch
 ):
-    monkeypatch.setattr("pruning.repair.sequential.PULL_TO_DENSE", 0.01)
     monkeypatch.setattr("pruning.repair.ridge.DEPENDENCE", 0.0)
 
     def last(model):
