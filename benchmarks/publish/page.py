@@ -7,8 +7,10 @@ from pathlib import Path
 from benchmarks.record import Row, load
 from benchmarks.tables import plural
 
-
-FIXED_PENALTY = " Least squares has a ridge penalty of 0.01 in rows of commits before 87a9074 (2026-11-27)."
+FIXED_PENALTY = (
+    " Repairs had fixed ridge penalties: least squares 0.01 before commit 87a9074, sequential 0.5 before e111093 "
+    "(2026-11-27)."
+)
 
 
 def write_page(path: Path, title: str, rows: str, measure: str, sections: Sequence[str]) -> None:
@@ -31,12 +33,12 @@ def conditions(rows: Sequence[Row]) -> str:
     return (
         f"{machines}, torch {last['versions']['torch']}, Python {last['versions']['python']}, "
         f"{plural('commit', commits)}, {last['date']}, {plural('seed', seeds)}."
-        + (FIXED_PENALTY if any(_is_least_squares(row) for row in rows) else "")
+        + (FIXED_PENALTY if any(_is_regression(row) for row in rows) else "")
     )
 
 
-def _is_least_squares(row: Row) -> bool:
-    return row["case"].get("settings", {}).get("repair") == "lstsq"
+def _is_regression(row: Row) -> bool:
+    return row["case"].get("settings", {}).get("repair") in ("auto", "lstsq", "sequential")
 
 
 def machine(row: Row) -> str:
