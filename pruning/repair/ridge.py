@@ -51,7 +51,7 @@ def adapted_ridge(gram: Tensor, cross: Tensor, energy: float, n_tokens: int, *, 
     10.1080/03610927508827232.
     """
     weak = ridge(gram, cross, LEAST_STRENGTH, n_free=n_free)
-    moments = gram.diagonal().double()
+    moments = gram.diagonal().double().clone()
     moments[len(gram) - n_free :] = 0.0
     penalty = LEAST_STRENGTH * (moments[:, None] * weak.square()).sum()
     explained = float((weak * cross).sum() + penalty) / energy if energy > 0 else 0.0

@@ -41,3 +41,13 @@ def test_targets_that_are_sums_of_regressors_are_restored():
 def test_silent_targets_need_nothing():
     gram, cross, _ = moments(5000, 0.0, seed=3)
     assert not adapted_ridge(gram, torch.zeros_like(cross), 0.0, 5000).any()
+
+
+def test_a_free_constant_takes_the_mean_and_no_moment_is_changed():
+    torch.manual_seed(0)
+    z = torch.cat([torch.randn(500, 6), torch.ones(500, 1)], dim=1).double()
+    y = 0.1 * z[:, :2] + 100.0
+    gram, before = z.t() @ z, z.t() @ z
+    found = adapted_ridge(gram, z.t() @ y, float(y.square().sum()), 500, n_free=1)
+    assert torch.equal(gram, before)
+    torch.testing.assert_close((z @ found).mean(0), y.mean(0))
