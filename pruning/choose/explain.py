@@ -15,12 +15,10 @@ from pruning.choose.scores import magnitude, saliency_of
 from pruning.model.ffn import FFN
 from pruning.model.surgery import complement
 from pruning.observe.capture import Statistics
-from pruning.repair.ridge import ridge
+from pruning.repair.ridge import LEAST_STRENGTH, ridge
 from pruning.settings import Settings
 from pruning.threshold import layer_null
 
-EXPLANATION_RIDGE = 0.01
-"""Ridge penalty of the prediction behind R^2, which is adjusted for the fit of noise, unlike that of a repair."""
 NULL_LEVEL = 0.999
 """Share of the pairs of independent neurons that have less mutual information than `null_mi`."""
 _PLAIN = dict.fromkeys(
@@ -177,11 +175,11 @@ def explained_variance(statistics: Statistics, keep: Tensor, drop: Tensor) -> Te
     """
     covariance = statistics.covariance
     across = covariance[keep][:, drop]
-    b = ridge(covariance[keep][:, keep], across, EXPLANATION_RIDGE).t()
+    b = ridge(covariance[keep][:, keep], across, LEAST_STRENGTH).t()
     cross = (b * across.t()).sum(1)
     # The prediction has the variance b C b, and (C + penalty) b is `across`.
     variance = covariance.diagonal().double()
-    fit = cross - EXPLANATION_RIDGE * (b.square() * variance[keep]).sum(1)
+    fit = cross - LEAST_STRENGTH * (b.square() * variance[keep]).sum(1)
     unexplained = 1 - (2 * cross - fit) / variance[drop].clamp_min(1e-300)
     spare = max(statistics.n_tokens - len(keep) - 1, 1)
     return (1 - unexplained * (statistics.n_tokens - 1) / spare).clamp(0.0, 1.0)

@@ -144,7 +144,7 @@ def repair(ffn: FFNShape, settings: Settings) -> Work:
         return Work(product32=k * error)
     twice = Work(factor64=k * 2 * kept**3 / 3, product64=k * 4 * kept**2 * d)  # the strength, and with it
     if settings.repair == "sequential":
-        return twice + Work(product32=k * 3 * 2 * kept**2 * d)
+        return twice + Work(product32=k * 2 * 2 * kept**2 * d)
     return twice + Work(product64=k * 2 * dropped * d * (kept + dropped), product32=k * error)
 
 

@@ -303,14 +303,13 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Sol
         )
     energy, n_learned = ranks.total(float(examples.energy)), int(ranks.total(examples.n_learned))
 
-    def left(weights: Tensor) -> float:
-        explained = (weights.t() * (2 * cross - gram @ weights.t())).sum(dtype=torch.float64)
-        return max(energy - float(explained), 0.0)
+    def left(weights: Tensor, missing: Tensor) -> float:
+        return max(energy - float((weights.t() * (cross + missing)).sum(dtype=torch.float64)), 0.0)
 
     missing = cross - gram @ dense.t()
-    change = adapted_ridge(gram, missing, left(dense), n_learned, n_free=int(bias is not None))
+    change = adapted_ridge(gram, missing, left(dense, missing), n_learned, n_free=int(bias is not None))
     fitted = dense + change.t().float()  # [d, size]
-    error = left(fitted) / energy if energy else math.nan
+    error = left(fitted, cross - gram @ fitted.t()) / energy if energy else math.nan
     return Solution(fitted[:, : len(keep)], None if bias is None else fitted[:, -1], error)
 
 
