@@ -31,7 +31,11 @@ class Training:
 
 
 def fine_tune(
-    path: str, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], training: Training
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    training: Training,
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """The model in the folder `path` with a head for two classes, trained by AdamW.
 
@@ -40,6 +44,7 @@ def fine_tune(
     """
     torch.manual_seed(training.seed)
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, dtype=torch.float32)
+    model.to(device)
     freeze_lower(model, training.frozen_layers)
     order = torch.randperm(len(examples))[: training.examples]
     chosen = encode(tokenizer, [examples[i] for i in order])
@@ -57,7 +62,7 @@ def fine_tune(
     model.train()
     for _ in range(training.epochs):
         for batch in loader:
-            model(**batch).loss.backward()
+            model(**batch.to(device)).loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()

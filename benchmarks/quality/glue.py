@@ -30,7 +30,7 @@ from transformers import (
 from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.fine_tune import Training, fine_tune
 from benchmarks.quality.glue_tasks import TASKS, Example, GlueTask, batches, calibration, encode, predict
-from benchmarks.quality.measure import DENSE, Source
+from benchmarks.quality.measure import DENSE, Source, add_device, sources
 from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
 from benchmarks.record import append, argument_parser, command, load, row, timed
 from pruning.model.size import count_parameters
@@ -100,9 +100,8 @@ def measure(source: Source, task: GlueTask, training: Training, plan: Plan) -> N
             "seconds": {stage: round(s, 2) for stage, s in seconds.items()},
             "evaluation_seconds": round(spent, 2),
         }
-        append(
-            [row("quality.glue", rerun(source, task, training, plan, name, ratio), case, result)], plan.out
-        )
+        again = rerun(source, task, training, plan, name, ratio)
+        append([row("quality.glue", again, case, result, device=source.device)], plan.out)
         print(
             f"{source.name}, {task.name}, {training.seed}, {name}, {ratio}: {result['score']:.4f}", flush=True
         )
@@ -121,8 +120,9 @@ def fine_tuned(
     """The model that an earlier run left in the cache; otherwise it is trained and left there."""
     folder = cache / "-".join([source.name, task.name, *map(str, astuple(training))])
     if not folder.exists():
-        fine_tune(source.path, tokenizer, examples, training).save_pretrained(folder)
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        fine_tune(source.path, tokenizer, examples, training, source.device).save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    return model.to(source.device).eval()
 
 
 def rerun(source: Source, task: GlueTask, training: Training, plan: Plan, name: str, ratio: float) -> str:
@@ -131,6 +131,7 @@ def rerun(source: Source, task: GlueTask, training: Training, plan: Plan, name: 
         "benchmarks.quality.glue",
         data="DIR",
         model=f"{source.name}=...",
+        device=source.device,
         tasks=task.name,
         methods=plan.methods[0] if name == DENSE else name,
         ratios=plan.ratios[0] if name == DENSE else ratio,
@@ -144,6 +145,7 @@ def main() -> int:
     parser = argument_parser("benchmarks.quality.glue", __doc__, "glue.jsonl")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", nargs="+", type=Source.parse, required=True, help="[NAME=]FOLDER")
+    add_device(parser)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from --seed on")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=Plan.methods, metavar="METHOD")
@@ -168,7 +170,7 @@ def main() -> int:
     parser.add_argument("--skip-done", action="store_true")
     args = parser.parse_args()
     plan = Plan(args.data, args.out, args.cache, args.methods, args.ratios, args.tokens, args.skip_done)
-    for source in args.model:
+    for source in sources(args):
         for name in args.tasks:
             for seed in range(args.seed, args.seed + args.seeds):
                 training = Training(

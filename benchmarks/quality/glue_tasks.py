@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.model.device import input_device
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.observe.batches import Inputs
 
@@ -120,9 +121,11 @@ def batches(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[dict[str, Any]
 
 @torch.inference_mode()
 def predict(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> Tensor:
-    """The more probable class of each example `[n]`, in the order of the batches."""
+    """The more probable class of each example `[n]`, on the CPU, in the order of the batches."""
+    device = input_device(model)
     with evaluation_mode(model):
-        return torch.cat([model(**batch).logits.argmax(1) for batch in batches])
+        placed = ({name: part.to(device) for name, part in batch.items()} for batch in batches)
+        return torch.cat([model(**batch).logits.argmax(1).cpu() for batch in placed])
 
 
 def calibration(

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Source:
-    """A model, under the name used in rows."""
+    """A model, under the name used in rows, and where it runs."""
 
     name: str
     path: str
+    device: str = "cpu"
 
     @classmethod
     def parse(cls, text: str) -> "Source":
@@ -55,31 +56,36 @@ class Source:
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in the dtype of its weights; encoders in float32, as differences between methods are small."""
-        model, tokenizer = load_model(self.path)
+        model, tokenizer = load_model(self.path, device=self.device)
         return (model if model.can_generate() else model.float()), tokenizer
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the data, the models and the size of the calibration set."""
+    """Add the options for the data, the models, the device and the size of the calibration set."""
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", nargs="+", type=Source.parse, help="[NAME=]FOLDER or [NAME=]FILE.gguf")
+    add_device(parser)
     parser.add_argument("--windows", type=int, default=112, help="of calibration")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 
 
 def sources(args: argparse.Namespace) -> list[Source]:
     """The models on the command line, or else those that are installed as packages."""
     if args.model:
-        return args.model
+        return [replace(source, device=args.device) for source in args.model]
     found = []
     try:
-        found.append(Source("SmolLM2-135M-Instruct", str(model_file())))
+        found.append(Source("SmolLM2-135M-Instruct", str(model_file()), args.device))
     except FileNotFoundError as error:
         print(f"SmolLM2: skipped, {error}")
     spec = importlib.util.find_spec(ENCODER)
     if spec is None or spec.origin is None:
         print(f"all-MiniLM-L6-v2: skipped, {ENCODER} is not installed")
     else:
-        found.append(Source("all-MiniLM-L6-v2", str(Path(spec.origin).parent / "model")))
+        found.append(Source("all-MiniLM-L6-v2", str(Path(spec.origin).parent / "model"), args.device))
     return found
 
 
@@ -128,7 +134,8 @@ def measure(source: Source, plan: Plan, out: Path, *, skip_done: bool = False) -
             "evaluation_seconds": round(spent, 2),
         }
         versions = RIVALS[method.rival].versions() if method and method.rival else None
-        append([row("quality", _rerun(source, name, ratio, plan), case, result, versions)], out)
+        again = _rerun(source, name, ratio, plan)
+        append([row("quality", again, case, result, versions, device=source.device)], out)
         values = ", ".join(f"{p} {v[task.measure]:.4g}" for p, v in quality.items())
         print(f"{source.name}, {name}, {ratio}: {values} ({sum(seconds.values()):.0f} s)", flush=True)
         del pruned
@@ -178,6 +185,7 @@ def _rerun(source: Source, name: str, ratio: float, plan: Plan) -> str:
         "benchmarks.quality",
         data="DIR",
         model=f"{source.name}=...",
+        device=source.device,
         methods=name,
         ratios=None if name == DENSE else ratio,
         protocols=list(plan.protocols),

@@ -83,6 +83,7 @@ def measure(
                 "benchmarks.quality.sizes",
                 data="DIR",
                 model=f"{source.name}=...",
+                device=source.device,
                 calibration=calibration,
                 methods=name,
                 ratios=ratio,
@@ -92,7 +93,7 @@ def measure(
                 seed=seed,
             )
             versions = RIVALS[method.rival].versions() if method.rival else None
-            append([row("quality.sizes", again, case, result, versions)], out)
+            append([row("quality.sizes", again, case, result, versions, device=source.device)], out)
             print(source.name, name, ratio, result["pruned"]["geometric_mean"], flush=True)
             del pruned
             gc.collect()

@@ -145,13 +145,12 @@ def measure(
     tokens: int,
     n_windows: int,
     dtype: str,
-    device: str,
     seed: int,
     out: Path,
 ) -> None:
     """Append a row for each calibration, method and ratio."""
     model, tokenizer = source.load()
-    model = model.to(device, getattr(torch, dtype))
+    model = model.to(getattr(torch, dtype))
     windows = evaluation_windows(tokenizer, data, n_windows)
     dense = evaluate(model, windows)
     print({name: round(value.value, 2) for name, value in dense.items()}, flush=True)
@@ -191,10 +190,10 @@ def measure(
                         tokens=tokens,
                         windows=n_windows,
                         dtype=dtype,
-                        device=device,
+                        device=source.device,
                         seed=seed,
                     )
-                    append([row("quality.texts", again, case, result, device=device)], out)
+                    append([row("quality.texts", again, case, result, device=source.device)], out)
                     summary = result["pruned"]
                     shown = {text: entry["ratio"] for text, entry in summary["texts"].items()}
                     print(calibration, name, ratio, shown, summary["mean"], summary["worst"], flush=True)
@@ -211,7 +210,6 @@ def main() -> int:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2])
     parser.add_argument("--tokens", type=int, default=Settings().calibration_tokens, help="of calibration")
     parser.add_argument("--dtype", default="float32", help="to compute in")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     models = sources(args)
     for model in models:
@@ -224,7 +222,6 @@ def main() -> int:
             tokens=args.tokens,
             n_windows=args.windows,
             dtype=args.dtype,
-            device=args.device,
             seed=args.seed,
             out=args.out,
         )

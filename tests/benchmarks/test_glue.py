@@ -165,7 +165,7 @@ def test_rows_of_an_encoder(data, encoder, tmp_path, monkeypatch):
     assert rows[0]["result"]["agreement"] == 1
     left = rows[0]["result"]["parameters"] - 2 * 24 * (2 * 32 + 1)
     assert [r["result"]["parameters"] for r in rows[1:]] == [left, left]
-    assert all("--model small=... --tasks RTE" in r["command"] for r in rows)
+    assert all("--model small=... --device cpu --tasks RTE" in r["command"] for r in rows)
     monkeypatch.setattr(glue, "fine_tune", None)  # the model is in the cache
     again = run("flap, none", "random, none")
     assert [r["case"]["method"] for r in again[len(rows) :]] == ["random, none"]

@@ -80,7 +80,7 @@ def run(data, tokenizer, tmp_path, monkeypatch):
         "tiny": tiny_model("Llama", max_position_embeddings=2048),
         "encoder": tiny_model("Bert", max_position_embeddings=128),
     }
-    monkeypatch.setattr(measure, "load_model", lambda path: (models[path], tokenizer))
+    monkeypatch.setattr(measure, "load_model", lambda path, device: (models[path].to(device), tokenizer))
 
     def run(module, model, *options):
         common = [f"--data={data}", f"--model={model}={model}", f"--out={tmp_path / 'rows.jsonl'}"]
@@ -211,7 +211,7 @@ def test_from_models_to_the_page(run, tmp_path, capsys):
     assert "optipfair-maw: skipped, " in capsys.readouterr().out
     stored = load(rows)
     assert {r["case"]["method"] for r in stored} >= {DENSE, *names[:4]}
-    assert all(f"--model {r['case']['model']}=... --methods" in r["command"] for r in stored)
+    assert all(f"--model {r['case']['model']}=... --device cpu --methods" in r["command"] for r in stored)
     assert len(stored[0]["result"]["quality"]["8x512"]["nll"]) == 8
 
     page.publish(rows, tmp_path)

@@ -33,8 +33,8 @@ def write_gguf(path, *, experts=False):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*sorted(vocabulary, key=vocabulary.__getitem__)[:-1], "ab"])
-    writer.add_token_merges(["a b"])
+    writer.add_token_list([*sorted(vocabulary, key=vocabulary.__getitem__)[:-2], "ab", "ba"])
+    writer.add_token_merges(["a b", "b a"])  # of a list with one, transformers reads the only element
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
