@@ -23,6 +23,7 @@ from pruning.model.architecture import model_class
 from pruning.model.device import find_device
 from pruning.model.ffn import check_found
 from pruning.model.forward import BY_NAME
+from pruning.model.gguf_tokenizer import check_gguf_tokenizer
 from pruning.model.headers import read_headers, stored_dtype
 from pruning.model.knobs import find_knobs
 from pruning.model.loaded import check_loaded, lacks_head
@@ -122,6 +123,18 @@ def class_of_gguf(path: Path) -> tuple[PretrainedConfig, Any]:
     return config, AutoModelForCausalLM._model_mapping[type(config)]
 
 
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a GGUF file.
+
+    Raises:
+        ValueError: a file that is cut off, or see `check_gguf_tokenizer`.
+    """
+    with _readable(path):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    check_gguf_tokenizer(path, tokenizer)
+    return tokenizer
+
+
 def load_tokenizer(
     source: str, model: PreTrainedModel, *, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
@@ -142,6 +155,7 @@ def load_tokenizer(
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = load_gguf_tokenizer(path)  # before the weights, which take long
     folder, name = str(path.parent), path.name
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # transformers 5.17 has none and always de-quantizes
@@ -151,7 +165,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
         model, info = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, **options)
     check_loaded(str(path), model, info)
     forget_quantization(model)
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    return model, tokenizer
 
 
 @contextmanager

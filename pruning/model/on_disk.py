@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -36,7 +36,7 @@ from pruning.model.free import release_free_memory
 from pruning.model.headers import INDEX, stored_dtype
 from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, list_name, only
 from pruning.model.loaded import check_loaded, name_some
-from pruning.model.loading import class_of_folder, class_of_gguf, load_tokenizer
+from pruning.model.loading import class_of_folder, class_of_gguf, load_gguf_tokenizer, load_tokenizer
 from pruning.model.output_folder import share_of
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes, working_dtype
 from pruning.model.quantized import find_quantizer, forget_quantization
@@ -101,9 +101,10 @@ def _open_gguf(path: Path, dtype: torch.dtype, device: str) -> Opened:
     from pruning.model.gguf_file import GgufFile  # needs gguf, which is an extra
 
     config, class_ = class_of_gguf(path)
+    tokenizer = load_gguf_tokenizer(path)
     model = without_weights(class_, config, dtype)
     layers = LayersOnDisk(model, GgufFile(path, model, dtype), dtype, dtype, device)
-    return Opened(model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name), layers)
+    return Opened(model, tokenizer, layers)
 
 
 class LayersOnDisk(Layers):

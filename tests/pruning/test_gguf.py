@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 from results import weights
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pruning import Settings, load_model, prune, prune_folder
+from pruning.model.gguf_tokenizer import check_gguf_tokenizer
 from pruning.report.save import save_pruned
 
 from tiny import tiny_model, tiny_tokenizer
@@ -15,8 +18,11 @@ gguf = pytest.importorskip("gguf")
 OPTIONS = {"ratio": 0.25, "multiple_of": 4, "sample_size": 128}
 
 
-def write_gguf(path, *, experts=False):
-    """A Llama of 3 layers with random weights, some of them in blocks of 8 bits."""
+def write_gguf(path, *, experts=False, bos=None):
+    """A Llama of 3 layers with random weights, some of them in blocks of 8 bits.
+
+    Args: bos: whether the file says that texts begin with BOS; it says nothing for None.
+    """
     model, vocabulary = (
         tiny_model("Llama", hidden_size=32, width=64, head_dim=16),
         tiny_tokenizer().get_vocab(),
@@ -36,6 +42,8 @@ def write_gguf(path, *, experts=False):
     writer.add_token_list([*sorted(vocabulary, key=vocabulary.__getitem__)[:-2], "ab", "ba"])
     writer.add_token_merges(["a b", "b a"])  # of a list with one, transformers reads the only element
     writer.add_bos_token_id(1)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -72,6 +80,45 @@ def test_the_result_from_disk_is_that_in_memory_bit_for_bit(tmp_path, windows):
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
         documents = [json.loads((tmp_path / out / name).read_text()) for out in ("memory", "disk")]
         assert documents[0] == documents[1]
+
+
+@pytest.mark.parametrize("stated", [True, False, None])
+@pytest.mark.parametrize("read", [True, False])
+def test_a_text_begins_with_bos_if_the_file_says_so(tmp_path, monkeypatch, stated, read):
+    """Whatever transformers makes of it."""
+    source = write_gguf(tmp_path / "tiny.gguf", bos=stated)
+    load = AutoTokenizer.from_pretrained
+
+    def load_otherwise(*args, **options):
+        tokenizer = load(*args, **options)
+        tokenizer.add_bos_token = read
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load_otherwise)
+    _, tokenizer = load_model(str(source), dtype=torch.float32, device="cpu")
+    assert (tokenizer("ab").input_ids[0] == tokenizer.bos_token_id) == (read if stated is None else stated)
+    assert tokenizer("ab", add_special_tokens=False).input_ids == [258]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    monkeypatch.undo()
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again("ab").input_ids == tokenizer("ab").input_ids
+
+
+def test_a_tokenizer_that_cuts_the_words_of_its_vocabulary_is_refused(tmp_path):
+    """As transformers 5.17 does with Gemma 3: the vocabulary is there, and merges are lost."""
+    source = write_gguf(tmp_path / "tiny.gguf")
+    words = ["abc", "abcd", "bcd"]
+    vocabulary = {token: i for i, token in enumerate(["a", "b", "c", "d", "ab", "cd", *words])}
+    merges = [("a", "b"), ("ab", "c"), ("ab", "cd"), ("b", "cd"), ("c", "d")]
+    whole, cut = (
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, given)))
+        for given in (merges, merges[:1])
+    )
+    check_gguf_tokenizer(source, whole)
+    with pytest.raises(
+        ValueError, match=r"tiny\.gguf: expected .* got 3 of 3 that it cuts, such as 'abc' into \['ab"
+    ):
+        check_gguf_tokenizer(source, cut)
 
 
 def test_stacked_experts_are_refused_and_nothing_is_left(tmp_path, windows):
