@@ -24,8 +24,13 @@ from pruning.repair.refine import held_back, refine_ffn
 from pruning.repair.ridge import adapted_ridge
 from pruning.repair.stream import LayerPass, Stream
 
-NORM_STEP, NORM_DAMPING = 0.5, 0.3
-"""Behind a norm: length of the step, and its damping relative to the median gain of a token's dimensions."""
+STEP = 0.5
+"""Share of what the pruned stream lacks that a layer corrects: what layers learn of the errors of earlier ones carries
+over to other text only in part. On SmolLM2-135M at 50 % (16,384 tokens, geometric mean of perplexity on four texts,
+relative to the dense model's) 1, 3/4, 1/2 and 1/4 give 2.281, 2.253, 2.239 and 2.256, and with refining 1 and 1/2 give
+2.045 and 2.032. At 20 % 0 loses what sequential repair gains over least squares."""
+NORM_DAMPING = 0.3
+"""Behind a norm: damping of the step, relative to the median gain of a token's dimensions."""
 
 
 Parts = tuple[list[Tensor], list[Tensor]]
@@ -136,9 +141,9 @@ def visit_layers(
     """Run the model layer by layer; the caller prunes the FFNs of a layer before asking for the next.
 
     The dense and the pruned stream run side by side. Let h be the dense hidden states after a layer and e what the
-    pruned stream lacks of them. The FFNs k of the layer should output `share_k * e` more than the dense FFNs would for
-    the same input; `share_k = gain_k / sum gain^2` is the smallest change that adds up to e. Each token weighs
-    `gain_k^2 / |h|^2`: unweighted, a few tokens of massive norm would decide the fit.
+    pruned stream lacks of them. The FFNs k of the layer should output `STEP * share_k * e` more than the dense FFNs
+    would for the same input; `share_k = gain_k / sum gain^2` is the smallest change that adds up to e. Each token
+    weighs `gain_k^2 / |h|^2`: unweighted, a few tokens of massive norm would decide the fit.
 
     Args:
         batches: windows of tokens `[B, L]`.
@@ -316,14 +321,14 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Sol
 def _shares(behind: LayerPass, lacking: Tensor, form: Form) -> list[Tensor]:
     """For each FFN that ran, the share of what is lacking that it should add to its output, per unit.
 
-    Behind a norm the gain of a dimension may be next to nothing, and the norm changes with what is added. So it is half
-    of a damped Gauss-Newton step there: `gain / (gain^2 + floor^2) / 2`.
+    Behind a norm the gain of a dimension may be next to nothing, and the norm changes with what is added. So it is a
+    damped Gauss-Newton step there: `STEP * gain / (gain^2 + floor^2)`.
     """
     if form.norm is not None:
         shares = []
         for gain in behind.gains:
             floor = NORM_DAMPING * gain.abs().median(1, keepdim=True).values
-            shares.append(NORM_STEP * gain / (gain.square() + floor.square()).clamp_min(1e-30))
+            shares.append(STEP * gain / (gain.square() + floor.square()).clamp_min(1e-30))
         return shares
     total = torch.zeros_like(lacking[:, :1])
     for part, gain in zip(behind.parts, behind.gains, strict=True):
@@ -333,6 +338,6 @@ def _shares(behind: LayerPass, lacking: Tensor, form: Form) -> list[Tensor]:
             total.index_add_(0, part.token, gain.square())
     total = total.clamp_min(1e-30)
     return [
-        gain / (total if part.token is None else total[part.token])
+        STEP * gain / (total if part.token is None else total[part.token])
         for part, gain in zip(behind.parts, behind.gains, strict=True)
     ]

@@ -7,6 +7,8 @@ import torch
 
 from pruning import prune
 from pruning.model.ffn import find_ffns
+from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.repair.refine import held_back
 from pruning.repair.sequential import prune_and_fit, visit_layers
 
 from tiny import NORMING, SCALING, assert_unchanged, outputs, state_of, tiny_model
@@ -77,6 +79,31 @@ def test_later_layers_compensate_for_the_error_of_earlier_ones(windows):
             repair_in_sequence(model, ffns[:1], kept[:1], [windows])
         distance[fitted] = (outputs(model, windows) - outputs(dense, windows)).square().mean()
     assert distance[True] < distance[False]
+
+
+def test_a_layer_corrects_half_of_what_earlier_ones_lost(windows):
+    """A first layer lost neurons, and nothing repaired it; hidden states are those of whole forward passes."""
+    dense, pruned = tiny_model("Llama"), tiny_model("Llama")
+    ffns = find_ffns(pruned)
+    kept = torch.arange(10)
+    for index, visit in enumerate(visit_layers(pruned, ffns, [windows], refine=True)):
+        if index == 0:
+            weight = ffns[0].output.weight.detach()[:, kept]
+            prune_ffns([Plan(ffns[0], kept, Solution(weight, None))])
+            continue
+        read, target, _, n_held = visit.examples[ffns[1]].take()
+        break
+    with torch.no_grad():
+        output = ffns[1].layer.mlp(read)
+        states = [
+            model(input_ids=windows, output_hidden_states=True).hidden_states[2] for model in (dense, pruned)
+        ]
+    lacking = (states[0] - states[1]).flatten(0, 1)
+    held = held_back(len(lacking))
+    lacking = torch.cat([lacking[~held], lacking[held]])
+    assert n_held == held.sum()
+    assert lacking.square().mean() > 0.01 * output.square().mean()
+    torch.testing.assert_close(target - output, lacking / 2, rtol=1e-3, atol=1e-5)
 
 
 def test_the_error_of_the_first_layer_is_that_of_its_output(windows):
