@@ -7,9 +7,9 @@ from pathlib import Path
 from benchmarks.record import Row, load
 from benchmarks.tables import plural
 
-FIXED_PENALTY = (
+EARLIER = (
     " Repairs had fixed ridge penalties: least squares 0.01 before commit 87a9074, sequential 0.5 before e111093 "
-    "(2026-11-27)."
+    "(2026-11-27). Sequential repair corrected all of what earlier layers lost before e715942, half of it since."
 )
 
 
@@ -33,7 +33,7 @@ def conditions(rows: Sequence[Row]) -> str:
     return (
         f"{machines}, torch {last['versions']['torch']}, Python {last['versions']['python']}, "
         f"{plural('commit', commits)}, {last['date']}, {plural('seed', seeds)}."
-        + (FIXED_PENALTY if any(_is_regression(row) for row in rows) else "")
+        + (EARLIER if any(_is_regression(row) for row in rows) else "")
     )
 
 

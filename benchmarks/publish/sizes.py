@@ -17,27 +17,30 @@ BLIND = ("random", "magnitude")
 
 
 def publish(path: Path, out: Path) -> None:
-    models: dict[str, list[Row]] = {}
+    sheets: dict[tuple[int, str], list[Row]] = {}
     for row in sorted(latest(path), key=lambda r: r["case"]["parameters"]):
-        models.setdefault(row["case"]["model"], []).append(row)
+        key = (row["case"]["calibration"]["tokens"], row["case"]["model"])
+        sheets.setdefault(key, []).append(row)
+    sheets = dict(sorted(sheets.items(), key=lambda item: -item[0][0]))  # the models in order of their size
     sections = [
         "Does the choice of the criterion matter in small models and hardly in large ones, as arXiv 2406.00030 says? "
         "Every criterion drops the same share of neurons of every layer, from the same calibration, and is measured on "
         "the four texts of [`texts.md`](texts.md). Below is the geometric mean over the texts of perplexity "
         "relative to the dense model, in parentheses the standard error of its logarithm over paired windows."
-        + (" So far one model has been measured, which answers nothing." if len(models) == 1 else ""),
+        + (" So far one model has been measured, which answers nothing." if len(sheets) == 1 else ""),
         "## Spread over criteria",
         "The standard deviation over the criteria of the logarithm of perplexity, by text and for the mean over the "
         "texts, there with its standard error by a jackknife over windows. Last the same without the criteria that do "
-        f"not look at activations ({' and '.join(CRITERIA[name] for name in BLIND)}).",
-        spread_table(models),
+        f"not look at activations ({' and '.join(CRITERIA[name] for name in BLIND)}). Only models that were calibrated "
+        "on as many tokens compare.",
+        spread_table(sheets),
     ]
-    for model, rows in models.items():
+    for (tokens, model), rows in sheets.items():
         case = rows[-1]["case"]
         dense = ", ".join(f"{text} {value:.2f}" for text, value in rows[-1]["result"]["dense"].items())
         sections += [
-            f"## {model}",
-            f"{case['parameters'] / 1e6:,.0f} M parameters. Calibrated on {case['calibration']['tokens']:,} tokens of "
+            f"## {model}, {tokens:,} tokens",
+            f"{case['parameters'] / 1e6:,.0f} M parameters. Calibrated on {tokens:,} tokens of "
             f"`{case['calibration']['sources']}`, mutual information from {case['sample_size']:,} of them. "
             f"Perplexity of the dense model: {dense}; {case['windows']} windows of "
             f"{case['calibration']['length']} tokens of each text. {conditions(rows)}",
@@ -74,18 +77,18 @@ def with_error(values: np.ndarray) -> str:
     return f"{spread(values)[-1]:.3f} ({jackknife(values):.3f})"
 
 
-def spread_table(models: dict[str, list[Row]]) -> str:
+def spread_table(sheets: dict[tuple[int, str], list[Row]]) -> str:
     lines = []
     for repair, group in REPAIRS.items():
-        for ratio in ratios([row for rows in models.values() for row in rows]):
-            for model, rows in models.items():
+        for ratio in ratios([row for rows in sheets.values() for row in rows]):
+            for (tokens, model), rows in sheets.items():
                 found = {
                     criterion: losses(row)
                     for row in rows
                     for criterion in CRITERIA
                     if row["case"]["ratio"] == ratio and row["case"]["method"] == f"{criterion}, {repair}"
                 }
-                if len(found) < 2:
+                if len(found) < len(CRITERIA):
                     continue
                 values = np.stack(list(found.values()))
                 seeing = [loss for name, loss in found.items() if name not in BLIND]
@@ -94,6 +97,7 @@ def spread_table(models: dict[str, list[Row]]) -> str:
                     [
                         group,
                         percent(ratio),
+                        f"{tokens:,}",
                         model,
                         f"{rows[0]['case']['parameters'] / 1e6:,.0f} M",
                         *(f"{value:.3f}" for value in by_text),
@@ -101,8 +105,10 @@ def spread_table(models: dict[str, list[Row]]) -> str:
                         with_error(np.stack(seeing)) if len(seeing) > 1 else "",
                     ]
                 )
-    texts = next(iter(models.values()))[0]["result"]["dense"]
-    return table(["repair", "dropped", "model", "parameters", *texts, "mean", "seeing activations"], lines)
+    texts = next(iter(sheets.values()))[0]["result"]["dense"]
+    return table(
+        ["repair", "dropped", "tokens", "model", "parameters", *texts, "mean", "seeing activations"], lines
+    )
 
 
 def quality_table(rows: Sequence[Row]) -> str:

@@ -307,6 +307,12 @@ def test_every_criterion_is_measured_on_four_texts(run, tmp_path, monkeypatch):
     assert {row["case"]["calibration"]["tokens"] for row in rows} == {512}
     assert all(len(row["result"]["pruned"]["texts"]) == 4 for row in rows)
     sizes_page.publish(tmp_path / "rows.jsonl", tmp_path)
+    assert "| no repair " not in (tmp_path / "sizes.md").read_text(
+        encoding="utf-8"
+    )  # other criteria are missing
+    blind = {name: methods.CRITERIA[name] for name in ("random", "magnitude")}
+    monkeypatch.setattr(sizes_page, "CRITERIA", blind)
+    sizes_page.publish(tmp_path / "rows.jsonl", tmp_path)
     text = (tmp_path / "sizes.md").read_text(encoding="utf-8")
     assert f"{rows[0]['result']['pruned']['geometric_mean']:.3f}" in text
     losses = [[entry["nll"] for entry in row["result"]["pruned"]["texts"].values()] for row in rows[:2]]
