@@ -99,6 +99,11 @@ def row(
     }
 
 
+def on_device(row: Row, device: str) -> bool:
+    """Whether a row was measured on this kind of device, `"cpu"` or `"cuda"`."""
+    return ("gpu" in row["machine"]) == (device == "cuda")
+
+
 def append(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

@@ -29,7 +29,7 @@ class Settings:
             `"pairwise-mi"` drops neurons with low fluctuation and a kept partner that shares their information;
             `"random-pairs"` is the paper's criterion; `"flap"`, `"wanda"`, `"magnitude"` and `"random"` are baselines.
         repair: `"sequential"` fits each layer's output projection to the dense hidden states after the layer, which
-            also compensates for the error of earlier layers; `"lstsq"` folds a least-squares prediction of the
+            also corrects half of the error of earlier layers; `"lstsq"` folds a least-squares prediction of the
             dropped neurons into the output projection; `"bias"` adds their mean contribution (only for classes that
             store a bias); `"none"` does nothing. `"auto"` is `"sequential"` for models whose layers can be followed one
             by one, and `"lstsq"` for all others; the manifest says which.

@@ -20,8 +20,9 @@ def write_page(path: Path, title: str, rows: str, measure: str, sections: Sequen
 
 
 def latest(path: Path) -> list[Row]:
-    """The last row of each case, in the order in which the cases were first stored."""
-    return list({json.dumps(row["case"], sort_keys=True): row for row in load(path)}.values())
+    """The last row of each case, on a CPU and on each GPU, in the order in which they were first stored."""
+    found = {json.dumps([row["case"], row["machine"].get("gpu")], sort_keys=True): row for row in load(path)}
+    return list(found.values())
 
 
 def conditions(rows: Sequence[Row]) -> str:

@@ -17,9 +17,9 @@ BLIND = ("random", "magnitude")
 
 
 def publish(path: Path, out: Path) -> None:
-    sheets: dict[tuple[int, str], list[Row]] = {}
+    sheets: dict[tuple[int, int, str], list[Row]] = {}
     for row in sorted(latest(path), key=lambda r: r["case"]["parameters"]):
-        key = (row["case"]["calibration"]["tokens"], row["case"]["model"])
+        key = (row["case"]["calibration"]["tokens"], row["case"]["windows"], row["case"]["model"])
         sheets.setdefault(key, []).append(row)
     sheets = dict(sorted(sheets.items(), key=lambda item: -item[0][0]))  # the models in order of their size
     sections = [
@@ -27,15 +27,19 @@ def publish(path: Path, out: Path) -> None:
         "Every criterion drops the same share of neurons of every layer, from the same calibration, and is measured on "
         "the four texts of [`texts.md`](texts.md). Below is the geometric mean over the texts of perplexity "
         "relative to the dense model, in parentheses the standard error of its logarithm over paired windows."
-        + (" So far one model has been measured, which answers nothing." if len(sheets) == 1 else ""),
+        + (
+            " So far one model has been measured, which answers nothing."
+            if len({model for *_, model in sheets}) == 1
+            else ""
+        ),
         "## Spread over criteria",
         "The standard deviation over the criteria of the logarithm of perplexity, by text and for the mean over the "
         "texts, there with its standard error by a jackknife over windows. Last the same without the criteria that do "
         f"not look at activations ({' and '.join(CRITERIA[name] for name in BLIND)}). Only models that were calibrated "
-        "on as many tokens compare.",
+        "on as many tokens compare; those of which a criterion is missing are left out.",
         spread_table(sheets),
     ]
-    for (tokens, model), rows in sheets.items():
+    for (tokens, _, model), rows in sheets.items():
         case = rows[-1]["case"]
         dense = ", ".join(f"{text} {value:.2f}" for text, value in rows[-1]["result"]["dense"].items())
         sections += [
@@ -77,11 +81,11 @@ def with_error(values: np.ndarray) -> str:
     return f"{spread(values)[-1]:.3f} ({jackknife(values):.3f})"
 
 
-def spread_table(sheets: dict[tuple[int, str], list[Row]]) -> str:
+def spread_table(sheets: dict[tuple[int, int, str], list[Row]]) -> str:
     lines = []
     for repair, group in REPAIRS.items():
         for ratio in ratios([row for rows in sheets.values() for row in rows]):
-            for (tokens, model), rows in sheets.items():
+            for (tokens, _, model), rows in sheets.items():
                 found = {
                     criterion: losses(row)
                     for row in rows

@@ -1,7 +1,7 @@
 """The protocol of LowRankArena (github.com/Zishan-Shao/lowrankarena), for whoever has a GPU and the weights.
 
     mi-prune meta-llama/Llama-3.1-8B --target-params 6424e6 --out pruned
-    python -m benchmarks.quality.arena meta-llama/Llama-3.1-8B pruned --wikitext wiki.test.raw \\
+    python -m benchmarks.quality.arena meta-llama/Llama-3.1-8B pruned --device cuda --wikitext wiki.test.raw \\
         --c4 c4-validation.00000-of-00008.json.gz
 
 It evaluates models, dense or pruned: perplexity on the test split of WikiText-2 and on C4, in windows of 2,048 tokens,
@@ -24,6 +24,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.quality.measure import add_device
 from benchmarks.record import append, argument_parser, command, row
 from pruning import load_model
 from pruning.model.size import count_parameters
@@ -85,6 +86,7 @@ def accuracies(
 def main() -> int:
     parser = argument_parser("benchmarks.quality.arena", __doc__, "arena.jsonl")
     parser.add_argument("models", nargs="+", help="folders, or names on the hub")
+    add_device(parser)
     parser.add_argument("--wikitext", type=Path, help="wiki.test.raw")
     parser.add_argument("--c4", type=Path, help="c4-validation.00000-of-00008.json.gz")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="of lm-eval-harness")
@@ -92,7 +94,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args()
     for name in args.models:
-        model, tokenizer = load_model(name)
+        model, tokenizer = load_model(name, device=args.device)
         result: dict[str, Any] = {"parameters": count_parameters(model)}
         for text, path, read, most in (
             ("WikiText-2", args.wikitext, wikitext, None),
@@ -119,13 +121,14 @@ def main() -> int:
         line = command(
             "benchmarks.quality.arena",
             Path(name).name,
+            device=args.device,
             wikitext=args.wikitext and "FILE",
             c4=args.c4 and "FILE",
             tasks=args.tasks,
             windows=args.windows,
             batch_size=args.batch_size,
         )
-        append([row("quality.arena", line, case, result, versions, device=model.device.type)], args.out)
+        append([row("quality.arena", line, case, result, versions, device=args.device)], args.out)
     return 0
 
 

@@ -72,6 +72,7 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[Row]:
         "benchmarks.quality.budgets",
         data="DIR",
         model=f"{source.name}=...",
+        device=source.device,
         ratio=ratio,
         windows=plan.windows,
         seed=plan.seed,
@@ -104,7 +105,7 @@ def compare(source: Source, plan: Plan, ratio: float) -> list[Row]:
         }
         rounded = [float(f"{w:.6g}") for w in weights]
         result = {"weights": rounded, "agreement": agreement, "quality": quality}
-        rows.append(row("budgets", rerun, case, result))
+        rows.append(row("budgets", rerun, case, result, device=source.device))
     return rows
 
 

@@ -32,7 +32,7 @@ from benchmarks.quality.fine_tune import Training, fine_tune
 from benchmarks.quality.glue_tasks import TASKS, Example, GlueTask, batches, calibration, encode, predict
 from benchmarks.quality.measure import DENSE, Source, add_device, sources
 from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
-from benchmarks.record import append, argument_parser, command, load, row, timed
+from benchmarks.record import append, argument_parser, command, load, on_device, row, timed
 from pruning.model.size import count_parameters
 
 RATIOS = (0.2, 0.4, 0.6)
@@ -77,7 +77,7 @@ def measure(source: Source, task: GlueTask, training: Training, plan: Plan) -> N
         for ratio in plan.ratios
         for name in plan.methods
     ]
-    done = [r["case"] for r in load(plan.out)] if plan.skip_done else []
+    done = [r["case"] for r in load(plan.out) if on_device(r, source.device)] if plan.skip_done else []
     if not (missing := [case for case in cases if case not in done]):
         return
     model, spent = timed(lambda: fine_tuned(source, task, training, tokenizer, examples, plan.cache))
@@ -118,7 +118,7 @@ def fine_tuned(
     cache: Path,
 ) -> PreTrainedModel:
     """The model that an earlier run left in the cache; otherwise it is trained and left there."""
-    folder = cache / "-".join([source.name, task.name, *map(str, astuple(training))])
+    folder = cache / "-".join([source.name, task.name, *map(str, astuple(training)), source.device])
     if not folder.exists():
         fine_tune(source.path, tokenizer, examples, training, source.device).save_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)

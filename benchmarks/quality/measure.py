@@ -16,7 +16,7 @@ from benchmarks.quality.calibrated import Calibrated
 from benchmarks.quality.methods import Method
 from benchmarks.quality.rivals import RIVALS
 from benchmarks.quality.tasks import Similarity, Task, WikiText
-from benchmarks.record import append, command, load, row, timed
+from benchmarks.record import append, command, load, on_device, row, timed
 from pruning import load_model
 from pruning.demo import model_file
 from pruning.model.size import count_parameters
@@ -103,7 +103,8 @@ def measure(source: Source, plan: Plan, out: Path, *, skip_done: bool = False) -
     model, tokenizer = source.load()
     task = make_task(model, tokenizer, plan)
     calibrated = Calibrated(model, task.calibration, more=task.more, seed=plan.seed)
-    done = {_key(r["case"], p) for r in load(out) for p in r["result"]["quality"]} if skip_done else set()
+    stored = [r for r in load(out) if on_device(r, source.device)] if skip_done else []
+    done = {_key(r["case"], p) for r in stored for p in r["result"]["quality"]}
     common = {
         "model": source.name,
         "parameters": count_parameters(model),

@@ -52,7 +52,8 @@ def load_model(
     Raises:
         FileNotFoundError: the path does not exist.
         ValueError: the checkpoint is pickled, lacks weights or has too many, or has adapters beside the weights; its
-            class cannot be told; its tokenizer cannot be loaded; or the architecture needs remote code.
+            class cannot be told; its tokenizer cannot be loaded, or not as the GGUF file says; or the architecture
+            needs remote code.
     """
     device = find_device(device)
     path = Path(source)
@@ -173,7 +174,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Name the GGUF file that transformers cannot read in the block."""
     try:
         yield
-    except ValueError as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a GGUF file that transformers can read, got: {error}") from error
 
 

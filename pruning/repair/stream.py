@@ -1,8 +1,8 @@
 """A stream of hidden states that runs through a model layer by layer.
 
 Sequential repair runs two of them side by side, the dense one and the pruned one behind it. What the pruned stream
-lacks after a layer is then known exactly, and the FFNs of the layer can be fitted to make up for it, the error of
-earlier layers included.
+lacks after a layer is then known exactly, and the FFNs of the layer can be fitted to make up for it, and for a part of
+the error of earlier layers.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -11,7 +11,7 @@ from benchmarks.gpu import cost
 from benchmarks.publish import __main__ as publish
 from benchmarks.publish import accuracy, page, plots, quality, reliability, stages, throughput_rows
 from benchmarks.quality.scores import Score, sheets
-from benchmarks.record import RESULTS, append, command, load, row
+from benchmarks.record import RESULTS, append, command, load, on_device, row
 from benchmarks.tables import duration, table
 
 
@@ -33,7 +33,10 @@ def test_everything_generated_is_committed_and_nothing_else(published):
     assert generated(published) == generated(RESULTS)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "glue", "quality", "reliability", "stages", "throughput-cpu"])
+@pytest.mark.parametrize(
+    "name",
+    ["accuracy", "glue", "gpu", "quality", "reliability", "sizes", "stages", "texts", "throughput-cpu"],
+)
 def test_committed_page_is_the_one_of_the_stored_rows(published, name):
     written = (published / f"{name}.md").read_text(encoding="utf-8")
     assert written == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
@@ -54,6 +57,17 @@ def test_unknown_page_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         publish.main()
     assert "PAGE: expected some of accuracy, glue" in capsys.readouterr().err
+
+
+def test_rows_of_a_cpu_and_of_a_gpu_stand_beside_each_other(tmp_path):
+    case = {"seed": 0}
+    on_cpu = row("b", "c", case, {"value": 1})
+    on_gpu = on_cpu | {"machine": on_cpu["machine"] | {"gpu": "G"}, "result": {"value": 2}}
+    path = tmp_path / "rows.jsonl"
+    append([on_cpu, on_gpu], path)
+    assert [r["result"]["value"] for r in page.latest(path)] == [1, 2]
+    assert [on_device(r, "cpu") for r in load(path)] == [True, False]
+    assert [on_device(r, "cuda") for r in load(path)] == [False, True]
 
 
 def test_latest_row_of_a_case_counts(tmp_path):
