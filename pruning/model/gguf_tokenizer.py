@@ -55,6 +55,7 @@ def check_gguf_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> None
 
 
 def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts BOS in front of a text by itself."""
     return tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 

@@ -247,7 +247,7 @@ def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: La
         if part.ffn.is_routed and bias is not None:  # which is added to the product later
             output = output + bias.detach().float()
         weight = certainty[rows] * gain.square().mean(1)
-        examples[part.ffn].add(part, output + share * lacking[rows], weight)
+        examples[part.ffn].add(part, output + STEP * share * lacking[rows], weight)
 
 
 def prune_and_fit(
@@ -319,16 +319,16 @@ def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Sol
 
 
 def _shares(behind: LayerPass, lacking: Tensor, form: Form) -> list[Tensor]:
-    """For each FFN that ran, the share of what is lacking that it should add to its output, per unit.
+    """For each FFN that ran, what it should add to its output for each unit that is lacking.
 
     Behind a norm the gain of a dimension may be next to nothing, and the norm changes with what is added. So it is a
-    damped Gauss-Newton step there: `STEP * gain / (gain^2 + floor^2)`.
+    damped Gauss-Newton step there: `gain / (gain^2 + floor^2)`.
     """
     if form.norm is not None:
         shares = []
         for gain in behind.gains:
             floor = NORM_DAMPING * gain.abs().median(1, keepdim=True).values
-            shares.append(STEP * gain / (gain.square() + floor.square()).clamp_min(1e-30))
+            shares.append(gain / (gain.square() + floor.square()).clamp_min(1e-30))
         return shares
     total = torch.zeros_like(lacking[:, :1])
     for part, gain in zip(behind.parts, behind.gains, strict=True):
@@ -338,6 +338,6 @@ def _shares(behind: LayerPass, lacking: Tensor, form: Form) -> list[Tensor]:
             total.index_add_(0, part.token, gain.square())
     total = total.clamp_min(1e-30)
     return [
-        STEP * gain / (total if part.token is None else total[part.token])
+        gain / (total if part.token is None else total[part.token])
         for part, gain in zip(behind.parts, behind.gains, strict=True)
     ]
