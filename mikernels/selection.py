@@ -13,6 +13,7 @@ where the last is the mutual information among the samples of each class. A cont
 `mrmr`.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple, Unpack
 
@@ -25,7 +26,7 @@ from mikernels.engine import choose_implementation, estimate, problem_of, transf
 from mikernels.frames import check_order
 from mikernels.isolation import isolated
 from mikernels.numbers import positive
-from mikernels.options import MOST_ATOMS, Options, Problem, plain, resolve, shows_options
+from mikernels.options import Options, Problem, plain, resolve, shows_options
 from mikernels.pairs import fill_matrix
 from mikernels.transforms import Variables
 from mikernels.validation import as_samples, as_tensor, read_values
@@ -61,7 +62,7 @@ def mrmr(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selectio
             so that a label and continuous variables are compared on one scale.
         y: `[M]` or `[M, 1]` target, continuous or a label in numbers. A label of more values than the estimator has
             cells for (16 with the defaults; a value counts from 2 % of the samples on) is taken as numbers in their
-            order.
+            order, with a warning if its values are 0, 1, 2, ... or 1, 2, 3, ..., as codes of classes are.
         k: number of columns to choose, at least 1; all if there are fewer.
 
     Returns:
@@ -78,6 +79,8 @@ def mrmr(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selectio
     """
     k = positive(k, "k")
     columns, target, options = _prepare(x, y, options)
+    if _looks_like_codes(target) and (fault := _without_cells(target, options)) is not None:
+        warnings.warn(f"{fault}; its values are taken as numbers in their order", stacklevel=3)  # 2 is the decorator
     whole = _Estimates(columns, options)
     return _greedy(whole.with_target(target), whole.with_column, k)
 
@@ -161,30 +164,46 @@ def jmi(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selection
 def check_label(y: Samples, options: Options) -> None:
     """Raise ValueError if some values of the label `y [M]` would have no cell of their own, but be numbers in their
     order."""
-    label = read_values(as_samples(y, "y", options.get("device")), "y")
+    fault = _without_cells(read_values(as_samples(y, "y", options.get("device")), "y"), options)
+    if fault is not None:
+        raise ValueError(fault)
+
+
+def _without_cells(label: Tensor, options: Options) -> str | None:
+    """Why some values of `label [M, 1]` would have no cell of their own; None if all have one."""
     resolved = resolve(options, len(label))
     counts = label.unique(return_counts=True)[1]
-    if resolved["transform"] != "rank" and len(counts) > 2:
-        raise ValueError(
+    if resolved["transform"] != "rank":
+        if len(counts) <= 2:
+            return None
+        return (
             f"transform: expected 'rank' for a label of {len(counts)} values, got {resolved['transform']!r}, which "
             f"takes them as numbers in their order"
         )
     problem = Problem(resolved["estimator"], resolved["nodes"], 1.0)
-    most = problem.most_atoms
     read = transformed(label, problem, resolved)
     if not read.ranked or float(read.continuous_share) == 0:
-        return
+        return None
     least = least_atom(len(label))
-    if int((counts >= least).sum()) > most:
-        raise ValueError(
-            f"y: expected a label of at most {most} values, for which estimator={resolved['estimator']!r} has cells, "
-            f"got {len(counts)}; merge some, or pass estimator='adaptive', which has {MOST_ATOMS}"
+    rare = int((counts < least).sum())
+    if len(counts) - rare > problem.most_atoms:
+        return (
+            f"y: expected a label of at most {problem.most_atoms} values, for which "
+            f"estimator={resolved['estimator']!r} has cells, got {len(counts)}; merge some, or pass "
+            f"estimator='adaptive', which has a cell for every value of {ATOM_SHARE:.0%} of the samples"
         )
-    rare = counts[counts < least]
-    raise ValueError(
-        f"y: expected at most {least - 1} samples of values that have fewer than {least} each ({ATOM_SHARE:.0%} of "
-        f"all), got {int(rare.sum())} of {len(rare)} such values; merge rare values into one"
+    return (
+        f"y: expected a label whose values have at least {least} samples each ({ATOM_SHARE:.0%} of all), got {rare} "
+        f"of {len(counts)} that have fewer; merge rare values into one"
     )
+
+
+def _looks_like_codes(target: Tensor) -> bool:
+    """Whether the values of `target [M, 1]` are 0, 1, 2, ... or 1, 2, 3, ..., and repeat."""
+    values = target.unique()
+    start = values[0]
+    codes = torch.arange(len(values), device=values.device, dtype=values.dtype) + start
+    return float(start) in (0.0, 1.0) and len(target) >= LEAST_OF_CLASS * len(values) and bool((values == codes).all())
 
 
 class _Estimates:

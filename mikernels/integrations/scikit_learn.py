@@ -95,8 +95,9 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         choose("method", self.method, ("mrmr", "jmi"))
         x, target = validate_data(self, X, y, ensure_min_samples=MIN_SAMPLES)
         named = target.dtype.kind not in "fiub"
-        if type_of_target(target, raise_unknown=True) in ("binary", "multiclass"):
-            target = np.unique(target, return_inverse=True)[1]  # names of classes become numbers
+        is_label = type_of_target(target, raise_unknown=True) in ("binary", "multiclass")
+        if named and is_label:
+            target = np.unique(target, return_inverse=True)[1]
         count = max(1, x.shape[1] // 2)
         if self.n_features_to_select is not None:
             count = integer(self.n_features_to_select, "n_features_to_select", "an integer or None")

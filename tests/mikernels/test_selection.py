@@ -1,6 +1,7 @@
 """Feature selection, against plain loops over the matrix and over tables of counts."""
 
 import math
+import warnings
 from collections import Counter
 
 import pytest
@@ -121,9 +122,9 @@ def test_a_label_of_more_classes_than_cells_is_refused():
         (
             60,
             {},
-            "y: expected at most 119 samples of values that have fewer than 120 each .* merge rare values",
+            "y: expected a label whose values have at least 120 samples each .* of 60 that have fewer; merge rare",
         ),
-        (60, {"estimator": "adaptive"}, "got [0-9]+ of [0-9]+ such values; merge rare values into one"),
+        (60, {"estimator": "adaptive"}, "got [0-9]+ of 60 that have fewer; merge rare values into one"),
         (3, {"transform": "standardize"}, "transform: expected 'rank' for a label of 3 values"),
     ):
         x, y = label_by_name(count)
@@ -131,9 +132,21 @@ def test_a_label_of_more_classes_than_cells_is_refused():
             jmi(x, y, 1, **options)
     assert jmi(x, (y > 1).long(), 1, transform="standardize").features.shape == (1,)
     x, y = label_by_name(60)
-    assert mrmr(x, y, 1).features.tolist() == [1]  # numbers
     rare = torch.where(torch.arange(6000) < 60, 17 + torch.arange(6000) % 3, label_by_name(4)[1])
     assert jmi(x, rare, 1).features.shape == (1,)  # rare classes have a cell together
+
+
+def test_mrmr_warns_of_codes_of_classes_that_it_takes_as_numbers():
+    x, y = label_by_name(60)
+    with pytest.warns(UserWarning, match="y: expected a label .* taken as numbers in their order") as caught:
+        assert mrmr(x, y, 1).features.tolist() == [1]
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mrmr(x, y * 3, 1)  # no codes
+        mrmr(x, y + 0.3, 1)
+        x, y = label_by_name(16)
+        assert mrmr(x, y, 1).features.tolist() == [0]
 
 
 @pytest.mark.parametrize("method", ["mrmr", "jmi"])
