@@ -100,7 +100,7 @@ def mutual_information(
             to run.
         check_finite: look for NaN, infinities and integers beyond 2^53 first, which waits for the GPU (default).
             Without it such values give wrong numbers instead of an error.
-        device: where to compute; by default where `x` is. It must have float64, which Apple's MPS does not.
+        device: where to compute; by default where the samples are. It must have float64, which Apple's MPS does not.
 
     Returns:
         `[N, N]`, symmetric, or `[N, K]` with `y`: float32, as an array of the kind of `x` where that is: a tensor on

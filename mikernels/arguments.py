@@ -68,15 +68,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_option(group: Any, name: str, hint: Any) -> None:
-    """A flag for an option that all functions share, with the first sentence of its documentation."""
+    """A flag for an option that all functions share, with its documentation."""
     documented = inspect.getdoc(mutual_information) or ""  # None with python -OO
-    text = re.search(rf"^    {name}: (.*?)[.:](?:\s|$)", documented, re.MULTILINE | re.DOTALL)
-    first = "" if text is None else re.sub(r"\s+", " ", text[1].replace("`", "")).replace("%", "%%")
+    entry = re.search(rf"^    {name}: (.*?)(?=^\s*$|^    \w+:)", documented, re.MULTILINE | re.DOTALL)
+    text = "" if entry is None else " ".join(entry[1].replace("`", "").split()).replace("%", "%%")
     flag, kinds = "--" + name.replace("_", "-"), set(get_args(hint)) or {hint}
     if get_origin(hint) is Literal:
-        group.add_argument(flag, choices=get_args(hint), help=first)
+        group.add_argument(flag, choices=get_args(hint), help=text)
     elif bool in kinds:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=first)
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     else:
         read: Callable[[str], Any] = str
         if name == "memory_budget":
@@ -85,7 +85,7 @@ def _add_option(group: Any, name: str, hint: Any) -> None:
             read = _number_or_text
         elif int in kinds:
             read = int
-        group.add_argument(flag, type=read, metavar=name.upper(), help=first)
+        group.add_argument(flag, type=read, metavar=name.upper(), help=text)
 
 
 def byte_count(text: str) -> int:

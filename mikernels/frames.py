@@ -324,5 +324,5 @@ def _check_columns(names: Any, dtypes: Sequence[Any], are_numbers: Sequence[bool
         label, dtype = bad[0]
         raise SamplesTypeError(
             f"{name}: expected columns of real numbers, got {dtype} in {label!r}, and {len(bad)} such of {len(dtypes)} "
-            f"columns; drop them, or convert them with astype(float)"
+            f"columns; leave them out (in the command with --drop), or convert them to numbers"
         )

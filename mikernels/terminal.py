@@ -1,6 +1,7 @@
 """What the commands show: on terminals of any encoding, as one line for an error, and nothing more when quiet; and
 that they leave nothing behind when they are told to end."""
 
+import argparse
 import os
 import signal
 import sys
@@ -13,6 +14,15 @@ from typing import Any, TextIO
 OURS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 """Errors whose message says everything; of others the message is only understood with their type."""
 MOST_LINES = 2
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """With the defaults of options that take a value and have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.nargs == 0 or action.default is None:
+            return action.help
+        return super()._get_help_string(action)
 
 
 @contextmanager

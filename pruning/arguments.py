@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from mikernels.arguments import byte_count
+from mikernels.terminal import HelpFormatter
 from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN
 from pruning.settings import Settings, choices, help_text
@@ -52,9 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("the following arguments are required: --out")
     if args.json and args.sweep is None and not args.plan:
         parser.error("argument --json: expected --sweep or --plan with it")
-    for option in ("report", "sweep"):
-        if getattr(args, option) is not None and args.plan:
-            parser.error(f"argument --{option}: expected none with --plan")
+    if args.sweep is not None and args.plan:
+        parser.error("argument --sweep: expected none with --plan")
     args.command = shlex.join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
     return args
 
@@ -64,7 +64,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mi-prune",
         description="Drop the redundant neurons of a language model's feed-forward layers, without retraining.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "model", help="folder (safetensors), .gguf file, or name of a model on the Hugging Face hub"

@@ -105,8 +105,10 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
     if launch.group is not None and (args.plan or args.sweep is not None):
         option = "--plan" if args.plan else "--sweep"
         raise ValueError(f"{option}: expected one process, got several; start it without torchrun")
+    if args.resume and not args.from_disk and args.sweep is None:
+        raise ValueError("--resume: expected --from-disk with it, got none")
     if args.plan:
-        _plan(args, settings, device)
+        _plan(args, settings, inputs, device)
         return
     if args.sweep is not None:
         _sweep(args, settings, calibration, evaluation, inputs, device)
@@ -115,8 +117,6 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
     targets = {name: getattr(args, name) for name in ("statistics", "save_statistics", "report")}
     check_paths(out, inputs, **targets, force=args.force)
 
-    if args.resume and not args.from_disk:
-        raise ValueError("--resume: expected --from-disk with it, got none")
     if args.from_disk:
         report = _prune_from_disk(args, settings, calibration, warned, launch, device)
         if not launch.is_first:
@@ -305,12 +305,14 @@ def _texts(
     }
 
 
-def _plan(args: argparse.Namespace, settings: Settings, device: str) -> None:
+def _plan(args: argparse.Namespace, settings: Settings, inputs: dict[str, str], device: str) -> None:
     """Show what a run would take, and run nothing.
 
     Raises:
         ValueError: an option that the run would refuse; or it does not fit, and the plan is shown all the same.
     """
+    if args.report is not None:
+        check_report(args.report, inputs)
     if args.from_disk:
         _check_from_disk(args)
         check_one_by_one(settings, "pruned from disk")

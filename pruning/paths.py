@@ -61,11 +61,14 @@ def check_paths(
     check_writable(out.resolve().parent, out.resolve().name)
 
 
-def check_report(path: str | Path, inputs: Mapping[str, str | Path] | None = None) -> None:
+def check_report(
+    path: str | Path, inputs: Mapping[str, str | Path] | None = None, *, option: str = "--report"
+) -> None:
     """Raise unless a page can be made and written to `path`.
 
     Args:
         inputs: see `check_paths`; the page may replace none of them.
+        option: which names the page.
 
     Raises:
         ImportError: a package is missing.
@@ -75,14 +78,14 @@ def check_report(path: str | Path, inputs: Mapping[str, str | Path] | None = Non
     check_packages()
     path = Path(path)
     if path.suffix.lower() != ".html":
-        raise ValueError(f"--report: expected the name of a file that ends with .html, got {path}")
+        raise ValueError(f"{option}: expected the name of a file that ends with .html, got {path}")
     if path.is_dir():
-        raise IsADirectoryError(f"--report: expected a file, got the folder {path}")
+        raise IsADirectoryError(f"{option}: expected a file, got the folder {path}")
     if not (folder := path.resolve().parent).is_dir():  # where a link leads
-        raise FileNotFoundError(f"--report: expected an existing folder, got {folder}")
-    for option, given in (inputs or {}).items():
+        raise FileNotFoundError(f"{option}: expected an existing folder, got {folder}")
+    for other, given in (inputs or {}).items():
         if os.path.exists(given) and _is_within(path, given):
-            raise ValueError(f"--report: expected a file beside the input of {option}, {given}, got {path}")
+            raise ValueError(f"{option}: expected a file beside the input of {other}, {given}, got {path}")
     check_writable(folder, path.name)
 
 

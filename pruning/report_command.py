@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mikernels.terminal import any_encoding, describe
+from mikernels.terminal import HelpFormatter, any_encoding, describe
 from pruning.paths import check_report
 from pruning.report.page import write_html
 from pruning.report.plain import ASCII, BLOCKS, plain_text
@@ -27,7 +27,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mi-report",
         description="Show what mi-prune dropped, why, what it cost, and how far one may go.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("results", metavar="DIR", nargs="+", help="folder of a result; several are compared")
     parser.add_argument(
@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> None:
         results = [load_result(folder, text=False) for folder in args.results]
         print(plain_text(results, blocks=BLOCKS if _can_print(BLOCKS) else ASCII))
         return
-    check_report(args.out)
+    check_report(args.out, option="--out")
     write_html(args.results, args.out, sweep=sweep, text=args.excerpts)
     print(f"Report: {args.out}")
 

@@ -108,14 +108,15 @@ class Settings:
     multiple_of: Annotated[
         int | None,
         "round the number of kept neurons per layer to a multiple of this: GGUF's k-quants need 256, 32 suits only "
-        "Q8_0 and Q4_0; without it, 256 where that moves the ratio by less than 0.02, otherwise 32",
+        "Q8_0, Q4_0 and Q5_0; by default 256 with the uniform budget where the dense width is a multiple of it and "
+        "that moves the ratio by less than 0.02, otherwise 32",
     ] = None
     calibration_tokens: Annotated[int, "tokens to calibrate on"] = 57_344
     sequence_length: Annotated[int, "tokens per window"] = 512
     batch_size: Annotated[int, "windows per forward pass"] = 4
     bos: Annotated[
         bool,
-        "begin every window of text with the BOS token, if the tokenizer adds one; --no-bos leaves it out",
+        "begin no window of text with a BOS token; by default each does if the tokenizer adds one",
     ] = True
     only: Annotated[
         str | None,
@@ -132,7 +133,7 @@ class Settings:
     ] = None
     text: Annotated[
         bool,
-        "keep no words of the calibration text in the result: without this the report shows a few around the tokens "
+        "keep no words of the calibration text in the result: by default the report shows a few around the tokens "
         "that excite the most redundant neurons",
     ] = True
 

@@ -292,11 +292,19 @@ def test_options_of_the_library_are_options_of_the_command(data, values, edges):
     assert list(without.columns) == ["first", "second", "mi"]
 
 
+def test_help_has_the_whole_documentation_of_an_option(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("at several times the cost of grid", "memory grows as N M^2: for small inputs", '"scott" equals'):
+        assert words in text
+
+
 def test_text_columns_are_named_and_can_be_dropped(table, edges, refusal, tmp_path):
     path = tmp_path / "a.csv"
     table.assign(tissue="liver").to_csv(path, index=False)
     assert refusal(path).startswith(
-        f"mikernels: {path}: expected columns of real numbers, got string in 'tissue', and 1 such of 13 columns; drop"
+        f"mikernels: {path}: expected columns of real numbers, got string in 'tissue', and 1 such of 13 columns; leave"
     )
     assert len(edges(path, "--drop", "tissue,gene 0")) == 55
 

@@ -160,6 +160,14 @@ def test_the_names_of_other_packages_count_windows(mi_prune, folders, tmp_path):
     assert manifest["settings"]["calibration_tokens"] == 12 * 32
 
 
+def test_help_shows_only_defaults_that_an_option_has(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "(default: 0.2)" in text
+    assert not re.search(r"default: (True|False|None)", text)
+
+
 def test_windows_and_tokens_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         main(["model", "--out=out", "--num-samples=12", "--calibration-tokens=57344"])

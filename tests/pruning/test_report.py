@@ -295,6 +295,12 @@ def test_a_bad_place_for_the_page_is_an_error_before_the_model_is_loaded(capsys,
     assert message in capsys.readouterr().err
 
 
+def test_a_bad_place_is_named_by_the_option_that_was_given(report_of, tmp_path):
+    status, _, error = report_of(tmp_path, "--out", tmp_path / "page.txt")
+    assert status == 1
+    assert "--out: expected the name of a file that ends with .html" in error
+
+
 def test_missing_packages_are_named_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pruning.report.page.PACKAGES", ("jinja2", "no_such_plots"))
     assert main(["no/such/model", "--out", str(tmp_path / "a"), "--report", str(tmp_path / "a.html")]) == 1
