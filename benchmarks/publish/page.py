@@ -12,6 +12,11 @@ EARLIER = (
     "(2026-11-27). Sequential repair corrected all of what earlier layers lost before e715942, half of it since."
 )
 
+MODELS = (
+    "SmolLM2, Gemma and Qwen were read from GGUF files of 4 bits (Q4_1; Q4_K_M; Q4_K_M of an AWQ checkpoint) and "
+    "de-quantized."
+)
+
 
 def write_page(path: Path, title: str, rows: str, measure: str, sections: Sequence[str]) -> None:
     """Write a page that says which rows it shows and which command measures them again."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.publish import quality_plot
-from benchmarks.publish.page import conditions, write_page
+from benchmarks.publish.page import MODELS, conditions, write_page
 from benchmarks.publish.plots import save
 from benchmarks.quality.measure import DENSE
 from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, REPAIRS, Method
@@ -31,7 +31,7 @@ def publish(path: Path, out: Path) -> None:
         "perplexity (lower is better) of SmolLM2-135M-Instruct, and Spearman correlation of cosine similarities with "
         "human scores of sentence pairs (higher is better) of all-MiniLM-L6-v2. Every layer drops the same share of "
         "neurons, except for methods with budgets. Methods are grouped by how they repair the loss; a group name in "
-        "italics heads each part of a table, and the best value of each ratio is bold.",
+        f"italics heads each part of a table, and the best value of each ratio is bold. {MODELS}",
         *(["![Quality against the share of dropped neurons](quality.png)"] if panels else []),
         "## Summary",
     ]

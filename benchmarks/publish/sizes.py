@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.publish.page import conditions, latest, write_page
+from benchmarks.publish.page import MODELS, conditions, latest, write_page
 from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
 from benchmarks.record import Row
 from benchmarks.tables import percent, table
@@ -26,7 +26,8 @@ def publish(path: Path, out: Path) -> None:
         "Does the choice of the criterion matter in small models and hardly in large ones, as arXiv 2406.00030 says? "
         "Every criterion drops the same share of neurons of every layer, from the same calibration, and is measured on "
         "the four texts of [`texts.md`](texts.md). Below is the geometric mean over the texts of perplexity "
-        "relative to the dense model, in parentheses the standard error of its logarithm over paired windows."
+        "relative to the dense model, in parentheses the standard error of its logarithm over paired windows. "
+        + MODELS
         + (
             " So far one model has been measured, which answers nothing."
             if len({model for *_, model in sheets}) == 1

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.publish.page import conditions, latest, write_page
+from benchmarks.publish.page import MODELS, conditions, latest, write_page
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.texts import has_own_text
 from benchmarks.record import Row
@@ -19,7 +19,7 @@ def publish(path: Path, out: Path) -> None:
         "the dense model, in parentheses the standard error over paired windows. *Builtin* is half of the language "
         "reference that ships with CPython (the column *Python reference* is the other half), *self* passages that the "
         "model writes itself, *wikitext* the validation split of WikiText-2 (the column is its test split). Prose is "
-        "news from the development set of RTE; code is that of numpy. Lower is better.",
+        f"news from the development set of RTE; code is that of numpy. Lower is better. {MODELS}",
     ]
     groups: dict[tuple[str, float, str, str, int], list[Row]] = {}
     for row in latest(path):
