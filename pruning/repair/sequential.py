@@ -143,7 +143,8 @@ def visit_layers(
     The dense and the pruned stream run side by side. Let h be the dense hidden states after a layer and e what the
     pruned stream lacks of them. The FFNs k of the layer should output `STEP * share_k * e` more than the dense FFNs
     would for the same input; `share_k = gain_k / sum gain^2` is the smallest change that adds up to e. Each token
-    weighs `gain_k^2 / |h|^2`: unweighted, a few tokens of massive norm would decide the fit.
+    weighs `gain_k^2 / |h|`, halfway between absolute errors, of which a few tokens of massive norm may have the most, and
+    relative ones, which neglect these tokens (docs/quality.md has the figures).
 
     Args:
         batches: windows of tokens `[B, L]`.
@@ -238,7 +239,7 @@ def _visit_layer(
 def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: LayerPass, form: Form) -> None:
     """Add what the FFNs of a layer should learn from one batch, in the dense stream and in the pruned one behind it."""
     lacking = ahead.outcome - behind.outcome
-    certainty = ahead.outcome.square().mean(1).clamp_min(1e-12).reciprocal()
+    norm = ahead.outcome.square().mean(1).clamp_min(1e-12).sqrt()
     shares = _shares(behind, lacking, form)
     for part, gain, share in zip(behind.parts, behind.gains, shares, strict=True):
         rows = slice(None) if part.token is None else part.token
@@ -246,7 +247,7 @@ def _add_examples(examples: Mapping[FFN, Examples], ahead: LayerPass, behind: La
         bias = part.ffn.output.bias
         if part.ffn.is_routed and bias is not None:  # which is added to the product later
             output = output + bias.detach().float()
-        weight = certainty[rows] * gain.square().mean(1)
+        weight = gain.square().mean(1) / norm[rows]
         examples[part.ffn].add(part, output + STEP * share * lacking[rows], weight)
 
 

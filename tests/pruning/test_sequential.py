@@ -107,7 +107,7 @@ def test_a_layer_corrects_half_of_what_earlier_ones_lost(windows):
 
 
 def test_the_error_of_the_first_layer_is_that_of_its_output(windows):
-    """Its target is its dense output, and tokens weigh by the norm of the dense hidden states after it."""
+    """Its target is its dense output, and tokens weigh by 1 / the norm of the dense hidden states after it."""
     dense, pruned = tiny_model("Llama"), tiny_model("Llama")
     report = prune(pruned, None, calibration=windows, ratio=0.25, multiple_of=2)
     wanted, got = (find_ffns(model)[0].output.owners[0] for model in (dense, pruned))
@@ -117,7 +117,7 @@ def test_the_error_of_the_first_layer_is_that_of_its_output(windows):
         with torch.no_grad():
             hidden = model(input_ids=windows, output_hidden_states=True).hidden_states[1].double()
         seen.setdefault("hidden", hidden)
-    weight = 1 / seen["hidden"].square().mean(-1)
+    weight = 1 / seen["hidden"].square().mean(-1).sqrt()
     square = [(value.square().sum(-1) * weight).sum() for value in (seen[got] - seen[wanted], seen[wanted])]
     assert report.layers[0].repair_error == pytest.approx(float(square[0] / square[1]), rel=1e-3)
 
