@@ -9,7 +9,8 @@ from benchmarks.tables import plural
 
 EARLIER = (
     " Repairs had fixed ridge penalties: least squares 0.01 before commit 87a9074, sequential 0.5 before e111093 "
-    "(2026-11-27). Sequential repair corrected all of what earlier layers lost before e715942, half of it since."
+    "(2026-11-27). Sequential repair corrected all of what earlier layers lost before e715942, half of it since, and "
+    "weighed tokens by 1/|h|^2 before e93ac03, by 1/|h| since."
 )
 
 MODELS = (
