@@ -80,7 +80,9 @@ def mrmr(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selectio
     k = positive(k, "k")
     columns, target, options = _prepare(x, y, options)
     if _looks_like_codes(target) and (fault := _without_cells(target, options)) is not None:
-        warnings.warn(f"{fault}; its values are taken as numbers in their order", stacklevel=3)  # 2 is the decorator
+        warnings.warn(
+            f"{fault}; its values are taken as numbers in their order", stacklevel=3
+        )  # 2 is the decorator
     whole = _Estimates(columns, options)
     return _greedy(whole.with_target(target), whole.with_column, k)
 
@@ -203,7 +205,11 @@ def _looks_like_codes(target: Tensor) -> bool:
     values = target.unique()
     start = values[0]
     codes = torch.arange(len(values), device=values.device, dtype=values.dtype) + start
-    return float(start) in (0.0, 1.0) and len(target) >= LEAST_OF_CLASS * len(values) and bool((values == codes).all())
+    return (
+        float(start) in (0.0, 1.0)
+        and len(target) >= LEAST_OF_CLASS * len(values)
+        and bool((values == codes).all())
+    )
 
 
 class _Estimates:

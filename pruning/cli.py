@@ -5,53 +5,29 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from mikernels.terminal import any_encoding, describe, discard_output, warnings_in_one_line
 from pruning.arguments import parse
-from pruning.choose.evidence_file import check_evidence, ffn_names
-from pruning.choose.origin import estimator_name, model_fingerprint
-from pruning.choose.target import pruned_size
+from pruning.comparing import load, prune_and_compare, texts_of
 from pruning.from_disk import prune_folder
 from pruning.launch import Launch
-from pruning.model.loading import load_model
-from pruning.model.output_folder import check_output
-from pruning.model.precision import Dtypes, computing_dtype, round_weights, set_dtypes, weight_dtypes
-from pruning.model.reload import reload_difference
-from pruning.model.size import weight_bytes
-from pruning.model.snapshot import take_snapshot
-from pruning.model.uneven import is_uneven
-from pruning.observe.batches import Windows
 from pruning.observe.calibration import Calibration
-from pruning.observe.mixture import Weighted, has_samples, text_inputs, text_windows
-from pruning.observe.sources import BUILTIN, builtin, open_sources
-from pruning.paths import check_paths, check_report, is_same_file
-from pruning.pipeline import prune
+from pruning.observe.mixture import Weighted
+from pruning.observe.sources import BUILTIN, open_sources
+from pruning.paths import check_paths, check_report
 from pruning.planning.plan import plan
 from pruning.planning.plan_text import plan_text
-from pruning.prepare import calibration_or_default, check_one_by_one, prepare
-from pruning.report.companions import source_folder
-from pruning.report.comparison import closing_table, evaluate, refining_sentence, summary
-from pruning.report.coverage import coverage
-from pruning.report.dry_save import dry_save
-from pruning.report.manifest import Report, plain_json
-from pruning.report.page import write_html
-from pruning.report.quality import check_prompt
-from pruning.report.save import save_pruned
-from pruning.report.speed import paired_speed
+from pruning.prepare import check_one_by_one
+from pruning.report.comparison import refining_sentence
+from pruning.report.manifest import plain_json
 from pruning.settings import Settings
-from pruning.sweeping import Swept, sweep, sweep_json, sweep_table
-from pruning.terminal import Saved
-
-RELOAD_TOLERANCE = 0.02
-"""Of the largest output: a few roundings of bfloat16 (0.004 each), which may differ between processes."""
+from pruning.sweeping import sweep, sweep_json, sweep_table
+from pruning.terminal import Saved, times, write_page
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Launch, device: str) -> None:
-    start = time.perf_counter()
-    # Find every error in the input before the first long step.
+    """Find every error in the arguments and in what they name, before a model is loaded; then run what is asked for."""
     options = {f.name: getattr(args, f.name) for f in fields(Settings)}
     if args.num_samples is not None:
         if args.num_samples < 1:
@@ -97,7 +72,6 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
     calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
-    read_from = [source.name for source, _ in calibration or ()]
     inputs = {"the model": args.model}
     for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
         for source, _ in sources or ():
@@ -113,196 +87,12 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
     if args.sweep is not None:
         _sweep(args, settings, calibration, evaluation, inputs, device)
         return
-    out = Path(args.out)
     targets = {name: getattr(args, name) for name in ("statistics", "save_statistics", "report")}
-    check_paths(out, inputs, **targets, force=args.force)
-
+    check_paths(Path(args.out), inputs, **targets, force=args.force)
     if args.from_disk:
-        report = _prune_from_disk(args, settings, calibration, warned, launch, device)
-        if not launch.is_first:
-            return
-        saved.out = out
-        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
-        print(
-            f"Kept {report.neurons_after:,} of {report.neurons_before:,} neurons. Saved to {out}. "
-            f"{time.perf_counter() - start:.0f} s in total: {stages}."
-        )
-        if settings.refine:
-            print(refining_sentence(report.layers))
-        _write_report(args)
-        return
-    model, tokenizer, stored, stored_dtypes = _load(args, device)
-    computing = model.dtype
-    measured = None if args.statistics is None else ffn_names(args.statistics)
-    # Statistics bring the tokens that they were measured on; with least squares none are needed.
-    if calibration is not None or args.statistics is None or settings.repair != "lstsq":
-        calibration = calibration_or_default(calibration, args.statistics, model, tokenizer)
-    ffns, read, chosen, left, n_ffns, _ = prepare(
-        model,
-        tokenizer,
-        calibration,
-        settings,
-        need_windows=calibration is not None,
-        measured=measured,
-        saved=stored_dtypes,
-    )
-    # A target in bytes is one of the stored dtypes, which the model does not have while it computes.
-    settings = replace(settings, ratio=chosen.ratio, target_params=None, target_bytes=None)
-    if args.statistics is not None:
-        estimator = estimator_name(settings.estimator, settings.nodes)
-        check_evidence(args.statistics, ffns, estimator=estimator, model=model_fingerprint(model))
-    dry_save(model, tokenizer)
-    if args.prompt is not None:
-        check_prompt(args.prompt, model, tokenizer)
-    if launch.is_first and not args.quiet:
-        print(
-            f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
-            f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {1 - settings.ratio:.0%} of their neurons"
-        )
-    dense_bytes = pruned_size(model, ffns, None, settings, stored_dtypes).bytes
-    check_output(out, needed_bytes=dense_bytes, force=args.force)
-    progress = launch.is_first and not args.quiet
-    # Own samples that the model is not calibrated on; `^`, because the largest seed has no next one.
-    other = replace(settings, seed=settings.seed ^ 1)
-    texts, prompt = {}, None
-    if launch.is_first:
-        prompt = args.prompt
-        texts = _texts(model, tokenizer, evaluation, other, args.evaluation_tokens, progress=progress)
-    conditions: Any = {"prompt": prompt, "batch_size": settings.batch_size, "progress": progress}
-    dense = evaluate(model, tokenizer, texts, name="dense", **conditions)
-    # Keeps the dense weights of the FFNs in memory until the speed is measured.
-    dense_weights = take_snapshot(ffns) if texts else None
-    report = prune(
-        model,
-        tokenizer,
-        calibration=calibration if has_samples(calibration) else read,
-        statistics=args.statistics,
-        save_statistics=args.save_statistics,
-        settings=settings,
-        process_group=launch.group,
-        progress=progress,
-    )
-    if not launch.is_first:
-        return
-    if computing != stored:  # evaluate the values that will be saved
-        round_weights(model, stored_dtypes, stored)
-    pruned = evaluate(model, tokenizer, texts, name="pruned", **conditions)
-    compared = next(iter(texts.values())).rectangle() if texts else None
-    speed = None
-    if dense_weights is not None and compared is not None:
-        speed = paired_speed(model, ffns, dense_weights, compared)
-    del dense_weights
-    if computing != stored:
-        set_dtypes(model, stored_dtypes, stored)
-    dense = dense._replace(weight_bytes=dense_bytes)
-    pruned = pruned._replace(weight_bytes=weight_bytes(model))
-
-    report.notes |= {"model": args.model, "command": args.command}
-    report.notes["weight_bytes"] = {"before": dense_bytes, "after": pruned.weight_bytes}
-    for name in ("target_params", "target_bytes"):
-        if (target := getattr(args, name)) is not None:
-            report.settings[name] = target
-    # Also from a statistics file; the names are joined as in `text_windows`.
-    named = f", {report.notes['calibration'].get('source', '')}, "
-    calibrated_on = {
-        text
-        for text in texts
-        if f", {text}, " in named
-        or f", {text}=" in named
-        or any(is_same_file(text, name) for name in read_from)
-    }
-    if speed is not None:
-        report.notes["evaluation"] = summary(texts, dense, pruned, speed, calibrated_on)
-    if warned:
-        report.notes["warnings"] = list(warned)
-    save_pruned(model, tokenizer, report, out, source=source_folder(args.model), force=args.force)
-    saved.out = out
-
-    print("\n" + closing_table(report, dense, pruned, speed, calibrated_on))
-    if texts:
-        evaluated = ", ".join(f"{len(windows)} of {text}" for text, windows in texts.items())
-        print(
-            f"Conditions: windows of {settings.sequence_length} tokens, {evaluated}; "
-            f"calibrated on {report.calibration_tokens} tokens of "
-            f"{report.notes['calibration'].get('source', args.statistics)}; {settings.criterion}, "
-            f"{report.settings['repair']} repair, {settings.budget} budget, seed {settings.seed}."
-        )
-    if settings.refine:
-        print(refining_sentence(report.layers))
-    for name, sentence in (("dense", dense.sentence), ("pruned", pruned.sentence)):
-        if sentence is not None:
-            print(f"\n[{name}] {args.prompt} {sentence}")
-    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
-    names = [str(dtype).removeprefix("torch.") for dtype in (stored, computing)]
-    precision = names[0] if stored == computing else f"{names[0]}, computed in {names[1]}"
-    print(f"\nSaved to {out} in {precision}. {time.perf_counter() - start:.0f} s in total: {stages}.")
-    _write_report(args)
-    if args.verify:
-        if compared is None:
-            n_tokens = settings.sequence_length
-            compared = text_windows(
-                model, tokenizer, [(builtin(), 1.0)], other, n_tokens=n_tokens
-            ).rectangle()
-        difference = reload_difference(model, out, text_inputs(model, compared[:1]))
-        loader = "pruning.load_model" if is_uneven(model.config) else "plain transformers"
-        print(
-            f"Reloaded with {loader} in a fresh process: outputs differ by at most {difference:.3g} of the largest."
-        )
-        if not difference <= RELOAD_TOLERANCE:  # also if it is NaN
-            raise RuntimeError(
-                f"{out}: expected the reloaded model to give the outputs of the model in memory, got a difference of "
-                f"{difference:.3g} of the largest output"
-            )
-
-
-def _write_report(args: argparse.Namespace, sweep: Sequence[Swept] = ()) -> None:
-    """Write the page of the result, or of a sweep, if there is to be one, and say where."""
-    if args.report is not None:
-        write_html([] if sweep else args.out, args.report, sweep=sweep)
-        print(f"Report: {args.report}", file=sys.stderr if args.json else sys.stdout)
-
-
-def _load(
-    args: argparse.Namespace, device: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, torch.dtype, Dtypes]:
-    """The model in the dtype to compute in, its tokenizer, and the stored dtype of most and of all weights.
-
-    Weights that are not pruned come back bit for bit, since the dtype to compute in holds every stored value.
-    """
-    model, tokenizer = load_model(
-        args.model,
-        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
-        device=device,
-        trust_remote_code=args.trust_remote_code,
-    )
-    stored, stored_dtypes = model.dtype, weight_dtypes(model)
-    if args.dtype == "auto" and (computing := computing_dtype(stored, model.device.type)) != stored:
-        set_dtypes(model, {}, computing)
-    return model, tokenizer, stored, stored_dtypes
-
-
-def _texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    evaluation: Weighted,
-    settings: Settings,
-    n_tokens: int,
-    *,
-    progress: bool,
-) -> dict[str, Windows]:
-    """The windows to evaluate on, by the name of the text."""
-    total = sum(weight for _, weight in evaluation)
-    return {
-        source.name: text_windows(
-            model,
-            tokenizer,
-            [(source, 1.0)],
-            settings,
-            n_tokens=int(n_tokens * weight / total),
-            progress=progress,
-        )
-        for source, weight in evaluation
-    }
+        _prune_from_disk(args, settings, calibration, saved, warned, launch, device)
+    else:
+        prune_and_compare(args, settings, calibration, evaluation, saved, warned, launch, device)
 
 
 def _plan(args: argparse.Namespace, settings: Settings, inputs: dict[str, str], device: str) -> None:
@@ -351,10 +141,10 @@ def _sweep(
             )
     if args.report is not None:
         check_report(args.report, inputs)
-    model, tokenizer, _, stored_dtypes = _load(args, device)
+    model, tokenizer, _, stored_dtypes = load(args, device)
     other = replace(settings, seed=settings.seed ^ 1)
     evaluation = evaluation or open_sources([BUILTIN], builtin_half=1)
-    texts = _texts(model, tokenizer, evaluation, other, args.evaluation_tokens, progress=not args.quiet)
+    texts = texts_of(model, tokenizer, evaluation, other, args.evaluation_tokens, progress=not args.quiet)
     found = sweep(
         model,
         tokenizer,
@@ -366,24 +156,26 @@ def _sweep(
         progress=not args.quiet,
     )
     print(sweep_json(found) if args.json else sweep_table(found))
-    _write_report(args, found)
+    write_page(args, found)
 
 
 def _prune_from_disk(
     args: argparse.Namespace,
     settings: Settings,
     calibration: Calibration,
+    saved: Saved,
     warned: list[str],
     launch: Launch,
     device: str,
-) -> Report:
+) -> None:
     """Prune with one layer in memory at a time.
 
     Raises:
         ValueError: see `_check_from_disk`.
     """
+    start = time.perf_counter()
     _check_from_disk(args)
-    return prune_folder(
+    report = prune_folder(
         args.model,
         args.out,
         calibration=calibration,
@@ -397,6 +189,16 @@ def _prune_from_disk(
         progress=launch.is_first and not args.quiet,
         notes={"command": args.command, "warnings": warned},
     )
+    if not launch.is_first:
+        return
+    saved.out = Path(args.out)
+    print(
+        f"Kept {report.neurons_after:,} of {report.neurons_before:,} neurons. Saved to {args.out}. "
+        f"{times(report, start)}"
+    )
+    if settings.refine:
+        print(refining_sentence(report.layers))
+    write_page(args)
 
 
 def _check_from_disk(args: argparse.Namespace) -> None:

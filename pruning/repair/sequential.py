@@ -143,8 +143,8 @@ def visit_layers(
     The dense and the pruned stream run side by side. Let h be the dense hidden states after a layer and e what the
     pruned stream lacks of them. The FFNs k of the layer should output `STEP * share_k * e` more than the dense FFNs
     would for the same input; `share_k = gain_k / sum gain^2` is the smallest change that adds up to e. Each token
-    weighs `gain_k^2 / |h|`, halfway between absolute errors, of which a few tokens of massive norm may have the most, and
-    relative ones, which neglect these tokens (docs/quality.md has the figures).
+    weighs `gain_k^2 / |h|`, halfway between absolute errors, of which a few tokens of massive norm may have the most,
+    and relative ones, which neglect these tokens (docs/quality.md has the figures).
 
     Args:
         batches: windows of tokens `[B, L]`.

@@ -296,7 +296,11 @@ def test_help_has_the_whole_documentation_of_an_option(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("at several times the cost of grid", "memory grows as N M^2: for small inputs", '"scott" equals'):
+    for words in (
+        "at several times the cost of grid",
+        "memory grows as N M^2: for small inputs",
+        '"scott" equals',
+    ):
         assert words in text
 
 

@@ -74,7 +74,7 @@ def test_the_command_evaluates_and_verifies_on_windows_with_bos(with_bos, bos, t
     (tmp_path / "text.txt").write_text(TEXT)
     seen = []
     monkeypatch.setattr(
-        "pruning.cli.reload_difference",
+        "pruning.comparing.reload_difference",
         lambda _model, _folder, inputs: seen.append(inputs["input_ids"].clone()) or 0.0,
     )
     evaluated = []

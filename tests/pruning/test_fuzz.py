@@ -183,7 +183,7 @@ def test_bad_options_of_the_engine_are_refused_by_name():
 
 
 def test_bad_flags_of_the_command_are_one_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pruning.cli.load_model", None)
+    monkeypatch.setattr("pruning.comparing.load_model", None)
     for name, text in itertools.product(Settings.__dataclass_fields__, ODD_TEXTS):
         if name in ("refine", "bos", "only") or (name, text) == ("seed", "-1"):  # no value, a good value
             continue

@@ -47,6 +47,7 @@ FOLDERS = [
     "terminal",
     "arguments",
     "launch",
+    "comparing",
     "report_command",
     "cli",
     "demo",

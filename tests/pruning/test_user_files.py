@@ -84,7 +84,7 @@ def test_what_would_be_lost_or_late_is_one_line_before_loading(
     root, capsys, monkeypatch, out, options, message
 ):
     monkeypatch.chdir(root)
-    monkeypatch.setattr("pruning.cli.load_model", None)
+    monkeypatch.setattr("pruning.comparing.load_model", None)
     before = contents(root)
     assert main(["model", "--out", out, *options, *SHORT]) == 1
     output, error = capsys.readouterr()
@@ -110,7 +110,7 @@ def test_what_needs_the_model_is_checked_before_the_first_long_step(
     root, capsys, monkeypatch, options, message
 ):
     monkeypatch.chdir(root)
-    monkeypatch.setattr("pruning.cli.take_snapshot", None)
+    monkeypatch.setattr("pruning.comparing.take_snapshot", None)
     assert main(["model", "--out", "new", *options, *SHORT]) == 1
     output, error = capsys.readouterr()
     assert (output, error.count("\n")) == ("", 1)
@@ -125,11 +125,11 @@ def test_a_generation_config_that_cannot_be_saved_is_an_early_error(root, capsys
         model.generation_config.temperature = 0.3  # without sampling
         return model, None
 
-    monkeypatch.setattr("pruning.cli.load_model", load)
+    monkeypatch.setattr("pruning.comparing.load_model", load)
     monkeypatch.setattr(
-        "pruning.cli.prepare", lambda model, *_args, **_options: ([], None, Settings(), {}, 0, False)
+        "pruning.comparing.prepare", lambda model, *_args, **_options: ([], None, Settings(), {}, 0, False)
     )
-    monkeypatch.setattr("pruning.cli.evaluate", None)
+    monkeypatch.setattr("pruning.comparing.evaluate", None)
     assert main(["model", "--out", "new", *SHORT]) == 1
     assert "generation_config: expected one that can be saved" in capsys.readouterr().err
 
@@ -179,7 +179,7 @@ def test_an_unknown_error_is_one_line_and_has_a_traceback_with_debug(root, capsy
     def fail(*_args, **_options):
         raise KeyError("a\nb")
 
-    monkeypatch.setattr("pruning.cli.save_pruned", fail)
+    monkeypatch.setattr("pruning.comparing.save_pruned", fail)
     options = ["--save-statistics", "again", *SHORT]
     assert main(["model", "--out", "new", *options]) == 1
     output, error = capsys.readouterr()
