@@ -39,7 +39,7 @@ def publish(path: Path, out: Path) -> None:
         methods = [m for m in measured(sheet) if m.notable]
         if sheet.protocol in SUMMARY_PROTOCOLS and methods:
             sections += [
-                f"### {sheet.model}, {sheet.protocol}: notable methods",
+                f"### {sheet.model} in {sheet.dtype}, {sheet.protocol}: notable methods",
                 describe(sheet),
                 quality_table(sheet, methods),
             ]
@@ -56,7 +56,7 @@ def publish(path: Path, out: Path) -> None:
         error = (
             "over paired windows" if sheet.measure == "perplexity" else "by a jackknife over groups of pairs"
         )
-        sections.append(f"### {sheet.model}, {sheet.protocol}")
+        sections.append(f"### {sheet.model} in {sheet.dtype}, {sheet.protocol}")
         if not methods:
             continue
         sections += [
@@ -192,6 +192,6 @@ def describe(sheet: Sheet) -> str:
         else f"Spearman correlation on the {case['task']} development pairs"
     )
     return (
-        f"{test}; {sheet.model} in {case['dtype']}. Calibrated on {calibration['windows']} windows of "
+        f"{test}; {sheet.model} in {sheet.dtype}. Calibrated on {calibration['windows']} windows of "
         f"{calibration['length']} tokens ({calibration['text']}) unless another number is given."
     )

@@ -43,9 +43,11 @@ class Score(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """All scores of one model by one protocol, and the last row behind each, in the order of first storage."""
+    """All scores of one model in one dtype by one protocol, in the order of first storage, and the last row behind
+    each."""
 
     model: str
+    dtype: str
     protocol: str
     scores: dict[Key, Score]
     rows: dict[Key, Row]
@@ -72,7 +74,7 @@ class Sheet(NamedTuple):
 
 
 def sheets(path: Path) -> list[Sheet]:
-    """Scores by model and protocol, in the order of first storage.
+    """Scores by model, dtype and protocol, in the order of first storage.
 
     The last row of a method, ratio and seed counts; seeds are averaged.
 
@@ -82,19 +84,19 @@ def sheets(path: Path) -> list[Sheet]:
     rows = load(path)
     if not rows:
         raise ValueError(f"{path}: expected rows, found none; run python -m benchmarks.quality")
-    latest: dict[tuple[str, str], dict[Key, dict[int, Row]]] = {}
+    latest: dict[tuple[str, str, str], dict[Key, dict[int, Row]]] = {}
     for row in rows:
         case = row["case"]
         for protocol in row["result"]["quality"]:
-            sheet = latest.setdefault((case["model"], protocol), {})
+            sheet = latest.setdefault((case["model"], case["dtype"], protocol), {})
             sheet.setdefault((case["method"], case["ratio"]), {})[case["seed"]] = row
     found = []
-    for (model, protocol), sheet in latest.items():
+    for (model, dtype, protocol), sheet in latest.items():
         if (DENSE, 0.0) not in sheet:
-            raise ValueError(f"{path}: expected a dense row of {model} by {protocol}, found none")
+            raise ValueError(f"{path}: expected a dense row of {model} in {dtype} by {protocol}, found none")
         by_key = {key: list(seeds.values()) for key, seeds in sheet.items()}
         scores = {key: _score(seeds, protocol) for key, seeds in by_key.items()}
-        found.append(Sheet(model, protocol, scores, {key: seeds[-1] for key, seeds in by_key.items()}))
+        found.append(Sheet(model, dtype, protocol, scores, {key: seeds[-1] for key, seeds in by_key.items()}))
     return found
 
 

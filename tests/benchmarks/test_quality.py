@@ -17,7 +17,7 @@ from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, NOTABLE, unkno
 from benchmarks.quality.rivals import RIVALS
 from benchmarks.quality.scores import Score, sheets
 from benchmarks.quality.tasks import PROTOCOLS, WikiText, embed, evenly_spaced
-from benchmarks.record import load
+from benchmarks.record import append, load
 from pruning import prune
 from pruning.model.ffn import find_ffns
 from pruning.observe.text import builtin_text
@@ -218,9 +218,15 @@ def test_from_models_to_the_page(run, tmp_path, capsys):
     assert not (tmp_path / "quality.png").exists()  # a line needs two ratios
     text = (tmp_path / "quality.md").read_text(encoding="utf-8")
     for sheet in sheets(rows):
-        assert f"### {sheet.model}, {sheet.protocol}\n" in text
+        assert f"### {sheet.model} in {sheet.dtype}, {sheet.protocol}\n" in text
         assert page.value(sheet.scores["flap, lstsq", RATIO]) in text
     assert "Paired difference from FLAP, least squares" in text
+
+    dense = next(row for row in stored if row["case"]["method"] == DENSE)  # rows in another dtype are not mixed in
+    append([dense | {"case": dense["case"] | {"dtype": "bfloat16"}}], rows)
+    found = [sheet for sheet in sheets(rows) if sheet.model == dense["case"]["model"]]
+    assert {sheet.dtype for sheet in found if len(sheet.scores) == 1} == {"bfloat16"}
+    assert {sheet.dtype for sheet in found if len(sheet.scores) > 1} == {"float32"}
 
 
 def test_failure_of_a_method_costs_only_its_own_row(run, tmp_path, monkeypatch):
