@@ -201,14 +201,10 @@ def _calibrated_on(texts: Collection[str], report: Report, named: Sequence[str])
     Args:
         named: what `--calibration` named.
     """
-    sources = f", {report.notes['calibration'].get('source', '')}, "  # joined as in `text_windows`
-    return {
-        text
-        for text in texts
-        if f", {text}, " in sources
-        or f", {text}=" in sources
-        or any(is_same_file(text, name) for name in named)
-    }
+    source = str(report.notes["calibration"].get("source", ""))
+    parts = source.split(", ")  # joined as in `text_windows`, perhaps with weights
+    known = {*named, *parts, *(part.rpartition("=")[0] for part in parts)}
+    return {text for text in texts if text in known or any(is_same_file(text, name) for name in known)}
 
 
 def _print_conditions(

@@ -30,6 +30,7 @@ from pruning.choose.evidence_file import (
 )
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import (
+    CALIBRATION_SETTINGS,
     Origin,
     calibration_identity,
     check_calibration,
@@ -283,8 +284,8 @@ def _prune(
     notes["parameters"]["after"] = count_parameters(model)
     warn_of_unmeasured(layers)
     effective = asdict(settings)
-    if statistics is not None:  # which have a sample of their own
-        effective["sample_size"] = origin.calibration.get("sample_size", settings.sample_size)
+    if statistics is not None:  # which were measured with settings of their own
+        effective |= {name: origin.calibration.get(name, effective[name]) for name in CALIBRATION_SETTINGS}
     report = Report(effective, n_tokens, layers, seconds, decision.candidates, notes)
     if settings.text and tokenizer is not None and ranks.is_first:
         report.excerpts = _excerpts(layers, tokens, tokenizer, origin.calibration.get("processes", 1))

@@ -166,6 +166,10 @@ class Settings:
         for name in ("threshold", "clusters", "candidates"):
             if getattr(self, name) != getattr(Settings, name) and self.criterion != "random-pairs":
                 raise ValueError(f"{name}: expected criterion='random-pairs' with it, got {self.criterion!r}")
+        if self.max_layer_ratio != Settings.max_layer_ratio and self.budget == "uniform":
+            raise ValueError("max_layer_ratio: expected budget='mi' or 'kl' with it, got 'uniform'")
+        if self.nodes != Settings.nodes and self.estimator != "grid":
+            raise ValueError(f"nodes: expected estimator='grid' with it, got {self.estimator!r}")
         if isinstance(self.threshold, str):
             null_level(self.threshold)
         if self.refine and self.repair not in ("auto", "sequential"):

@@ -158,7 +158,7 @@ def unexplained(ffn: FFN, evidence: Evidence, kept: Tensor, sensitivity: float) 
         dropped=dropped,
         partner=torch.full_like(dropped, -1),
         mi=zeros,
-        linear_r2=zeros,
+        linear_r2=zeros.clone(),  # a file of a run from disk holds no tensor twice
         saliency=magnitude(ffn)[dropped],
         median_mi=0.0,
         null_mi=math.nan,

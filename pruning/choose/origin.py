@@ -19,6 +19,8 @@ CHUNK = 2**20
 """Values of a parameter that are read at a time."""
 SAMPLES = 4096
 """Values of each parameter that count with their position."""
+CALIBRATION_SETTINGS = ("calibration_tokens", "sequence_length", "bos", "sample_size")
+"""What decides which tokens are read and sampled; statistics bring theirs."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def calibration_identity(windows: Windows | Inputs, settings: Settings) -> dict[
         "tokens": windows.n_tokens,
         "sequences": len(windows),
         "longest_sequence": windows.longest,
-        "sample_size": settings.sample_size,
+        **{name: getattr(settings, name) for name in CALIBRATION_SETTINGS},
         "seed": settings.seed,
         "sha256": digest.hexdigest(),
     }

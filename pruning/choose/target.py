@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from pruning.choose.budget import BLOCK, check_cap, kept_width
 from pruning.model.ffn import FFN
 from pruning.model.saved import pruned_shapes
+from pruning.model.size import saved_buffers
 from pruning.settings import Settings
 
 
 class Size(NamedTuple):
-    """How large a model is; shared parameters count once."""
+    """How large a model is; shared parameters count once, and saved buffers are only in the bytes."""
 
     parameters: int
     bytes: int
@@ -91,8 +92,13 @@ def pruned_size(
     for name in shapes.keys() - known.keys():  # biases that will be added, in the dtype of their weights
         weights[name] = shapes[name], weights[f"{name.removesuffix('bias')}weight"][1]
     values = {name: math.prod(shape) for name, (shape, _) in weights.items()}
+    buffers = sum(
+        buffer.numel() * (dtypes or {}).get(name, buffer.dtype).itemsize
+        for name, buffer in saved_buffers(model).items()
+    )
     return Size(
-        sum(values.values()), sum(values[name] * dtype.itemsize for name, (_, dtype) in weights.items())
+        sum(values.values()),
+        sum(values[name] * dtype.itemsize for name, (_, dtype) in weights.items()) + buffers,
     )
 
 

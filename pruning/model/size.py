@@ -1,6 +1,6 @@
 """How large a model is."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -9,5 +9,11 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters; shared ones count once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes of all parameters and saved buffers; shared ones count once."""
+    return sum(p.numel() * p.element_size() for p in (*model.parameters(), *saved_buffers(model).values()))
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are saved with the parameters, by name."""
+    saved = model.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}

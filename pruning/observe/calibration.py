@@ -35,6 +35,8 @@ from pruning.settings import Settings
 
 Calibration = Any
 """Everything that `pruning.prune` lists."""
+IGNORED_LABEL = -100
+"""Where a label is padding, in all of transformers."""
 COMPARISON_TOKENS = 2048
 """Enough tokens to tell layers and selections apart."""
 EXPECTED = (
@@ -142,13 +144,39 @@ def _model_batches(calibration: Any, model: PreTrainedModel) -> list[dict[str, T
     items = list(calibration)
     if not items or not all(isinstance(item, Mapping) for item in items):
         return None
-    items = [{n: v for n, v in item.items() if n in names and v is not None} for item in items]
+    items = [
+        {n: v for n, v in _read_by_decoder(item, model).items() if n in names and v is not None}
+        for item in items
+    ]
     if not any(_is_needed(name, value) for item in items for name, value in item.items()):
         return None
     batches = [{n: _tensor(n, v) for n, v in item.items()} for item in items]
     return [
         {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in batch.items()} for batch in batches
     ]
+
+
+def _read_by_decoder(item: Mapping[str, Any], model: PreTrainedModel) -> Mapping[str, Any]:
+    """A batch of an encoder-decoder with what its decoder reads where the batch has only what it should write: `labels`
+    `[B, L]`, one place later behind the start token, as the model does for itself; -100 is padding."""
+    ids, labels = item.get("decoder_input_ids"), item.get("labels")
+    if (start := decoder_start(model)) is None:
+        return item
+    if ids is not None:
+        if item.get("decoder_attention_mask") is None:
+            _warn_of_padding(_tensor("decoder_input_ids", ids)[:, 1:], model, "decoder_attention_mask")
+        return item
+    if labels is None or np.ndim(labels) != 2 or not model.can_generate():  # classes of a classifier
+        return item
+    labels = _integers(labels, one_row=True, expected="labels")
+    _warn_of_padding(labels, model, "-100 for padding in labels")
+    ids = torch.cat([labels.new_full((len(labels), 1), start), labels[:, :-1]], dim=1)
+    padding = getattr(text_config(model), "pad_token_id", None) or 0
+    return {
+        **item,
+        "decoder_input_ids": ids.masked_fill(ids == IGNORED_LABEL, padding),
+        "decoder_attention_mask": (labels != IGNORED_LABEL).long(),
+    }
 
 
 def _is_needed(name: str, value: Any) -> bool:
@@ -226,7 +254,9 @@ def _integers(values: Any, *, one_row: bool, expected: str = "windows of token i
     return ids.long()
 
 
-def _warn_of_padding(ids: Tensor, model: PreTrainedModel) -> None:
+def _warn_of_padding(
+    ids: Tensor, model: PreTrainedModel, means: str = "input_ids and attention_mask"
+) -> None:
     config = text_config(model)
     padding = getattr(config, "pad_token_id", None)
     if padding is None or padding in (getattr(config, f"{kind}_token_id", None) for kind in ("bos", "eos")):
@@ -234,6 +264,6 @@ def _warn_of_padding(ids: Tensor, model: PreTrainedModel) -> None:
     if bool((ids[:, -1] == padding).any() or (ids[:, 0] == padding).any()):
         warnings.warn(
             f"calibration: windows begin or end with the padding token {padding}, which counts as text; pass a dict "
-            "with input_ids and attention_mask",
+            f"with {means}",
             stacklevel=2,
         )

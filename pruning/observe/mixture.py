@@ -18,6 +18,8 @@ from pruning.settings import Settings
 
 Weighted = Sequence[tuple[Source | Samples, float]]
 """Sources, each with its weight."""
+MOST_LACKING = 0.1
+"""Of the share of a source: with less it is only rounded."""
 
 
 def default_sources(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Weighted:
@@ -74,16 +76,22 @@ def text_windows(
         texts.append((builtin(), missing + sum(own)))
         names += [BUILTIN] if not (own or stand_in) else []
     for text, share in texts:
-        parts.append(
-            token_sequences(
-                text,
-                tokenizer,
-                length=settings.sequence_length,
-                n_tokens=share,
-                special_tokens=not is_causal(model),
-                bos=settings.bos,
-            )
+        read = token_sequences(
+            text,
+            tokenizer,
+            length=settings.sequence_length,
+            n_tokens=share,
+            special_tokens=not is_causal(model),
+            bos=settings.bos,
         )
+        parts.append(read)
+        lacking = share - sum(map(len, read))
+        if len(weighted) > 1 and lacking >= settings.sequence_length and lacking > MOST_LACKING * share:
+            warnings.warn(
+                f"calibration: expected {share:,} tokens of {text.name}, its share, got the {share - lacking:,} that "
+                f"it has; the others weigh more than they should: give more text, other weights or fewer tokens",
+                stacklevel=2,
+            )
     name = ", ".join(names)
     windows = Windows(_mixed(parts), name, tokenizer.pad_token_id or 0, decoder_start(model))
     check_windows(model, windows)

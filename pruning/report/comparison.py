@@ -144,11 +144,12 @@ def closing_table(
         if texts <= set(calibrated_on):
             lines.append("Other kinds of text may lose more; add one with --evaluate.")
     if speed is not None:
-        rows.append(("tokens/s", f"{speed.dense:.0f}", f"{speed.pruned:.0f}", f"{speed.ratio - 1:+.1%}"))
+        rows.append(_row("tokens/s", speed.dense, speed.dense * speed.ratio, "{:.0f}"))
         low, high = (quartile - 1 for quartile in speed.quartiles)
         lines.append(
             f"Change of tokens/s: median of {speed.pairs} pairs of forward passes, dense and pruned in turn; "
-            f"quartiles {low:+.1%} to {high:+.1%}."
+            f"quartiles {low:+.1%} to {high:+.1%}. The speed of the pruned model is that of the dense one with this "
+            f"change."
         )
     rows.append(_row("FFN neurons", report.neurons_before, report.neurons_after, "{:,}"))
     rows.append(_row("parameters (M)", dense.parameters / 1e6, pruned.parameters / 1e6, "{:.1f}"))

@@ -222,7 +222,9 @@ def test_from_models_to_the_page(run, tmp_path, capsys):
         assert page.value(sheet.scores["flap, lstsq", RATIO]) in text
     assert "Paired difference from FLAP, least squares" in text
 
-    dense = next(row for row in stored if row["case"]["method"] == DENSE)  # rows in another dtype are not mixed in
+    dense = next(
+        row for row in stored if row["case"]["method"] == DENSE
+    )  # rows in another dtype are not mixed in
     append([dense | {"case": dense["case"] | {"dtype": "bfloat16"}}], rows)
     found = [sheet for sheet in sheets(rows) if sheet.model == dense["case"]["model"]]
     assert {sheet.dtype for sheet in found if len(sheet.scores) == 1} == {"bfloat16"}

@@ -138,6 +138,27 @@ def test_a_text_is_the_one_calibrated_on_under_any_of_its_names(mi_prune, folder
     assert [text["calibrated_on"] for text in texts] == [True, False]
 
 
+def test_a_text_that_statistics_were_measured_on_is_known_under_any_of_its_names(mi_prune, folders, tmp_path):
+    text, saved = tmp_path / "text.txt", tmp_path / "statistics.safetensors"
+    text.write_text("All are alike. " * 200)
+    common = (folders / "Llama", "--ratio=0.25", "--out", tmp_path / "out", *SHORT)
+    assert mi_prune(*common, "--calibration", f"{text}=2", "--save-statistics", saved)[0] == 0
+    other_name = f"{tmp_path}/./text.txt"
+    assert mi_prune(*common, "--force", "--statistics", saved, "--evaluate", other_name)[0] == 0
+    assert [t["calibrated_on"] for t in manifest_of(tmp_path / "out")["evaluation"]["texts"]] == [True]
+
+
+def test_a_source_that_has_less_than_its_share_is_named(mi_prune, folders, tmp_path):
+    for name, count in (("long.txt", 400), ("short.txt", 12)):
+        (tmp_path / name).write_text("All are alike. " * count)
+    named = ("--calibration", tmp_path / "long.txt", "--calibration", f"{tmp_path / 'short.txt'}=3")
+    status, _, _ = mi_prune(folders / "Llama", "--ratio=0.25", "--out", tmp_path / "out", *named, *SHORT)
+    assert status == 0
+    warned = " ".join(manifest_of(tmp_path / "out")["warnings"])
+    assert re.search(r"calibration: expected [\d,]+ tokens of \S*short.txt, its share, got the \d+", warned)
+    assert "long.txt, its share" not in warned
+
+
 def test_a_result_of_several_widths_that_is_pruned_again_is_not_said_to_be_a_plain_one(
     mi_prune, folders, tmp_path, monkeypatch
 ):

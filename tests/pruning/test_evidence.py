@@ -42,6 +42,15 @@ def test_saved_statistics_serve_any_ratio_and_give_the_same_model(saved, windows
     assert torch.equal(*results)
 
 
+def test_the_settings_of_a_result_from_statistics_are_those_that_they_were_measured_with(tmp_path, windows):
+    path = tmp_path / "statistics.safetensors"
+    measured = {"calibration_tokens": 500, "sequence_length": 48, "bos": False, "sample_size": 96}
+    first = tiny_model("Llama")
+    prune(first, None, calibration=windows, save_statistics=path, multiple_of=2, **measured)
+    report = prune(tiny_model("Llama"), None, statistics=path, repair="lstsq", **OPTIONS)
+    assert {name: report.settings[name] for name in measured} == measured
+
+
 @pytest.mark.parametrize("options", [{}, {"repair": "lstsq", "budget": "kl"}])
 def test_saved_statistics_hold_the_tokens_that_a_later_run_needs(saved, tmp_path, windows, options):
     again = tmp_path / "again.safetensors"

@@ -8,11 +8,11 @@ import torch
 import transformers
 from torch.nn.functional import silu
 
-from pruning import prune
+from pruning import Settings, prune, prune_folder
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import MIN_TOKENS, capture
 
-from tiny import VOCABULARY, assert_unchanged, outputs, state_of, tiny
+from tiny import VOCABULARY, assert_unchanged, outputs, state_of, tiny, tiny_tokenizer
 
 COMMON = {"ratio": 1 / 3, "multiple_of": 8, "sample_size": 64, "batch_size": 24}
 BLOCKS = {
@@ -310,6 +310,21 @@ def test_with_little_penalty_sequential_repair_is_nearer_to_the_dense_stream_tha
         prune(model, None, calibration=tokens, repair=repair, criterion="magnitude", **COMMON)
         error[repair] = float((last(model) - dense).norm())
     assert error["sequential"] < error["lstsq"] < error["none"]
+
+
+@pytest.mark.filterwarnings("ignore:calibration. fewer than")
+def test_experts_with_too_few_tokens_are_pruned_from_disk_as_in_memory(tokens, tmp_path):
+    model = unreached(tokens)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    settings = Settings(**COMMON)
+    found = prune_folder(
+        tmp_path / "model", tmp_path / "out", calibration=tokens, settings=settings, device="cpu"
+    )
+    expected = prune(model, None, calibration=tokens, settings=settings)
+    assert not all(layer.is_measured for layer in found.layers)
+    written, wanted = (str([layer.as_json() for layer in report.layers]) for report in (found, expected))
+    assert written == wanted  # as text: NaN is NaN
 
 
 @pytest.mark.filterwarnings("ignore:calibration. fewer than")

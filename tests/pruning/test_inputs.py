@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -187,6 +188,39 @@ def test_padding_in_encoder_and_decoder_does_not_count(class_name):
     assert [report.calibration_tokens for report in reports] == [max(total)] * 2
     kept = [[layer.kept.tolist() for layer in report.layers] for report in reports]
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("class_name", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
+def test_labels_are_what_the_decoder_reads_one_place_later(class_name):
+    model = tiny(class_name)
+    ids, labels = random_ids(3, 6, 14), random_ids(4, 6, 11)
+    mask = (torch.arange(11) < torch.tensor([6, 11, 9, 11, 2, 11])[:, None]).long()
+    labels = labels.masked_fill(mask == 0, -100)
+    batch = calibration_windows(model, None, {"input_ids": ids, "labels": labels}, Settings()).split(1)[0]
+    shifted = model.prepare_decoder_input_ids_from_labels(labels=labels)  # what the loss of the class reads
+    assert torch.equal(batch["decoder_input_ids"] * mask, shifted * mask)
+    assert torch.equal(batch["decoder_attention_mask"], mask)
+    assert "labels" not in batch
+    report = prune(model, None, calibration=[{"input_ids": ids, "labels": labels}], **COMMON)
+    assert [layer.n_tokens for layer in report.layers] == [84, 84, 50, 50]
+
+
+def test_padding_of_what_a_decoder_reads_is_warned_of_where_no_mask_names_it():
+    model, ids = tiny("T5ForConditionalGeneration"), random_ids(3, 2, 14)
+    padding = model.config.pad_token_id
+    padded = random_ids(4, 2, 11)
+    padded[1, 6:] = padding
+    for given, words in (
+        ({"decoder_input_ids": padded}, "pass a dict with decoder_attention_mask"),
+        ({"labels": padded}, "pass a dict with -100 for padding in labels"),
+    ):
+        with pytest.warns(UserWarning, match=words):
+            calibration_windows(model, None, {"input_ids": ids, **given}, Settings())
+    start = torch.full((2, 1), model.config.decoder_start_token_id)  # which is the padding token of T5
+    given = {"input_ids": ids, "decoder_input_ids": torch.cat([start, padded[:, :5]], 1)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibration_windows(model, None, given, Settings())
 
 
 def test_only_takes_one_side_and_names_the_other():

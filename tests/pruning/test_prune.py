@@ -181,6 +181,8 @@ def test_a_null_threshold_drops_the_same_neurons_as_its_value_in_nats(windows):
         ({"budget": "mine"}, "budget: expected one of uniform, mi, kl, got 'mine'"),
         ({"budget": "mi", "ratio": 0.5, "max_layer_ratio": 0.3}, "lose the 20 neurons of ratio=0.5, got 12"),
         ({"max_layer_ratio": 1.5}, "max_layer_ratio: expected a number between 0 and 1"),
+        ({"max_layer_ratio": 0.3}, "max_layer_ratio: expected budget='mi' or 'kl' with it, got 'uniform'"),
+        ({"estimator": "kde", "nodes": 32}, "nodes: expected estimator='grid' with it, got 'kde'"),
         ({"refine": True, "repair": "lstsq"}, "refine: expected repair='sequential' with it, got 'lstsq'"),
         ({"sample_size": 4}, "sample_size: expected at least 8 tokens, got 4"),
         ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),

@@ -51,8 +51,12 @@ def test_the_threshold_is_a_number_or_a_rule(given, expected):
 
 @pytest.mark.parametrize("number", [np.float32(0.25), np.float16(0.25), torch.tensor(0.25), np.array(0.25)])
 def test_numbers_of_other_libraries_become_plain_ones(number):
-    settings = Settings(ratio=number, max_layer_ratio=number, criterion="random-pairs", threshold=number)
-    assert settings == Settings(ratio=0.25, max_layer_ratio=0.25, criterion="random-pairs", threshold=0.25)
+    settings = Settings(
+        ratio=number, budget="mi", max_layer_ratio=number, criterion="random-pairs", threshold=number
+    )
+    assert settings == Settings(
+        ratio=0.25, budget="mi", max_layer_ratio=0.25, criterion="random-pairs", threshold=0.25
+    )
     assert json.loads(json.dumps(asdict(settings)))["threshold"] == 0.25
 
 

@@ -34,15 +34,18 @@ def bytes_in(folder):
         ("GPT2LMHeadModel", {}),  # tied embeddings
         ("Qwen2MoeForCausalLM", {"multiple_of": 4}),  # two knobs
         ("AlbertModel", {"repair": "lstsq"}),  # one FFN shared by all layers
+        ("BartForConditionalGeneration", {"repair": "lstsq"}),  # a buffer that is saved
     ],
 )
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
-def test_the_predicted_size_is_that_of_the_pruned_model(class_name, options, ratio, windows):
+def test_the_predicted_size_is_that_of_the_pruned_model(class_name, options, ratio, windows, tmp_path):
     model = tiny(class_name)
     settings = Settings(**OPTIONS | options, ratio=ratio)
     predicted = pruned_size(model, find_ffns(model), ratio, settings)
     prune(model, None, calibration=windows, settings=settings)
     assert predicted == (count_parameters(model), weight_bytes(model))
+    model.save_pretrained(tmp_path)
+    assert predicted.bytes == bytes_in(tmp_path)
 
 
 def test_the_ratio_is_the_smallest_that_reaches_the_target(windows):
