@@ -25,7 +25,8 @@ class Elimination(NamedTuple):
     Attributes:
         order: `[n]` int64, the first n of the N neurons to drop.
         damage: `[n + 1]` float64, ascending: the share of the variance of the FFN's output that least squares on the
-            kept neurons cannot restore after the first 0 to n neurons of the order were dropped.
+            kept neurons cannot restore after the first 0 to n neurons of the order were dropped, if each neuron has
+            `VARIANCE_RIDGE` of its variance as noise.
     """
 
     order: Tensor
@@ -89,7 +90,7 @@ def conditional_mi(covariance: Tensor, weight: Tensor, n_drop: int | None = None
 
     where `W` is, after every step, the least-squares projection of the kept neurons. It is monotone in
     `|w_d|^2 Var(z_d | z_S) = |w_d|^2 / (C^-1)_dd`, the increase of the squared error of the output. Hence the order
-    does not depend on `s`, and the sum of these increases is the damage.
+    does not depend on `s`, and the sum of these increases is the damage. `C` has the noise of `VARIANCE_RIDGE`.
 
     Args:
         covariance: `C [N, N]` of the activations, on any device.
