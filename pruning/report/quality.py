@@ -18,6 +18,8 @@ from pruning.observe.text import encode
 
 NEW_TOKENS = 32
 """Of a continuation."""
+FEW_TOKENS = 8
+"""Enough to see whether a model looks ahead."""
 
 
 class Perplexity(NamedTuple):
@@ -61,7 +63,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
     An encoder-decoder reads the window and predicts it: its loss with the tokens of the window as `labels`.
 
     Raises:
-        ValueError: no windows of at least two tokens.
+        ValueError: no windows of at least two tokens, or a model that reads the tokens that it should predict.
     """
     losses: list[Tensor] = []
     lengths: list[int] = []
@@ -69,6 +71,8 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
         for batch in batches:
             inputs = model_inputs(batch, input_device(model))
             real = real_positions(inputs)
+            if not losses and "decoder_input_ids" not in inputs:
+                _check_causal(model, inputs["input_ids"][:1, :FEW_TOKENS])
             logits, targets = model(**inputs, use_cache=False).logits, inputs["input_ids"]
             if "decoder_input_ids" not in inputs:  # which are shifted already
                 logits, targets = logits[:, :-1], targets[:, 1:]  # [B, L - 1, vocabulary], [B, L - 1]
@@ -83,6 +87,22 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Batch]) -> Perplexity:
         raise ValueError("windows: expected at least one to evaluate on, got none")
     equal = len(set(lengths)) == 1
     return Perplexity(torch.stack(losses).double(), None if equal else torch.tensor(lengths))
+
+
+def _check_causal(model: PreTrainedModel, ids: Tensor) -> None:
+    """Raise ValueError if the predictions for the tokens `[1, L]` change with the last one, which none of them should
+    know: so they do in classes such as BertLMHeadModel whose config does not say `is_decoder`."""
+    other = ids.clone()
+    other[:, -1] = torch.where(ids[:, -1] == 0, 1, 0)
+    before, after = (model(input_ids=t, use_cache=False).logits[:, :-1].float() for t in (ids, other))
+    rounding = (
+        torch.finfo(model.dtype).eps ** 0.5
+    )  # half of the digits, as experts may get other numbers of tokens
+    if before.numel() and bool((before - after).abs().max() > rounding * before.abs().max()):
+        raise ValueError(
+            f"{type(model).__name__}: expected a model that predicts a token from those before it, got predictions "
+            f"that change with later tokens; set is_decoder in its config, or load it without its head (AutoModel)"
+        )
 
 
 @isolated()

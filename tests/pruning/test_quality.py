@@ -3,6 +3,7 @@ import math
 import numpy
 import pytest
 import torch
+import transformers
 
 from pruning.observe.batches import Windows
 from pruning.observe.mixture import decoder_start, text_windows
@@ -58,6 +59,18 @@ def test_what_an_encoder_decoder_writes_is_all_shown(class_name, tokenizer):
         check_prompt("a" * 50, model, tokenizer)
         with pytest.raises(ValueError, match="--prompt: expected at most the 64 positions"):
             check_prompt("a" * 70, model, tokenizer)
+
+
+def test_a_model_that_reads_what_it_should_predict_has_no_perplexity(windows):
+    sizes = {"vocab_size": 260, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for is_decoder in (True, False):
+        config = transformers.BertConfig(**sizes, intermediate_size=40, is_decoder=is_decoder)
+        model = transformers.BertLMHeadModel(config).eval()
+        if is_decoder:
+            assert perplexity(model, [windows]).value > 1
+            continue
+        with pytest.raises(ValueError, match="BertLMHeadModel: expected a model that predicts a token from"):
+            perplexity(model, [windows])
 
 
 def test_the_perplexity_of_uniform_predictions_is_the_vocabulary_size(windows):
