@@ -292,11 +292,15 @@ def _count(ffns: Sequence[FFN], knob: Knob) -> str:
 
 
 def _probe(windows: Windows | Inputs) -> list[Batch]:
-    """Two batches to try the model on: of a few tokens each, the second ones in reverse, or of other inputs."""
+    """Two batches to try the model on: of a few tokens each, the second ones in reverse, or of other inputs. They have
+    padding if batches of the windows may have some."""
     if isinstance(windows, Inputs):
         return list(windows.batches[:2])
     first = windows.sequences[0][:PROBE_TOKENS]
-    return replace(windows, sequences=[first, first.flip(0)]).split(1)
+    batches = [[first], [first.flip(0)]]
+    if len({len(sequence) for sequence in windows.sequences}) > 1:
+        batches = [[whole, whole[: -(-len(whole) // 2)]] for (whole,) in batches]
+    return replace(windows, sequences=[s for batch in batches for s in batch]).split(len(batches[0]))
 
 
 def _can_follow(model: PreTrainedModel, ffns: Sequence[FFN], probe: Sequence[Batch], *, needed: bool) -> bool:

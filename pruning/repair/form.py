@@ -120,9 +120,8 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
     inputs = [
         (select_tokens(x, real).float(), select_tokens(y, real).float())
         for x, y in calls
-        if x.shape == y.shape
+        if x.shape == y.shape and _is_of_tokens(x, real, added)
     ]
-    inputs = [(x, y) for x, y in inputs if x.shape == added.shape]
     if inputs and _close(inputs[-1][0], part.read.float() + added):
         return Form(normalizes_sum=True)
     for x, y in inputs:
@@ -133,6 +132,12 @@ def find_form(ffns: Sequence[FFN], real: Tensor | None, run: Run) -> Form:
     raise ValueError(
         f"{part.ffn.name}: expected a layer that adds the output of its FFN, or normalizes it, got neither; {ADVICE}"
     )
+
+
+def _is_of_tokens(x: Tensor, real: Tensor | None, added: Tensor) -> bool:
+    """Whether x is `[B, L, d]` or `[B x L, d]`; a layer may also have modules that read attention scores."""
+    n_positions = len(added) if real is None else real.numel()
+    return x.ndim in (2, 3) and x.shape[-1] == added.shape[1] and x.shape[:-1].numel() == n_positions
 
 
 def _norm(added: Tensor, normed: Tensor) -> Form:

@@ -1,5 +1,7 @@
 """Padding does not count: padded batches give what their sequences give one by one."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -73,6 +75,20 @@ def test_pruning(family, options, sequences, windows):
     for widths, output in found[1:]:
         assert widths == found[0][0]
         torch.testing.assert_close(output, found[0][1], rtol=0.02, atol=0.02)
+
+
+def test_a_layer_with_a_module_that_reads_attention_scores_is_repaired_in_sequence(sequences):
+    """MPNet drops out of its attention scores `[B, heads, L, L]` by a module of its own."""
+    sizes = {"vocab_size": 260, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    dense = transformers.MPNetModel(transformers.MPNetConfig(**sizes, intermediate_size=40)).eval()
+    found = []
+    for calibration, batch_size in ((sequences, 1), (padded(sequences), 7)):
+        model = copy.deepcopy(dense)
+        report = prune(model, None, calibration=calibration, batch_size=batch_size, **COMMON)
+        assert report.settings["repair"] == "sequential"
+        found.append(torch.cat([layer.output.weight.detach() for layer in find_ffns(model)]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_everything_with_one_meaning_is_accepted(sequences, windows, tokenizer):
