@@ -80,9 +80,8 @@ def mrmr(x: Samples, y: Samples, k: int, **options: Unpack[Options]) -> Selectio
     k = positive(k, "k")
     columns, target, options = _prepare(x, y, options)
     if _looks_like_codes(target) and (fault := _without_cells(target, options)) is not None:
-        warnings.warn(
-            f"{fault}; its values are taken as numbers in their order", stacklevel=3
-        )  # 2 is the decorator
+        message = f"{fault}; its values are taken as numbers in their order"
+        warnings.warn(message, stacklevel=3)  # 2 is the decorator
     whole = _Estimates(columns, options)
     return _greedy(whole.with_target(target), whole.with_column, k)
 

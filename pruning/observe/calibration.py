@@ -163,8 +163,11 @@ def _read_by_decoder(item: Mapping[str, Any], model: PreTrainedModel) -> Mapping
     if (start := decoder_start(model)) is None:
         return item
     if ids is not None:
-        if item.get("decoder_attention_mask") is None:
-            _warn_of_padding(_tensor("decoder_input_ids", ids)[:, 1:], model, "decoder_attention_mask")
+        written = _tensor("decoder_input_ids", ids)[
+            :, 1:
+        ]  # behind the start token, which may be that of padding
+        if item.get("decoder_attention_mask") is None and written.numel():
+            _warn_of_padding(written, model, "decoder_attention_mask")
         return item
     if labels is None or np.ndim(labels) != 2 or not model.can_generate():  # classes of a classifier
         return item

@@ -86,7 +86,10 @@ def text_windows(
         )
         parts.append(read)
         lacking = share - sum(map(len, read))
-        if len(weighted) > 1 and lacking >= settings.sequence_length and lacking > MOST_LACKING * share:
+        is_short = lacking >= settings.sequence_length and lacking > MOST_LACKING * share
+        if (
+            is_short and len(weighted) > 1 and not stand_in
+        ):  # or else it is read for the model's own samples too
             warnings.warn(
                 f"calibration: expected {share:,} tokens of {text.name}, its share, got the {share - lacking:,} that "
                 f"it has; the others weigh more than they should: give more text, other weights or fewer tokens",

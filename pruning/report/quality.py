@@ -95,9 +95,8 @@ def _check_causal(model: PreTrainedModel, ids: Tensor) -> None:
     other = ids.clone()
     other[:, -1] = torch.where(ids[:, -1] == 0, 1, 0)
     before, after = (model(input_ids=t, use_cache=False).logits[:, :-1].float() for t in (ids, other))
-    rounding = (
-        torch.finfo(model.dtype).eps ** 0.5
-    )  # half of the digits, as experts may get other numbers of tokens
+    # Half of the digits: experts that get other numbers of tokens round otherwise.
+    rounding = torch.finfo(model.dtype).eps ** 0.5
     if before.numel() and bool((before - after).abs().max() > rounding * before.abs().max()):
         raise ValueError(
             f"{type(model).__name__}: expected a model that predicts a token from those before it, got predictions "

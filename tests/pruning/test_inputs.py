@@ -217,10 +217,10 @@ def test_padding_of_what_a_decoder_reads_is_warned_of_where_no_mask_names_it():
         with pytest.warns(UserWarning, match=words):
             calibration_windows(model, None, {"input_ids": ids, **given}, Settings())
     start = torch.full((2, 1), model.config.decoder_start_token_id)  # which is the padding token of T5
-    given = {"input_ids": ids, "decoder_input_ids": torch.cat([start, padded[:, :5]], 1)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        calibration_windows(model, None, given, Settings())
+        for decoder in (torch.cat([start, padded[:, :5]], 1), start):
+            calibration_windows(model, None, {"input_ids": ids, "decoder_input_ids": decoder}, Settings())
 
 
 def test_only_takes_one_side_and_names_the_other():

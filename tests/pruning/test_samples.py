@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -384,3 +385,12 @@ def test_a_narrow_calibration_is_named_by_what_it_costs_on_other_text(growth, wa
     found = warnings_of(growth, {"own", "absent"})
     assert len(found) == len(warned)
     assert all(words in line for words, line in zip(warned, found, strict=True))
+
+
+def test_a_text_that_is_read_in_place_of_own_samples_is_not_said_to_be_short(llama, tokenizer):
+    """Half of 400,000 tokens is less than the text that ships with Python has, all of them are more."""
+    weighted = mixture.default_sources(llama, tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings = Settings(sequence_length=64)
+        mixture.text_windows(llama, tokenizer, weighted, settings, n_tokens=400_000, stand_in=True)
