@@ -87,9 +87,8 @@ def text_windows(
         parts.append(read)
         lacking = share - sum(map(len, read))
         is_short = lacking >= settings.sequence_length and lacking > MOST_LACKING * share
-        if (
-            is_short and len(weighted) > 1 and not stand_in
-        ):  # or else it is read for the model's own samples too
+        stands_in = stand_in and has_samples(weighted)  # it is then read for the model's own samples as well
+        if is_short and len(weighted) > 1 and not stands_in:
             warnings.warn(
                 f"calibration: expected {share:,} tokens of {text.name}, its share, got the {share - lacking:,} that "
                 f"it has; the others weigh more than they should: give more text, other weights or fewer tokens",

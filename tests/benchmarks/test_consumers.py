@@ -34,8 +34,9 @@ def pruned(request, tmp_path):
         "multiple_of": 32,
         "budget": request.param,
         "sample_size": 64,
-        "max_layer_ratio": 0.6,
     }
+    if request.param == "mi":
+        options["max_layer_ratio"] = 0.6
     report = prune(model, None, calibration=windows, **options)
     save_pruned(model, tiny_tokenizer(), report, tmp_path / "pruned")
     assert is_uneven(model.config) is (request.param == "mi")
