@@ -297,10 +297,10 @@ def _probe(windows: Windows | Inputs) -> list[Batch]:
     if isinstance(windows, Inputs):
         return list(windows.batches[:2])
     first = windows.sequences[0][:PROBE_TOKENS]
-    batches = [[first], [first.flip(0)]]
+    batch = [first]
     if len({len(sequence) for sequence in windows.sequences}) > 1:
-        batches = [[whole, whole[: -(-len(whole) // 2)]] for (whole,) in batches]
-    return replace(windows, sequences=[s for batch in batches for s in batch]).split(len(batches[0]))
+        batch.append(first[: -(-len(first) // 2)])
+    return replace(windows, sequences=[*batch, *(s.flip(0) for s in batch)]).split(len(batch))
 
 
 def _can_follow(model: PreTrainedModel, ffns: Sequence[FFN], probe: Sequence[Batch], *, needed: bool) -> bool:

@@ -97,7 +97,7 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         named = target.dtype.kind not in "fiub"
         is_label = type_of_target(target, raise_unknown=True) in ("binary", "multiclass")
         if named and is_label:
-            target = np.unique(target, return_inverse=True)[1]
+            target = np.unique(target, return_inverse=True)[1]  # names become numbers
         count = max(1, x.shape[1] // 2)
         if self.n_features_to_select is not None:
             count = integer(self.n_features_to_select, "n_features_to_select", "an integer or None")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.model.ffn import text_config
 from pruning.model.forward import BY_NAME
-from pruning.observe.batches import TEXT_INPUTS, Batch, Inputs, Windows, unpadded
+from pruning.observe.batches import TEXT_INPUTS, Batch, Inputs, Windows, unpadded, with_decoder
 from pruning.observe.mixture import (
     Weighted,
     check_windows,
@@ -81,7 +81,6 @@ def calibration_windows(
         )
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # which can be read more than once
-    padding = getattr(text_config(model), "pad_token_id", None) or 0
     if (batches := _model_batches(calibration, model)) is not None:
         return Inputs(batches, f"{len(batches)} batches with {', '.join(batches[0])}")
     sequences = list(_token_ids(calibration, model))
@@ -89,7 +88,7 @@ def calibration_windows(
         raise ValueError(f"{EXPECTED}nothing")
     _expect_text(model)
     source = f"{len(sequences)} sequences of token ids"
-    windows = Windows(sequences, source, padding, decoder_start(model))
+    windows = Windows(sequences, source, _padding_token(model), decoder_start(model))
     check_windows(model, windows)
     return windows
 
@@ -173,13 +172,14 @@ def _read_by_decoder(item: Mapping[str, Any], model: PreTrainedModel) -> Mapping
         return item
     labels = _integers(labels, one_row=True, expected="labels")
     _warn_of_padding(labels, model, "-100 for padding in labels")
-    ids = torch.cat([labels.new_full((len(labels), 1), start), labels[:, :-1]], dim=1)
-    padding = getattr(text_config(model), "pad_token_id", None) or 0
-    return {
-        **item,
-        "decoder_input_ids": ids.masked_fill(ids == IGNORED_LABEL, padding),
-        "decoder_attention_mask": (labels != IGNORED_LABEL).long(),
-    }
+    mask = (labels != IGNORED_LABEL).long()
+    text = {"input_ids": labels.masked_fill(mask == 0, _padding_token(model)), "attention_mask": mask}
+    read = with_decoder(text, start)
+    return {**item, **{name: read[name] for name in read.keys() - text.keys()}}
+
+
+def _padding_token(model: PreTrainedModel) -> int:
+    return getattr(text_config(model), "pad_token_id", None) or 0
 
 
 def _is_needed(name: str, value: Any) -> bool:
