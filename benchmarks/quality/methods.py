@@ -86,6 +86,7 @@ NOTABLE = (
     "conditional-mi, sequential",
     "conditional-mi, sequential, kl",
     "conditional-mi, sequential, kl, threefold text",
+    "conditional-mi, refined, threefold text",
     "conditional-mi, sequential, kl, refined, threefold text",
     "torch-pruning-taylor",
     "optipfair-maw",
@@ -150,7 +151,7 @@ def _recipes() -> list[Method]:
     methods += [
         replace(m, name=f"{m.name}, threefold text", label=f"{m.label}, threefold text", more=True)
         for m in methods
-        if m.name.startswith("conditional-mi, sequential, kl")
+        if m.name == "conditional-mi, refined" or m.name.startswith("conditional-mi, sequential, kl")
     ]
     return methods
 
