@@ -29,6 +29,9 @@ def main() -> int:
     parser.add_argument(
         "--encoder-length", type=int, default=32, help="the same for encoders, which get more windows"
     )
+    parser.add_argument(
+        "--float32", action="store_true", help="in place of the dtype of a language model's weights"
+    )
     parser.add_argument("--skip-done", action="store_true")
     parser.add_argument("--list", action="store_true", help="print the methods and exit")
     args = parser.parse_args()
@@ -46,6 +49,7 @@ def main() -> int:
         args.length,
         args.encoder_length,
         args.seed,
+        args.float32,
     )
     models = sources(args)
     failed = sum(measure(model, plan, args.out, skip_done=args.skip_done) for model in models)

@@ -38,6 +38,7 @@ class Plan:
     length: int = 512  # tokens in a window
     encoder_length: int = 32  # the same for encoders, which get as many tokens in more windows
     seed: int = 0
+    float32: bool = False  # also where the weights are in another dtype; bfloat16 is slow on many CPUs
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def make_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: 
 def measure(source: Source, plan: Plan, out: Path, *, skip_done: bool = False) -> int:
     """Append a row for the dense model and for each method at each ratio; return the number of failures."""
     model, tokenizer = source.load()
+    if plan.float32:
+        model = model.float()
     task = make_task(model, tokenizer, plan)
     calibrated = Calibrated(model, task.calibration, more=task.more, seed=plan.seed)
     stored = [r for r in load(out) if on_device(r, source.device)] if skip_done else []
@@ -194,4 +197,5 @@ def _rerun(source: Source, name: str, ratio: float, plan: Plan) -> str:
         length=plan.length,
         encoder_length=plan.encoder_length,
         seed=plan.seed,
+        float32=plan.float32,
     )
