@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from mikernels.arguments import byte_count
 from mikernels.terminal import HelpFormatter
 from pruning.observe.samples import SELF
@@ -55,6 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("argument --json: expected --sweep or --plan with it")
     if args.sweep is not None and args.plan:
         parser.error("argument --sweep: expected none with --plan")
+    args.dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     args.command = shlex.join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
     return args
 

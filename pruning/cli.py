@@ -8,7 +8,6 @@ import traceback
 from dataclasses import fields, replace
 from pathlib import Path
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from mikernels.terminal import any_encoding, describe, discard_output, warnings_in_one_line
@@ -112,7 +111,7 @@ def _plan(args: argparse.Namespace, settings: Settings, inputs: dict[str, str], 
         from_disk=args.from_disk,
         save_statistics=args.save_statistics is not None,
         out=args.out or ".",
-        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        dtype=args.dtype,
         device=device,
         trust_remote_code=args.trust_remote_code,
     )
@@ -180,7 +179,7 @@ def _prune_from_disk(
         args.out,
         calibration=calibration,
         settings=settings,
-        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        dtype=args.dtype,
         device=device,
         trust_remote_code=args.trust_remote_code,
         force=args.force,

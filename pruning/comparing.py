@@ -249,13 +249,10 @@ def load(
     Weights that are not pruned come back bit for bit, since the dtype to compute in holds every stored value.
     """
     model, tokenizer = load_model(
-        args.model,
-        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
-        device=device,
-        trust_remote_code=args.trust_remote_code,
+        args.model, dtype=args.dtype, device=device, trust_remote_code=args.trust_remote_code
     )
     stored, stored_dtypes = model.dtype, weight_dtypes(model)
-    if args.dtype == "auto" and (computing := computing_dtype(stored, model.device.type)) != stored:
+    if args.dtype is None and (computing := computing_dtype(stored, model.device.type)) != stored:
         set_dtypes(model, {}, computing)
     return model, tokenizer, stored, stored_dtypes
 
