@@ -71,6 +71,9 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
     calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
+    named = [source.name for source, _ in evaluation]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise ValueError(f"--evaluate: expected each text once, got {twice[0]} several times")
     inputs = {"the model": args.model}
     for option, sources in (("--calibration", calibration), ("--evaluate", evaluation)):
         for source, _ in sources or ():

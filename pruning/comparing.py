@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
-from pruning.choose.target import pruned_size
+from pruning.choose.target import kept_widths, pruned_size
 from pruning.launch import Launch
 from pruning.model.ffn import FFN
 from pruning.model.loading import load_model
@@ -186,9 +186,10 @@ def _prepare(
     if args.prompt is not None:
         check_prompt(args.prompt, model, tokenizer)
     if launch.is_first and not args.quiet:
+        kept, width = sum(kept_widths(ffns, settings.ratio, settings)), sum(ffn.width for ffn in ffns)
         print(
             f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')} on {model.device}: "
-            f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {1 - settings.ratio:.0%} of their neurons"
+            f"{coverage([ffn.width for ffn in ffns], n_ffns, left)}; keeping {kept / width:.0%} of their neurons"
         )
     dense_bytes = pruned_size(model, ffns, None, settings, stored_dtypes).bytes
     check_output(Path(args.out), needed_bytes=dense_bytes, force=args.force)

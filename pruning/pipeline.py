@@ -43,7 +43,7 @@ from pruning.layer_by_layer import prune_layers
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN
 from pruning.model.layers import IN_MEMORY, Layers
-from pruning.model.size import count_parameters
+from pruning.model.size import count_parameters, weight_bytes
 from pruning.model.snapshot import restored_on_error
 from pruning.model.surgery import Plan, Solution, add_input_biases, prune_ffns, update_config
 from pruning.observe.batches import Inputs, Windows
@@ -66,6 +66,9 @@ from pruning.prepare import (
 from pruning.progress import Stages, timed
 from pruning.report.manifest import Report
 from pruning.settings import Settings
+
+SIZES = {"parameters": count_parameters, "weight_bytes": weight_bytes}
+"""What the manifest says of the sizes of a model, before and after."""
 
 
 @isolated()
@@ -223,7 +226,7 @@ def _prune(
     tokens = load_windows(statistics) if windows is None and statistics is not None else windows
     notes: dict[str, Any] = {"calibration": origin.calibration}
     notes["ffns"] = {"pruned": len(ffns), "of": n_ffns, "left": left}
-    notes["parameters"] = {"before": count_parameters(model)}
+    notes |= {name: {"before": count(model)} for name, count in SIZES.items()}
     notes["model_fingerprint"] = origin.model or f"files:{files}"
     if statistics is not None:
         notes["calibration"] = origin.calibration | {"statistics": str(statistics)}
@@ -281,7 +284,10 @@ def _prune(
         )
         _shrink(ffns, complete, settings)
     update_config(model, ffns)
-    notes["parameters"]["after"] = count_parameters(model)
+    for name, count in SIZES.items():
+        notes[name]["after"] = count(model)
+    if complete:
+        notes["resumed"] = {"complete_ffns": len(complete)}
     warn_of_unmeasured(layers)
     effective = asdict(settings)
     if statistics is not None:  # which were measured with settings of their own

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
@@ -44,6 +45,27 @@ def model_class(source: str, config: PretrainedConfig) -> Any:
         f'{source}: expected a class under "architectures" in config.json, got none; its weights fit {found}; add '
         f'a line such as "architectures": ["{(fitting or _classes(config) or [AutoModel])[0].__name__}"]'
     )
+
+
+def class_with_code(
+    source: str, config: PretrainedConfig, class_: Any, *, trust_remote_code: bool
+) -> type[PreTrainedModel]:
+    """What `model_class` returns, but the model's own class in place of an Auto class.
+
+    Raises:
+        ValueError: its code comes with the model and is not trusted.
+    """
+    if isinstance(class_, type) and issubclass(class_, PreTrainedModel):
+        return class_
+    if not trust_remote_code:
+        raise ValueError(
+            f"{source}: expected a class of transformers, got one whose code comes with the model; if you trust it, "
+            f"use trust_remote_code=True (--trust-remote-code)"
+        )
+    repository, _, name = config.auto_map[class_.__name__].rpartition("--")
+    own: type[PreTrainedModel] = get_class_from_dynamic_module(name, repository or source)
+    own.register_for_auto_class(class_.__name__)  # saves the code with the model
+    return own
 
 
 def empty_model(class_: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
@@ -99,5 +121,9 @@ def without_weights(
             model = class_(config)
     finally:
         torch.set_default_dtype(default)
+    # Buffers that are not stored, such as tables of positions, it computes again in the default dtype.
+    for stored in model.state_dict(keep_vars=True).values():
+        stored._is_hf_initialized = True
+    model.initialize_weights()
     model.tie_weights()
     return model.eval()

@@ -79,6 +79,12 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
+def data_bytes(file: Path) -> int:
+    """Bytes of the tensors in a file, without its header."""
+    with file.open("rb") as handle:
+        return file.stat().st_size - 8 - int.from_bytes(handle.read(8), "little")
+
+
 def stored_dtype(folder: Path) -> torch.dtype | None:
     """The dtype of most stored floating-point weights; None if none is in one of `DTYPES`."""
     counts: Counter[str] = Counter()

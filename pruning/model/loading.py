@@ -66,7 +66,7 @@ def load_model(
         raise FileNotFoundError(f"{source}: no such folder")
     config, class_ = class_of_folder(path, trust_remote_code=trust_remote_code)
     if path.is_dir() and is_uneven(config):
-        model = load_uneven(path, dtype)
+        model = load_uneven(path, dtype, trust_remote_code=trust_remote_code)
     else:
         options: dict[str, Any] = {
             "config": config,

@@ -28,12 +28,12 @@ from transformers.utils import logging
 
 from mikernels.ranks import ALONE, Ranks
 from mikernels.written import settle
-from pruning.model.architecture import without_weights
+from pruning.model.architecture import class_with_code, without_weights
 from pruning.model.checkpoint import Checkpoint, SafetensorsFolder
 from pruning.model.device import find_device
 from pruning.model.ffn import FFN, bind_ffns
 from pruning.model.free import release_free_memory
-from pruning.model.headers import INDEX, stored_dtype
+from pruning.model.headers import INDEX, data_bytes, stored_dtype
 from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, list_name, only
 from pruning.model.loaded import check_loaded, name_some
 from pruning.model.loading import class_of_folder, class_of_gguf, load_gguf_tokenizer, load_tokenizer
@@ -89,12 +89,20 @@ def open_folder(
         )
     stored = dtype or stored_dtype(path) or torch.float32
     computing = computing_dtype(stored, device) if dtype is None else stored
+    class_ = class_with_code(str(path), config, class_, trust_remote_code=trust_remote_code)
     model = without_weights(class_, config, stored)
-    if model.can_generate() and (path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    if model.can_generate():
+        model.generation_config = _generation_config(path)
     layers = LayersOnDisk(model, SafetensorsFolder(path), stored, computing, device)
     tokenizer = load_tokenizer(str(path), model, trust_remote_code=trust_remote_code)
     return Opened(model, tokenizer, layers)
+
+
+def _generation_config(path: Path) -> GenerationConfig:
+    """As `from_pretrained` finds it: older models have it in their config."""
+    if (path / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(path)
+    return GenerationConfig.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
 
 
 def _open_gguf(path: Path, dtype: torch.dtype, device: str) -> Opened:
@@ -280,7 +288,7 @@ class LayersOnDisk(Layers):
         """Write the config and the index of the result, whose layers were all held with `write`."""
         assert self._out is not None  # noqa: S101, for the type checker
         self._model.config.save_pretrained(self._out)
-        size = sum((self._out / name).stat().st_size for name in set(self._weight_map.values()))
+        size = sum(data_bytes(self._out / name) for name in set(self._weight_map.values()))
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self._weight_map.items()))}
         (self._out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

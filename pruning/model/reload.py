@@ -38,14 +38,22 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, inputs: Mappin
         RuntimeError: the fresh process could not load the checkpoint, or not run it.
     """
     loader = type(model).__name__
-    if not hasattr(transformers, loader):  # its code came with the model and is trusted already
+    own_code = not hasattr(transformers, loader)  # which came with the model and is trusted already
+    if own_code:
         loader = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
     if is_uneven(model.config):
         loader = UNEVEN
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch, "inputs.safetensors"), Path(scratch, "output.safetensors")
         save_file({name: values.cpu().contiguous() for name, values in inputs.items()}, source)
-        arguments = [loader, str(folder), str(model.device), str(source), str(target)]
+        arguments = [
+            loader,
+            "trusted" if own_code else "",
+            str(folder),
+            str(model.device),
+            str(source),
+            str(target),
+        ]
         command = [sys.executable, "-m", "pruning.model.reload", *arguments]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # finds the same packages
         options: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "env": environment}
@@ -60,14 +68,13 @@ def reload_difference(model: PreTrainedModel, folder: str | Path, inputs: Mappin
     return float((output - reloaded.float()).abs().max() / output.abs().max())
 
 
-def _run(loader: str, folder: str, device: str, source: str, target: str) -> None:
+def _run(loader: str, trusted: str, folder: str, device: str, source: str, target: str) -> None:
     """Load the checkpoint and write its outputs for the inputs in `source` to `target`."""
     if loader == UNEVEN:
-        model = load_uneven(folder)
+        model = load_uneven(folder, trust_remote_code=bool(trusted))
     else:
-        remote = loader.startswith("Auto")
         model, info = getattr(transformers, loader).from_pretrained(
-            folder, dtype="auto", output_loading_info=True, trust_remote_code=remote
+            folder, dtype="auto", output_loading_info=True, trust_remote_code=bool(trusted)
         )
         check_loaded(folder, model, info)
     save_file({"output": _outputs(model.to(device).eval(), load_file(source)).contiguous()}, target)

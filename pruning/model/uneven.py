@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mikernels.isolation import isolated
-from pruning.model.architecture import model_class
+from pruning.model.architecture import class_with_code, model_class
 from pruning.model.ffn import WIDTHS, bind_ffns, widths_in_config
 from pruning.model.headers import stored_dtype
 from pruning.model.loaded import check_loaded
@@ -23,8 +23,10 @@ def is_uneven(config: PretrainedConfig) -> bool:
 
 
 @isolated()
-def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a model whose layers have the different widths listed in its config, as an instance of the stock class.
+def load_uneven(
+    folder: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a model whose layers have the different widths listed in its config, as an instance of its class.
 
     Args:
         dtype: by default the saved one.
@@ -33,7 +35,10 @@ def load_uneven(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
         ValueError: weights are missing, or the model has no place for them.
     """
     folder = Path(folder)
-    class_: Any = model_class(str(folder), AutoConfig.from_pretrained(folder))
+    source, config = str(folder), AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    class_: Any = class_with_code(
+        source, config, model_class(source, config), trust_remote_code=trust_remote_code
+    )
 
     def build(self: Any, config: PretrainedConfig, *args: Any, **keywords: Any) -> None:
         class_.__init__(self, config, *args, **keywords)

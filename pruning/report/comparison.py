@@ -133,7 +133,10 @@ def closing_table(
             f"Standard error of the change in perplexity on {text}, over {len(before.nll)} paired windows: "
             f"{log_ratio_error(before, after):.1%}."
         )
-    growth = {text: pruned.perplexity[text].value / p.value for text, p in dense.perplexity.items()}
+    growth = {
+        text: growth_of(before.value, pruned.perplexity[text].value)
+        for text, before in dense.perplexity.items()
+    }
     lines += warnings_of(growth, calibrated_on)
     for text, states in dense.hidden.items():
         change = cosine(states, pruned.hidden[text])
@@ -154,7 +157,7 @@ def closing_table(
     rows.append(_row("FFN neurons", report.neurons_before, report.neurons_after, "{:,}"))
     rows.append(_row("parameters (M)", dense.parameters / 1e6, pruned.parameters / 1e6, "{:.1f}"))
     rows.append(_row("weights (MB)", dense.weight_bytes / 1e6, pruned.weight_bytes / 1e6, "{:.1f}"))
-    return "\n".join([table(rows, ("", "dense", "pruned", "change")), "", *lines, _reason(report)])
+    return "\n".join([table(rows, ("", "dense", "pruned", "change")), "", *lines, *_reason(report)])
 
 
 def meaning_of_mark(near: Collection[str]) -> str:
@@ -166,6 +169,11 @@ def meaning_of_mark(near: Collection[str]) -> str:
         f"* The model was calibrated on text of this kind, and on parts of {', '.join(read)} itself: new text may lose "
         f"more."
     )
+
+
+def growth_of(dense: float, pruned: float) -> float:
+    """The ratio of two perplexities; infinite where one of them overflows or is NaN."""
+    return pruned / dense if math.isfinite(pruned) and math.isfinite(dense) else math.inf
 
 
 def warnings_of(growth: Mapping[str, float], calibrated_on: Collection[str]) -> list[str]:
@@ -187,17 +195,19 @@ def warnings_of(growth: Mapping[str, float], calibrated_on: Collection[str]) -> 
     return found
 
 
-def _reason(report: Report) -> str:
-    """Why the most redundant neuron of the middle layer was dropped."""
-    layers = [layer for layer in report.layers if len(layer.dropped)]
+def _reason(report: Report) -> list[str]:
+    """Why the most redundant neuron of the middle layer was dropped; nothing if no layer was measured."""
+    layers = [layer for layer in report.layers if len(layer.dropped) and layer.is_measured]
+    if not layers:
+        return []
     layer = layers[len(layers) // 2]
     most = int(layer.mi.argmax())
-    return (
+    return [
         f"Example: neuron {int(layer.dropped[most])} of {layer.name} was dropped. It shares "
         f"{float(layer.mi[most]):.2f} nats with the kept neuron {int(layer.partner[most])} (median of such pairs: "
         f"{layer.median_mi:.3f} nats; 1 in 1,000 independent pairs exceeds {layer.null_mi:.3f}), and the kept neurons "
         f"predict {float(layer.linear_r2[most]):.0%} of its variance."
-    )
+    ]
 
 
 def _marked(text: str, calibrated_on: Collection[str]) -> str:

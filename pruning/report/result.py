@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.model.output_folder import MANIFEST, PICTURES
+from pruning.report.comparison import growth_of
 from pruning.report.manifest import SCHEMA, Report
 
 
@@ -76,7 +77,7 @@ class Quality:
     Attributes:
         text: its name.
         is_near: whether the model was calibrated on text of this kind.
-        growth: perplexity, pruned / dense.
+        growth: perplexity, pruned / dense; infinite if one overflows or is NaN.
         error: standard error of the logarithm of that.
         dense, pruned: perplexities.
         cosine: of the last hidden states, mean.
@@ -249,10 +250,11 @@ def _square(size: int, above: list[float]) -> list[list[float]]:
 
 def _quality(found: Mapping[str, Any]) -> Quality:
     dense, pruned = number(found.get("perplexity_dense")), number(found.get("perplexity_pruned"))
+    growth = growth_of(dense, pruned) if "perplexity_pruned" in found else math.nan
     return Quality(
         text=str(found["text"]),
         is_near=bool(found["calibrated_on"]),
-        growth=pruned / dense,
+        growth=growth,
         error=number(found.get("log_ratio_standard_error")),
         dense=dense,
         pruned=pruned,

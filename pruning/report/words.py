@@ -73,6 +73,7 @@ def conditions(result: Result) -> list[tuple[str, str]]:
         ("calibration, tokens", entry(manifest, "calibration_tokens")),
         ("calibration, SHA-256 of the tokens", calibration.get("sha256")),
         ("statistics", calibration.get("statistics")),
+        ("FFNs complete before it was resumed", entry(manifest, "resumed", "complete_ffns")),
     ]
     rows += [(f"option {name}", value) for name, value in settings.items() if value is not None]
     rows += [(f"version of {name}", value) for name, value in (entry(manifest, "versions") or {}).items()]

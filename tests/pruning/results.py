@@ -11,10 +11,10 @@ def weights(folder):
 
 
 def result_of(folder):
-    """Weights, and a manifest that does not depend on the time, the memory and the command, with the pictures of the
-    layers."""
+    """Weights, and a manifest without the time, the memory, the command and whether it was resumed, with the pictures of
+    the layers."""
     manifest = json.loads((folder / "mi_prune.json").read_text())
-    for name in ("seconds", "peak_bytes", "command"):
+    for name in ("seconds", "peak_bytes", "command", "resumed"):
         manifest.pop(name, None)
     manifest["pictures"] = (folder / "mi_prune_pictures.json.gz").read_bytes()
     return weights(folder), manifest

@@ -4,18 +4,20 @@ import json
 
 import pytest
 import torch
+import transformers
 from results import weights
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pruning import Settings, load_model, prune, prune_folder
 from pruning.cli import main
-from pruning.model.on_disk import LayersOnDisk
+from pruning.model.on_disk import LayersOnDisk, open_folder
 from pruning.report.save import save_pruned
 
-from tiny import tiny, tiny_model, tiny_tokenizer
+from tiny import VOCABULARY, tiny, tiny_model, tiny_tokenizer
 
 OPTIONS = {"ratio": 0.25, "multiple_of": 4, "sample_size": 128}
+SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def folder_of(model, path, dtype=torch.float32):
@@ -79,6 +81,54 @@ def test_mixtures_encoders_and_fused_projections_too(tmp_path, windows, class_na
     in_memory(source, tmp_path / "memory", windows)
     prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
     assert_same(tmp_path / "disk", tmp_path / "memory")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPTJConfig(n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=512, **SPECIAL),
+        transformers.CodeGenConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=8, n_positions=512, **SPECIAL),
+        transformers.LlamaConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, **SPECIAL
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_tables_of_positions_are_those_that_transformers_computes(tmp_path, config):
+    source = folder_of(AutoModelForCausalLM.from_config(config), tmp_path, torch.bfloat16)
+    expected = AutoModelForCausalLM.from_pretrained(source).named_non_persistent_buffers()
+    found = dict(open_folder(source, device="cpu").model.named_buffers())
+    for name, table in expected:
+        assert found[name].dtype == table.dtype
+        assert torch.equal(found[name], table), name
+
+
+def test_generation_settings_in_the_config_come_along(tmp_path, windows):
+    """As in models from before `generation_config.json`."""
+    source = folder_of(tiny_model("Llama"), tmp_path / "model")
+    (source / "generation_config.json").unlink()
+    config = json.loads((source / "config.json").read_text()) | {"repetition_penalty": 1.5, "max_length": 40}
+    (source / "config.json").write_text(json.dumps(config))
+    prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
+    assert GenerationConfig.from_pretrained(tmp_path / "disk").repetition_penalty == 1.5
+    in_memory(source, tmp_path / "memory", windows)
+    one, other = (
+        json.loads((tmp_path / how / "generation_config.json").read_text()) for how in ("disk", "memory")
+    )
+    assert one == other
+
+
+def test_the_manifest_and_the_index_have_the_bytes_of_the_saved_tensors(tmp_path, windows):
+    source = folder_of(tiny_model("Llama"), tmp_path / "model", torch.bfloat16)
+    report = prune_folder(
+        source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu"
+    )
+    before, after = (
+        sum(tensor.nbytes for tensor in weights(folder).values()) for folder in (source, tmp_path / "disk")
+    )
+    assert report.notes["weight_bytes"] == {"before": before, "after": after}
+    index = json.loads((tmp_path / "disk" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == after
 
 
 def test_at_most_the_sampled_layers_have_weights_and_only_one_while_pruning(tmp_path, windows, monkeypatch):
