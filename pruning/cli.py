@@ -101,7 +101,8 @@ def _plan(args: argparse.Namespace, settings: Settings, inputs: dict[str, str], 
     """Show what a run would take, and run nothing.
 
     Raises:
-        ValueError: an option that the run would refuse; or it does not fit, and the plan is shown all the same.
+        ValueError: an option that the run would refuse before it runs the model, see `plan`; or the run does not fit,
+            and the plan is shown all the same.
     """
     if args.report is not None:
         check_report(args.report, inputs)

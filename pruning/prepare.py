@@ -14,7 +14,7 @@ from pruning.choose.budget import BLOCK, check_cap, kept_width
 from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import calibration_identity, model_fingerprint
-from pruning.choose.target import reach_target
+from pruning.choose.target import kept_widths, reach_target
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
 from pruning.model.forward import body_of
@@ -109,21 +109,6 @@ def prepare(
     """
     every = find_ffns(model, in_memory=source.in_memory)
     ffns, left = chosen_ffns(model, every, settings)
-    settings = reach_target(model, ffns, settings, saved)
-    widths = sorted({ffn.width for ffn in ffns})
-    for ffn in ffns:
-        kept_width(ffn, settings.ratio, settings.multiple_of)  # raises if rounding keeps all or none
-    if settings.budget != "uniform":
-        check_cap(widths[0], settings.ratio, settings.multiple_of or BLOCK, settings.max_layer_ratio)
-    if settings.clusters > widths[0]:
-        raise ValueError(
-            f"clusters: expected at most the {widths[0]} neurons of a layer, got {settings.clusters}"
-        )
-    if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
-        raise ValueError(
-            f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
-            f"got 'bias'"
-        )
     windows, probe = None, []
     if need_windows:
         windows = calibration_windows(model, tokenizer, calibration, settings, stand_in=True)
@@ -135,12 +120,7 @@ def prepare(
     if measured is not None:
         known = {ffn.knob for ffn in ffns if ffn.name in measured}
         ffns = _keep(ffns, known or set(knobs_of(ffns)), left, "which are not in the statistics")
-    settings = reach_target(model, ffns, settings, saved)  # with fewer FFNs it takes another ratio
-    if settings.budget != "uniform":
-        _check_budget(model, ffns, settings)
-    adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
-    kept = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
-    check_config(model, ffns, kept, adds_bias=adds_bias)
+    settings = check_shapes(model, ffns, settings, saved)
     follow = False
     if probe:
         with source.sample(body, ffns) as sampled:
@@ -153,10 +133,48 @@ def prepare(
                 probe,
                 needed=not source.in_memory or settings.repair == "sequential" or settings.refine,
             )
-    _check_experts(ffns, kept, settings)
     if settings.repair == "auto":
         settings = replace(settings, repair="sequential" if follow else "lstsq")
     return Prepared(ffns, windows, settings, left, len(every), follow)
+
+
+def check_shapes(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    settings: Settings,
+    saved: Mapping[str, torch.dtype] | None = None,
+) -> Settings:
+    """Check what needs only the settings and the shapes of the weights, which may be on the `meta` device.
+
+    Args:
+        ffns: that are pruned.
+        saved: see `prepare`.
+
+    Returns:
+        The settings with the ratio that reaches a target.
+
+    Raises:
+        ValueError: see `pruning.prune`.
+    """
+    settings = reach_target(model, ffns, settings, saved)
+    kept = kept_widths(ffns, settings.ratio, settings)  # raises if rounding keeps all or none
+    narrowest = min(ffn.width for ffn in ffns)
+    if settings.budget != "uniform":
+        _check_budget(model, ffns, settings)
+        check_cap(narrowest, settings.ratio, settings.multiple_of or BLOCK, settings.max_layer_ratio)
+    if settings.clusters > narrowest:
+        raise ValueError(
+            f"clusters: expected at most the {narrowest} neurons of a layer, got {settings.clusters}"
+        )
+    if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
+        raise ValueError(
+            f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
+            f"got 'bias'"
+        )
+    adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
+    check_config(model, ffns, kept, adds_bias=adds_bias)
+    _check_experts(ffns, kept, settings)
+    return settings
 
 
 def layers_of(model: PreTrainedModel) -> Layers:

@@ -115,7 +115,8 @@ def plan(
 
     Raises:
         FileNotFoundError: no config.
-        ValueError: see `pruning.prune_folder`.
+        ValueError: settings that do not suit the shapes of the model, as in the run. What the run finds out by running
+            the model, such as layers that cannot be run one by one, is not found here.
     """
     settings = settings or Settings()
     device = find_device(device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from pruning.choose.target import kept_widths, reach_target
+from pruning.choose.target import kept_widths
 from pruning.model.architecture import empty_model, model_class
 from pruning.model.ffn import FFN, bind_ffns, switch_biases_on, widths_in_config
 from pruning.model.headers import stored_dtype
@@ -20,7 +20,8 @@ from pruning.model.layers import layer_list, list_name
 from pruning.model.quantized import dequantize
 from pruning.model.surgery import resize_ffns
 from pruning.planning.work import FFNShape, LayerShape
-from pruning.prepare import chosen_ffns
+from pruning.prepare import check_shapes, chosen_ffns
+from pruning.repair.refine import neurons
 from pruning.settings import Settings
 
 EXPERTS_OF_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "num_selected_experts")
@@ -66,7 +67,7 @@ def model_shapes(
 
     Raises:
         FileNotFoundError: no config.
-        ValueError: see `pruning.prune_folder`.
+        ValueError: see `plan`.
     """
     path = Path(source)
     if not (path / "config.json").is_file():
@@ -83,7 +84,10 @@ def model_shapes(
     widths = widths_in_config(config, bound)
     resize_ffns(bound, widths)
     ffns, _ = chosen_ffns(before, bound, settings)
-    settings = reach_target(before, ffns, settings)
+    settings = check_shapes(before, ffns, settings)
+    if settings.refine:
+        for ffn in ffns:
+            neurons(ffn, ffn.output.weight.new_empty(1, ffn.inputs[0].in_features))  # raises if it cannot
     try:
         layers = layer_list(before, ffns)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """What a run will take, from the config alone."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -244,6 +245,36 @@ def test_what_the_run_refuses_or_does_not_do_is_not_planned_for(tmp_path, monkey
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--plan", "--sweep=0.2,0.5"])
     assert "--sweep: expected none with --plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("class_name", "options"),
+    [
+        ("Phi3ForCausalLM", {"repair": "bias"}),
+        ("MixtralForCausalLM", {"budget": "mi"}),
+        ("MixtralForCausalLM", {"refine": True}),
+        ("MixtralForCausalLM", {"multiple_of": 1, "ratio": 0.3}),
+        ("LlamaForCausalLM", {"budget": "mi", "ratio": 0.7, "max_layer_ratio": 0.5}),
+        ("LlamaForCausalLM", {"criterion": "random-pairs", "clusters": 100}),
+        ("LlamaForCausalLM", {"ratio": 0.01}),
+    ],
+)
+def test_settings_that_do_not_suit_the_shapes_are_refused_as_in_the_run(
+    class_name, options, tmp_path, windows
+):
+    model = tiny(class_name)
+    model.save_pretrained(tmp_path)
+    settings = Settings(**{"ratio": 0.4, "multiple_of": 8} | options)
+    with pytest.raises(ValueError, match=r"expected .*, got") as run:
+        prune(model, None, calibration=windows, settings=settings)
+    with pytest.raises(ValueError, match=re.escape(str(run.value))):
+        plan(tmp_path, settings=settings, rates=RATES)
+
+
+def test_refining_is_planned_for_where_the_ffn_runs_alone(tmp_path):
+    for class_name in ("LlamaForCausalLM", "GPT2LMHeadModel", "Phi3ForCausalLM", "BertModel"):
+        tiny(class_name).save_pretrained(tmp_path)
+        plan(tmp_path, settings=Settings(refine=True, multiple_of=4), rates=RATES)
 
 
 def test_what_is_measured_of_all_layers_before_one_is_pruned_needs_space(tmp_path):
