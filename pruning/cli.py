@@ -106,6 +106,10 @@ def _plan(args: argparse.Namespace, settings: Settings, inputs: dict[str, str], 
     """
     if args.report is not None:
         check_report(args.report, inputs)
+    if args.statistics is not None:
+        raise ValueError(
+            "--statistics: expected none with --plan, which plans for a run that measures the model; remove one of them"
+        )
     if args.from_disk:
         _check_from_disk(args)
         check_one_by_one(settings, "pruned from disk")

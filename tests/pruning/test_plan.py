@@ -237,6 +237,7 @@ def test_what_the_run_refuses_or_does_not_do_is_not_planned_for(tmp_path, monkey
             ["--from-disk", "--budget=kl"],
             "budget: expected 'uniform' or 'mi' for a model that is pruned from disk",
         ),
+        (["--statistics=absent"], "--statistics: expected none with --plan"),
         (["--resume"], "--resume: expected --from-disk with it, got none"),
         (["--report=page.txt"], "--report: expected the name of a file that ends with .html"),
     ):
