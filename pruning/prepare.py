@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mikernels.ranks import Ranks
-from pruning.choose.budget import BLOCK, check_cap, kept_width
+from pruning.choose.budget import check_cap, kept_width
 from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import calibration_identity, model_fingerprint
@@ -161,7 +161,7 @@ def check_shapes(
     narrowest = min(ffn.width for ffn in ffns)
     if settings.budget != "uniform":
         _check_budget(model, ffns, settings)
-        check_cap(narrowest, settings.ratio, settings.multiple_of or BLOCK, settings.max_layer_ratio)
+        check_cap(narrowest, settings.ratio, settings)
     if settings.clusters > narrowest:
         raise ValueError(
             f"clusters: expected at most the {narrowest} neurons of a layer, got {settings.clusters}"
@@ -248,7 +248,7 @@ def check_share(ranks: Ranks, windows: Windows | Inputs | None) -> None:
 
 def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -> None:
     """Warn, with the caller of `prune` as the location, if least squares has too few tokens."""
-    n_keep = max(kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns)
+    n_keep = max(kept_width(ffn, settings.ratio, settings) for ffn in ffns)
     if settings.repair in ("lstsq", "sequential") and n_tokens < TOKENS_PER_NEURON * n_keep:
         warnings.warn(
             f"calibration: expected at least {TOKENS_PER_NEURON} tokens for each of the {n_keep} kept neurons of a "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pruning.model.ffn import FFN
+from pruning.settings import Settings
 
 SUPERBLOCK, BLOCK = 256, 32
 """Widths of GGUF's formats: k-quants such as Q4_K need rows of multiples of 256, Q8_0 and Q4_0 of 32."""
@@ -40,13 +41,20 @@ def uniform_width(width: int, ratio: float, multiple_of: int | None) -> int:
     return n_keep
 
 
-def kept_width(ffn: FFN, ratio: float, multiple_of: int | None) -> int:
-    """Neurons to keep in an FFN under the uniform budget; the config entry that sets its width is rounded.
+def least_multiple(settings: Settings) -> int:
+    """The multiple that widths are rounded to by budgets that differ by layer, and at least by the uniform one."""
+    return settings.multiple_of or BLOCK
+
+
+def kept_width(ffn: FFN, ratio: float, settings: Settings) -> int:
+    """Neurons to keep in an FFN if all lose the same share; budgets that differ by layer keep as many in all. The
+    config entry that sets its width is rounded.
 
     Raises:
         ValueError: see `uniform_width`.
     """
     entry = int(ffn.width / ffn.scale)
+    multiple_of = settings.multiple_of if settings.budget == "uniform" else least_multiple(settings)
     step = math.lcm(rounding(entry, ratio, multiple_of), ffn.knob.step)
     return int(ffn.scale * uniform_width(entry, ratio, step))
 
@@ -98,13 +106,13 @@ def allocate(
     return [width - drops[n] for n in taken]
 
 
-def check_cap(width: int, ratio: float, multiple_of: int, max_layer_ratio: float) -> None:
+def check_cap(width: int, ratio: float, settings: Settings) -> None:
     """Raise unless the cap lets one layer lose the share `ratio`.
 
     Raises:
         ValueError: see `allocate`.
     """
-    _drop_counts(width, ratio, multiple_of, max_layer_ratio)
+    _drop_counts(width, ratio, least_multiple(settings), settings.max_layer_ratio)
 
 
 def _nearest(width: int, ratio: float, multiple: int) -> int:

@@ -150,7 +150,7 @@ def order_length(ffn: FFN, settings: Settings) -> int:
         return max(ffn.width // 2, int(settings.max_layer_ratio * ffn.width))
     if settings.criterion != "conditional-mi":
         return 0
-    return ffn.width - kept_width(ffn, settings.ratio, settings.multiple_of)
+    return ffn.width - kept_width(ffn, settings.ratio, settings)
 
 
 def order_neurons(

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from mikernels.ranks import ALONE, Ranks
 from pruning.choose import sensitivity
-from pruning.choose.budget import BLOCK, allocate, kept_width
+from pruning.choose.budget import allocate, kept_width, least_multiple
 from pruning.choose.candidates import divergences
 from pruning.choose.clusters import cluster_neurons
 from pruning.choose.evidence import Evidence
@@ -101,7 +101,7 @@ def _widths(
 ) -> tuple[list[int], list[float]]:
     """The number of neurons to keep in each layer, and the sensitivity that determined it."""
     if settings.budget == "uniform":
-        widths = [kept_width(ffn, settings.ratio, settings.multiple_of) for ffn in ffns]
+        widths = [kept_width(ffn, settings.ratio, settings) for ffn in ffns]
         return widths, [1.0] * len(ffns)
     if settings.budget == "mi":
         weights = sensitivity.by_mi(evidence, estimator=settings.estimator, nodes=settings.nodes)
@@ -112,7 +112,7 @@ def _widths(
         weights,
         width=ffns[0].width,
         ratio=settings.ratio,
-        multiple_of=settings.multiple_of or BLOCK,
+        multiple_of=least_multiple(settings),
         max_layer_ratio=settings.max_layer_ratio,
     )
     return widths, weights

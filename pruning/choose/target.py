@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from pruning.choose.budget import BLOCK, check_cap, kept_width
+from pruning.choose.budget import check_cap, kept_width, least_multiple
 from pruning.model.ffn import FFN
 from pruning.model.saved import pruned_shapes
 from pruning.model.size import saved_buffers
@@ -103,34 +103,25 @@ def pruned_size(
 
 
 def kept_widths(ffns: Sequence[FFN], ratio: float, settings: Settings) -> list[int]:
-    """Neurons to keep in each FFN if all lose the same share. Budgets that differ by layer keep as many in all.
+    """Neurons to keep in each FFN, see `pruning.choose.budget.kept_width`.
 
     Raises:
         ValueError: see `pruning.choose.budget.uniform_width`.
     """
-    multiple = _multiple(settings)
-    return [kept_width(ffn, ratio, multiple) for ffn in ffns]
-
-
-def _multiple(settings: Settings) -> int | None:
-    """What widths are rounded to; budgets that differ by layer do not round to more than a block."""
-    if settings.budget == "uniform":
-        return settings.multiple_of
-    return settings.multiple_of or BLOCK
+    return [kept_width(ffn, ratio, settings) for ffn in ffns]
 
 
 def _ratios(ffns: Sequence[FFN], settings: Settings) -> list[float]:
     """Ratios that the rounding of widths and the cap allow, ascending: for each width of an FFN, that which it is, and
     one just beyond where rounding begins to give it."""
-    multiple = _multiple(settings)
     low, high, found = 0.0, 1.0, set()
     for ffn in {(ffn.width, ffn.scale, ffn.knob): ffn for ffn in ffns}.values():
         entry = int(ffn.width / ffn.scale)
-        step = math.lcm(settings.multiple_of or BLOCK, ffn.knob.step)
+        step = math.lcm(least_multiple(settings), ffn.knob.step)
         first = (entry - 1) % step + 1  # neurons beyond a multiple
         steps = range(first, entry, step)
         own = [(n_drop + side * step) / entry for n_drop in steps for side in (-0.49, 0.0, 0.49)]
-        own = [ratio for ratio in own if _allows(partial(kept_width, ffn, ratio, multiple))]
+        own = [ratio for ratio in own if _allows(partial(kept_width, ffn, ratio, settings))]
         if not own:
             return []
         low, high = max(low, own[0]), min(high, own[-1])
@@ -138,10 +129,7 @@ def _ratios(ffns: Sequence[FFN], settings: Settings) -> list[float]:
     ratios = sorted(ratio for ratio in found if ratio > 0 and low <= ratio <= high)
     if settings.budget == "uniform":
         return ratios
-    cap = partial(
-        check_cap, ffns[0].width, multiple_of=multiple or BLOCK, max_layer_ratio=settings.max_layer_ratio
-    )
-    return [ratio for ratio in ratios if _allows(partial(cap, ratio=ratio))]
+    return [ratio for ratio in ratios if _allows(partial(check_cap, ffns[0].width, ratio, settings))]
 
 
 def _allows(check: Callable[[], object]) -> bool:

@@ -3,8 +3,11 @@ import itertools
 import pytest
 import torch
 
-from pruning import prune
+from pruning import Settings, prune
 from pruning.choose.budget import allocate, rounding, uniform_width
+from pruning.choose.target import kept_widths
+from pruning.model.ffn import find_ffns
+from pruning.prepare import warn_of_few_tokens
 
 from tiny import tiny_model
 
@@ -100,6 +103,15 @@ def test_uneven_widths_are_multiples_of_32_by_default(windows, monkeypatch):
     model = tiny_model("Llama", width=512)
     prune(model, None, calibration=windows, ratio=0.5, budget="mi", repair="none", sample_size=64)
     assert seen == [32]
+
+
+def test_what_is_said_of_uneven_widths_counts_multiples_of_32_by_default():
+    ffns = find_ffns(tiny_model("Llama", width=1024))
+    for budget, kept in (("uniform", 768), ("mi", 800), ("kl", 800)):
+        settings = Settings(ratio=0.233, budget=budget, repair="lstsq")
+        assert kept_widths(ffns, settings.ratio, settings) == [kept] * len(ffns)
+        with pytest.warns(UserWarning, match=f"of the {kept} kept neurons"):
+            warn_of_few_tokens(64, ffns, settings)
 
 
 def test_small_widths_that_32_cannot_round_are_an_error():
