@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.core_model_loading import build_glob_alternation, revert_weight_conversion
+from transformers.modeling_utils import local_torch_dtype
 
 from pruning.choose.target import kept_widths
 from pruning.model.architecture import empty_model, model_class
@@ -17,6 +18,7 @@ from pruning.model.ffn import FFN, bind_ffns, switch_biases_on, widths_in_config
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import Knob, set_entry
 from pruning.model.layers import layer_list, list_name
+from pruning.model.precision import set_dtypes, weight_dtypes
 from pruning.model.quantized import dequantize
 from pruning.model.surgery import resize_ffns
 from pruning.planning.work import FFNShape, LayerShape
@@ -79,7 +81,7 @@ def model_shapes(
     found = (
         dtype or stored_dtype(path) or (in_config if isinstance(in_config, torch.dtype) else torch.float32)
     )
-    before = empty_model(class_, config).to(found)
+    before = _empty_model(class_, config, found)
     bound = bind_ffns(before, class_)
     widths = widths_in_config(config, bound)
     resize_ffns(bound, widths)
@@ -98,7 +100,7 @@ def model_shapes(
     if settings.repair == "auto":
         settings = Settings(**vars(settings) | {"repair": "sequential"})
     kept = kept_widths(ffns, settings.ratio, settings)
-    after = empty_model(class_, _pruned_config(config, ffns, kept, settings)).to(found)
+    after = _empty_model(class_, _pruned_config(config, ffns, kept, settings), found)
     remaining = bind_ffns(after, class_)
     new = dict(zip(ffns, kept, strict=True))
     resize_ffns(remaining, [new.get(ffn, width) for ffn, width in zip(bound, widths, strict=True)])
@@ -125,6 +127,25 @@ def model_shapes(
         bytes=(sum(shard_bytes[0]), sum(shard_bytes[1])),
         dtype=found,
     )
+
+
+def _empty_model(
+    class_: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """An instance without memory for weights, whose dtypes are those of loading it in `dtype`: some classes keep some
+    weights in float32."""
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    with local_torch_dtype(dtype):
+        model = empty_model(class_, config)
+    dtypes = weight_dtypes(model)
+    if kept := model._get_dtype_plan(dtype):
+        pattern, names, _ = build_glob_alternation(list(kept))
+        for name in dtypes:
+            if match := pattern.search(name):
+                dtypes[name] = kept[names[match.lastgroup]]
+    set_dtypes(model, dtypes, dtype)
+    return model
 
 
 def _pruned_config(

@@ -80,23 +80,24 @@ def test_every_weight_of_a_very_large_model_is_known_without_memory_for_it(size,
 
 
 @pytest.mark.parametrize(
-    ("class_name", "options"),
+    ("class_name", "dtype", "options"),
     [
-        ("LlamaForCausalLM", {}),
-        ("LlamaForCausalLM", {"repair": "bias"}),
-        ("MixtralForCausalLM", {}),
-        ("Qwen2MoeForCausalLM", {"only": "moe_intermediate_size"}),
-        ("GPT2LMHeadModel", {}),
-        ("BertModel", {"repair": "lstsq"}),
+        ("LlamaForCausalLM", torch.float32, {}),
+        ("LlamaForCausalLM", torch.float32, {"repair": "bias"}),
+        ("MixtralForCausalLM", torch.float32, {}),
+        ("Qwen2MoeForCausalLM", torch.float32, {"only": "moe_intermediate_size"}),
+        ("GPT2LMHeadModel", torch.float32, {}),
+        ("DeepseekV3ForCausalLM", torch.bfloat16, {}),
+        ("BertModel", torch.float32, {"repair": "lstsq"}),
     ],
 )
-def test_the_files_are_those_that_a_run_from_disk_writes(class_name, options, tmp_path, windows):
-    tiny(class_name).save_pretrained(tmp_path / "model")
+def test_the_files_are_those_that_a_run_from_disk_writes(class_name, dtype, options, tmp_path, windows):
+    tiny(class_name).to(dtype).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     settings = Settings(ratio=0.25, multiple_of=4, sample_size=128, **options)
     found = plan(tmp_path / "model", settings=settings, device="cpu", rates=RATES)
     prune_folder(tmp_path / "model", tmp_path / "out", calibration=windows, settings=settings, device="cpu")
-    size = {"F32": 4, "I64": 8, "BOOL": 1}
+    size = {"F32": 4, "BF16": 2, "I64": 8, "BOOL": 1}
     written = {
         file.name: {
             name: torch.Size(entry.shape).numel() * size[entry.dtype]
