@@ -47,7 +47,7 @@ def mutual_info_matrix(
     y = None if Y is None else check_array(Y, ensure_min_samples=MIN_SAMPLES, ensure_2d=False)
     if y is not None:
         check_consistent_length(x, y)
-    mi = mutual_information(x, y, estimator=estimator, seed=random_state, check_finite=False)
+    mi = mutual_information(x, y, estimator=estimator, seed=random_state)
     values: NDArray[np.float32] = torch.as_tensor(mi).clamp_(min=0).cpu().numpy()
     return values
 
@@ -101,7 +101,7 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         count = max(1, x.shape[1] // 2)
         if self.n_features_to_select is not None:
             count = integer(self.n_features_to_select, "n_features_to_select", "an integer or None")
-        options: Options = {"estimator": self.estimator, "seed": self.random_state, "check_finite": False}
+        options: Options = {"estimator": self.estimator, "seed": self.random_state}
         if named and self.method == "mrmr":  # their order means nothing, which `jmi` knows of any label
             check_label(target, options)
         found = (mrmr if self.method == "mrmr" else jmi)(x, target, count, **options)

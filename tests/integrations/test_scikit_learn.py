@@ -81,3 +81,13 @@ def test_bad_settings_are_named(selector, message):
     x = np.random.default_rng(0).normal(size=(40, 3))
     with pytest.raises(ValueError, match=message):
         selector.fit(x, x[:, 0])
+
+
+@pytest.mark.parametrize(
+    "call", [mutual_info_matrix, lambda x: MutualInformationSelector().fit(x, np.arange(200) % 2)]
+)
+def test_integers_that_float64_merges_are_refused(call):
+    x = np.stack([np.arange(200), np.arange(200)], 1) + 2**60
+    assert len(np.unique(x.astype(float))) < 200
+    with pytest.raises(ValueError, match=r"2\^53"):
+        call(x)
