@@ -145,7 +145,8 @@ def _named(text: str | None, names: list[Any], option: str) -> list[int]:
     if text is None:
         return []
     places = {str(name): i for i, name in enumerate(names)}
-    for part in text.split(","):
+    parts = text.split(",")
+    for part in parts:
         if part not in places:
             file = " or a file" if option == "--y" else ""
             raise SamplesValueError(f"{option}: expected names of columns{file}, got {part!r}, which is none")
@@ -153,7 +154,9 @@ def _named(text: str | None, names: list[Any], option: str) -> list[int]:
             raise SamplesValueError(
                 f"{option}: expected names of one column each, got {part!r}, which several have"
             )
-    return [places[part] for part in text.split(",")]
+        if parts.count(part) > 1:
+            raise SamplesValueError(f"{option}: expected each name once, got {part!r} more than once")
+    return [places[part] for part in parts]
 
 
 def _null(args: argparse.Namespace, samples: _Samples, *, needed: bool) -> Null | None:

@@ -111,7 +111,7 @@ def columns(table: Any) -> list[Any]:
 
 def select(table: Any, places: Sequence[int]) -> Any:
     """Some columns of what `read` returns."""
-    if len(places) == len(columns(table)):
+    if list(places) == list(range(len(columns(table)))):
         return table
     return table.select(list(places)) if hasattr(table, "select") else table[:, list(places)]
 

@@ -15,7 +15,7 @@ import torch
 from mikernels import mutual_information, null_distribution, top_pairs
 from mikernels.arguments import parser
 from mikernels.cli import main
-from mikernels.files import matrix_file
+from mikernels.files import matrix_file, select
 from mikernels.options import OPTIONS
 from mikernels.statistics.null import q_values
 
@@ -320,6 +320,20 @@ def test_a_name_that_several_columns_have_chooses_none_of_them(option, table, re
     assert refusal(tmp_path / "a.csv", option, "a") == message
 
 
+def test_a_name_that_is_given_twice_is_refused(table, values, refusal, tmp_path):
+    table[NAMES[:3]].to_csv(tmp_path / "a.csv", index=False)
+    np.save(tmp_path / "a.npy", values[:, :3])
+    for file, names, again in (("a.csv", "gene 0,gene 0,gene 1", "gene 0"), ("a.npy", "2,1,2", "2")):
+        message = f"mikernels: --y: expected each name once, got {again!r} more than once"
+        assert refusal(tmp_path / file, "--y", names) == message
+
+
+def test_chosen_columns_are_in_the_order_of_their_places():
+    array = np.arange(6).reshape(2, 3)
+    for places in ([0, 1, 2], [2, 1, 0], [0, 0, 1], [1]):
+        assert np.array_equal(select(array, places), np.stack([array[:, i] for i in places], 1))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -413,7 +427,7 @@ import json, sys
 for name in ("transformers", "anndata", "scipy", "sklearn", "triton"):
     sys.modules[name] = None
 from mikernels.cli import main
-from mikernels.files import matrix_file
+from mikernels.files import matrix_file, select
 done = main([{data!r}, "--draws=2000", "--quiet"])
 open("a.h5ad", "wb").write(b"\\x89HDF\\r\\n\\x1a\\n")
 print(json.dumps([done, main(["a.h5ad"])]))
