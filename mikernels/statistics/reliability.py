@@ -40,7 +40,8 @@ class Reliability(NamedTuple):
         n_samples: M, of both halves together.
         halves: Spearman's correlation over pairs between the halves, each of M / 2 samples.
         full: the correlation expected between two draws of M samples.
-        quarters: the mean correlation between two pairs of quarters; None if there are too few samples or groups.
+        quarters: the mean correlation between two pairs of quarters, at M / 4 samples: groups of unequal size leave
+            smaller quarters, from which it follows by the formula above. None if there are too few samples or groups.
     """
 
     n_samples: int
@@ -105,10 +106,12 @@ def split_half_reliability(
         )
         return reliability_of_halves(a, b, 2 * size).halves
 
-    r, n_samples = agreement(halves), 2 * min(map(len, halves))
-    if min(map(len, quarters)) < MIN_SAMPLES:
-        return _extrapolated(n_samples, r, None)
-    return _extrapolated(n_samples, r, (agreement(quarters[:2]) + agreement(quarters[2:])) / 2)
+    r, half, quarter = agreement(halves), min(map(len, halves)), min(map(len, quarters))
+    if quarter < MIN_SAMPLES:
+        return _extrapolated(2 * half, r, None)
+    quarters = [part[:quarter] for part in quarters]
+    measured = (agreement(quarters[:2]) + agreement(quarters[2:])) / 2
+    return _extrapolated(2 * half, r, _at_half(r, measured, quarter / half))
 
 
 def _read_groups(groups: Samples, n_samples: int) -> Tensor:
@@ -133,6 +136,13 @@ def _parts(labels: Tensor, n_parts: int, generator: torch.Generator) -> list[Ten
         total[part] += int(sizes[group])
     order = torch.randperm(len(labels), generator=generator)
     return [order[part_of[labels[order]] == part] for part in range(n_parts)]
+
+
+def _at_half(r: float, measured: float, share: float) -> float:
+    """The agreement at half as many samples as that of `r`, from the agreement at a share of them, at most a half."""
+    if r <= 0 or measured <= 0:
+        return measured
+    return 1 / (1 / r + (1 / measured - 1 / r) * share / (1 - share))
 
 
 def _extrapolated(n_samples: int, halves: float, quarters: float | None) -> Reliability:

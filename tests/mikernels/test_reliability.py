@@ -71,6 +71,22 @@ def test_groups_stay_together():
     assert split_half_reliability(x[:100], groups=labels[:100].numpy()).quarters is None  # two documents
 
 
+@pytest.mark.parametrize("sizes", [[10] * 160, [600, 600] + [10] * 40], ids=["equal", "unequal"])
+def test_groups_of_any_size_are_extrapolated_by_the_sizes_of_their_parts(sizes, monkeypatch):
+    """Agreement by the law itself, `1 / r = 1.1 + 200 / n`, in place of that of the estimates."""
+
+    def by_law(_a, _b, n_samples):
+        return Reliability(n_samples, 1 / (1.1 + 400 / n_samples), 0.0)
+
+    monkeypatch.setattr("mikernels.statistics.reliability.reliability_of_halves", by_law)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    for seed in range(3):
+        found = split_half_reliability(gaussian(1600, 3), groups=labels, seed=seed)
+        assert found.limit == pytest.approx(1 / 1.1)
+        assert found.full == pytest.approx(1 / (1.1 + 200 / found.n_samples))
+        assert found.quarters == pytest.approx(1 / (1.1 + 800 / found.n_samples))
+
+
 def test_spearman_shares_ranks_of_equal_values():
     a = torch.tensor([0.0, 0.0, 1.0, 2.0])
     b = torch.tensor([3.0, 4.0, 5.0, 5.0])
