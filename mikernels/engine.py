@@ -34,13 +34,15 @@ def compute_blocks(
 
     Args:
         options: resolved (`mikernels.options.resolve`).
-        note: gets an entry `atoms`, whether any column has some.
+        note: gets the entries `atoms` and `one_set` (`mikernels.provenance`).
         ranks: processes that have the same samples and options, and share out the blocks.
 
     Raises:
         ValueError: values that cannot be used (`mikernels.validation.read_values`), a memory budget that is too small,
             or an implementation or a precision that cannot run.
     """
+    if note is not None:
+        note["one_set"] = y is None or _are_equal(x, y)
     xs, ys, problem = ready(x, y, options)
     if note is not None:
         note["atoms"] = xs.has_atoms | (xs if ys is None else ys).has_atoms
@@ -57,6 +59,11 @@ def ready(x: Tensor, y: Tensor | None, options: Options) -> tuple[Variables, Var
     problem = problem_of(x, y, options)
     xs = transformed(x, problem, options)
     return xs, None if y is None else transformed(y, problem, options, second=True), problem
+
+
+def _are_equal(x: Tensor, y: Tensor) -> Tensor | bool:
+    """Whether all values are the same; on a GPU without waiting for it."""
+    return x.shape == y.shape and x.dtype == y.dtype and (x == y).all()
 
 
 def problem_of(x: Tensor, y: Tensor | None, options: Options) -> Problem:

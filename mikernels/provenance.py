@@ -16,8 +16,9 @@ from mikernels.options import Options
 ATTRIBUTE = "mikernels_provenance"
 
 Provenance = dict[str, Any]
-"""Plain values by name, so that `torch.load` accepts them with `weights_only`. `atoms`: whether any column has some
-(`mikernels.atoms`), on a GPU a tensor."""
+"""Plain values by name, so that `torch.load` accepts them with `weights_only`. Two tell of the samples, and may be
+tensors: `atoms`, whether any column has some (`mikernels.atoms`), and `one_set`, whether the variables are paired with
+themselves: without y, or with a y of the same values."""
 
 
 def provenance_of(options: Options, n_samples: int) -> Provenance:

@@ -155,8 +155,9 @@ class Null:
     def fdr_threshold(self, mi: Samples, rate: float) -> float:
         """The estimate, in nats, at and above which at most a share `rate` of the pairs is expected to be independent.
 
-        Runs the step-up procedure over the pairs of `mi [N, K]`: of one set of variables with itself, which is
-        symmetric, those above the diagonal, and otherwise all, such as of variables with earlier values of themselves.
+        Runs the step-up procedure over the pairs of `mi [N, K]`: of one set of variables with itself those above the
+        diagonal, and otherwise all, such as of variables with earlier values of themselves. Results of
+        `mutual_information` remember which it is; any other matrix is of one set if it is symmetric but for rounding.
         Infinite if no pair passes. Without a fitted tail (see `tail`) no p-value is below 1 / (D + 1), and a few
         dependent pairs among many cannot pass.
 
@@ -166,6 +167,7 @@ class Null:
         Source: Y. Benjamini, Y. Hochberg, Controlling the false discovery rate, J. R. Stat. Soc. B 57 (1995),
         DOI 10.1111/j.2517-6161.1995.tb02031.x.
         """
+        one_set = (recall(mi) or {}).get("one_set")
         mi, rate = self._read(mi), real(rate, "rate", "a share between 0 and 1")
         if mi.ndim != 2 or mi.numel() < 1 or mi.shape == (1, 1):
             raise SamplesValueError(
@@ -173,7 +175,7 @@ class Null:
             )
         if not 0 < rate < 1:
             raise ValueError(f"rate: expected a share between 0 and 1, got {rate!r}")
-        pairs = _pairs_of(mi).sort(descending=True).values
+        pairs = _pairs_of(mi, one_set).sort(descending=True).values
         passed = (q_values(self._p_value(pairs), len(pairs)) <= rate).nonzero()
         return float(pairs[passed[-1, 0]]) if len(passed) else float("inf")
 
@@ -191,7 +193,7 @@ class Null:
         """`mi` as float32 of the same shape, if it can be from the estimator of this null."""
         made = recall(mi) or {}
         with_atoms = bool(made.get("atoms", False))
-        made = {name: value for name, value in made.items() if name != "atoms"}
+        made = {name: value for name, value in made.items() if name not in ("atoms", "one_set")}
         if with_atoms and not self.for_atoms:
             raise ValueError(
                 "mi: expected estimates of columns without a value that many samples share, such as zeros of a ReLU, "
@@ -209,19 +211,25 @@ class Null:
         return estimates
 
 
-def _pairs_of(mi: Tensor) -> Tensor:
+def _pairs_of(mi: Tensor, one_set: Tensor | bool | None) -> Tensor:
     """All pairs `[P]` in a matrix `[N, K]`, those of one set of variables once.
 
-    A matrix that was estimated as that of x and y = x is symmetric but for rounding and the order of equal values, with
-    the largest values on its diagonal.
+    Args:
+        one_set: whether it is of one; None if that is not known.
     """
-    if mi.shape[0] != mi.shape[1]:
-        return mi.flatten()
-    nearly = bool((mi.diagonal() >= mi.amax(1)).all()) and torch.allclose(mi, mi.t(), rtol=1e-2, atol=1e-5)
-    if not (nearly or torch.equal(mi, mi.t())):
+    if not (_looks_like_one_set(mi) if one_set is None else one_set):
         return mi.flatten()
     row, col = torch.triu_indices(len(mi), len(mi), offset=1, device=mi.device)
     return mi[row, col]
+
+
+def _looks_like_one_set(mi: Tensor) -> bool:
+    """A matrix that was estimated as that of x and y = x is symmetric but for rounding and the order of equal values,
+    with the largest values on its diagonal."""
+    if mi.shape[0] != mi.shape[1]:
+        return False
+    nearly = bool((mi.diagonal() >= mi.amax(1)).all()) and torch.allclose(mi, mi.t(), rtol=1e-2, atol=1e-5)
+    return nearly or torch.equal(mi, mi.t())
 
 
 def q_values(p_values: Tensor, n_pairs: int) -> Tensor:

@@ -212,6 +212,18 @@ def test_false_discoveries_of_variables_with_themselves_are_sought_once():
         assert again == pytest.approx(once, rel=0.02)
 
 
+def test_false_discoveries_of_two_sets_include_the_pairs_on_the_diagonal():
+    """x is y with noise: the matrix is nearly symmetric by chance for many seeds, with the largest values on its
+    diagonal."""
+    control = pytest.importorskip("scipy.stats").false_discovery_control
+    null = null_distribution(200, draws=20_000)
+    for seed in range(100):
+        y = gaussian(200, 2, 2 * seed)
+        mi = mutual_information(y + 0.35 * gaussian(200, 2, 2 * seed + 1), y)
+        passed = control(null.p_value(mi).flatten().numpy()) <= 0.05
+        assert (mi >= null.fdr_threshold(mi, 0.05)).flatten().tolist() == passed.tolist()
+
+
 def test_what_the_draws_tell_is_not_below_a_fit_that_misses_a_part_of_them():
     """One draw in 500 is of another kind, and larger: a fit of the upper percent halves the end of most of those."""
     u = torch.rand(400_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
