@@ -267,6 +267,11 @@ def _direct_pairs(pairs: Pairs, regulators: Columns | None, share: float) -> Pai
     first, second, mi = pairs
     if len(mi) == 0:
         return pairs
+    if first.is_floating_point() or second.is_floating_point():
+        raise ValueError(
+            f"first, second: expected numbers of variables, integers, got {first.dtype} and {second.dtype}"
+        )
+    first, second = first.long(), second.long()  # products of them are keys
     weight = _finite(mi).clamp(min=0)
     if regulators is None:  # a link in both directions
         source, target, values = torch.cat([first, second]), torch.cat([second, first]), weight.repeat(2)

@@ -183,6 +183,22 @@ def test_pairs_of_any_arrays_come_back_in_their_kind(kind):
     assert [t.tolist() for t in kept] == [[0, 1], [1, 2], [3.0, 2.0]]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "names"), [("int32", [70_000, 80_000, 99_999]), ("int16", [0, 300, 999]), ("uint8", [0, 100, 255])]
+)
+def test_numbers_of_variables_may_have_any_width(dtype, names):
+    """The weakest pair of the one triangle is removed."""
+    pairs = Pairs(
+        np.array([*names[:2], names[0]], dtype),
+        np.array([*names[1:], names[2]], dtype),
+        np.array([3.0, 2.0, 1.0]),
+    )
+    for regulators in (None, range(names[-1] + 1)):
+        kept = aracne(pairs, regulators)
+        assert [t.tolist() for t in kept] == [names[:2], names[1:], [3.0, 2.0]]
+        assert kept.first.dtype == dtype
+
+
 def test_a_table_gives_its_names_to_the_scores():
     table = pd.DataFrame(correlated(40, 5).numpy(), columns=list("abcde"))
     found = clr_pairs(table, k=3)
@@ -243,6 +259,7 @@ def test_the_input_is_left_alone_and_constants_score_nothing():
             "regulators: expected None without y",
         ),
         (lambda: clr_pairs(gaussian(20, 3), gaussian(20, 2), k=1, regulators=[0, 1, 2]), "column, below 2"),
+        (lambda: aracne(Pairs(*torch.ones(3, 2))), "first, second: expected numbers of variables, integers"),
         (
             lambda: aracne(as_pairs(rectangle(), REGULATORS), [0]),
             "regulators: expected one for each variable",
