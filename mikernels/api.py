@@ -116,7 +116,8 @@ def mutual_information(
     Raises:
         SamplesError: a TypeError for an input that is no array of real numbers; a ValueError for a wrong shape, fewer
             than 8 samples, NaN, infinite or masked values, integers beyond 2^53, different sample counts, or tables
-            whose rows have labels in common, but not in the same places.
+            whose rows have labels in common, but not in the same places. If one has a `RangeIndex`, as pandas gives by
+            default, rows are paired by place unless both have the same labels in another order.
         UnsupportedError: a ValueError for a device, an `impl` or a `precision` that cannot run here.
         WorkspaceError: a ValueError for a memory budget that is too small.
         TypeError: an option that does not exist.

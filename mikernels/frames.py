@@ -233,14 +233,15 @@ def stacked(columns: "Sequence[np.ndarray]", n_rows: int, name: str) -> "np.ndar
 
 def check_order(x: object, y: object, name: str) -> None:
     """Raise SamplesValueError for rows of two tables with labels in common that are not all in the same places: here
-    the first row of one belongs to the first of the other, whereas pandas pairs them by label. A `RangeIndex` is no
-    label."""
+    the first row of one belongs to the first of the other, whereas pandas pairs them by label. The numbers of a
+    `RangeIndex` say something only where both tables have the same ones."""
     if isinstance(x, Tensor) or y is None:  # nothing here for `torch.compile` to trace
         return
     ours, theirs = _labels(x), _labels(y)
     if ours is None or theirs is None or len(ours) != len(theirs) or ours.equals(theirs):
         return
-    if not set(ours).isdisjoint(theirs):
+    by_default = any(is_a(labels, "pandas", "RangeIndex") for labels in (ours, theirs))
+    if set(ours) == set(theirs) if by_default else not set(ours).isdisjoint(theirs):
         raise SamplesValueError(
             f"{name}: expected the rows of the other table, got labels of them in other places; use {name}.loc[] with "
             f"the labels of the other table, or pass arrays to pair them by place, as for lags: {name}.to_numpy()"
@@ -251,10 +252,7 @@ def _labels(value: object) -> Any:
     """The labels of the rows of a table of pandas or an AnnData, which is an index of pandas; None without."""
     if is_a(value, "anndata", "AnnData"):
         return value.obs_names  # type: ignore[attr-defined]
-    has_labels = is_a(value, "pandas", "DataFrame", "Series")
-    if not has_labels or is_a(value.index, "pandas", "RangeIndex"):  # type: ignore[attr-defined]
-        return None
-    return value.index  # type: ignore[attr-defined]
+    return value.index if is_a(value, "pandas", "DataFrame", "Series") else None  # type: ignore[attr-defined]
 
 
 def is_sparse(value: object) -> bool:

@@ -292,6 +292,21 @@ def test_rows_of_two_tables_with_their_labels_in_another_order_are_refused(value
     )
 
 
+def test_numbers_by_default_are_labels_only_of_the_same_rows(values):
+    """Sorted or reversed rows keep their numbers; a lag, and rows that were dropped, have others."""
+    x = pandas_table(values).reset_index(drop=True)
+    by_age = x.sort_values("age")
+    for one, other in ((x, by_age["age"]), (by_age, x["age"]), (x, x["age"][::-1])):
+        with pytest.raises(
+            ValueError, match="y: expected the rows of the other table, got labels of them in"
+        ):
+            mutual_information(one, other)
+    expected = mutual_information(values[1:], values[:-1])
+    for other in (x[:-1], x[:-1].set_axis(range(5, 68)), x[:-1].set_axis([*range(62), 99])):
+        assert np.array_equal(mutual_information(x[1:], other), expected)
+    assert np.array_equal(mutual_information(x, x.loc[[*range(64)]]), mutual_information(values, values))
+
+
 def test_rows_are_told_apart_by_labels_of_any_kind(values):
     pandas = pytest.importorskip("pandas")
     table = pandas_table(values)

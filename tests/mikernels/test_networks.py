@@ -184,7 +184,8 @@ def test_pairs_of_any_arrays_come_back_in_their_kind(kind):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "names"), [("int32", [70_000, 80_000, 99_999]), ("int16", [0, 300, 999]), ("uint8", [0, 100, 255])]
+    ("dtype", "names"),
+    [("int32", [70_000, 80_000, 99_999]), ("int16", [0, 300, 999]), ("uint8", [0, 100, 255])],
 )
 def test_numbers_of_variables_may_have_any_width(dtype, names):
     """The weakest pair of the one triangle is removed."""
