@@ -9,8 +9,8 @@ from torch import Tensor
 from mikernels.pairs import Block
 from mikernels.ranks import ALONE, Ranks
 
-ROUNDING = 1e-12
-"""Of the mean square: less variance than this is none."""
+ROUNDING = 4
+"""Units in the last place of the mean: a smaller deviation is none."""
 
 
 class Axes(NamedTuple):
@@ -42,7 +42,12 @@ class Axes(NamedTuple):
 
 
 def context_scores(
-    blocks: Callable[[], Iterable[Block]], axes: Axes, device: torch.device, ranks: Ranks = ALONE
+    blocks: Callable[[], Iterable[Block]],
+    axes: Axes,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Block]:
     """The scores of `mikernels.networks.clr`, in the precision of the blocks; -inf for a variable with itself.
 
@@ -50,28 +55,32 @@ def context_scores(
         blocks: gives all blocks of the matrix, or in a symmetric one those on or above the diagonal. It is called
             twice: for sums of rows and columns, and for the scores.
         ranks: processes that share out the blocks.
+        dtype: of the blocks. The sums are float64, and so precise enough for squares of float32; float64 takes a second
+            pass, over distances from the means.
     """
-    of_rows = torch.zeros(2, axes.n_rows, dtype=torch.float64, device=device)  # of values, and of squares
-    of_cols = of_rows if axes.symmetric else of_rows.new_zeros(2, axes.n_cols)
-    for block in blocks():
-        values = axes.with_self(block, 0.0)
-        rows, cols = _place(block)
-        of_rows[:, rows] += _sums(values, 1)
-        of_cols[:, cols] += _sums(values, 0)
-    ranks.add(*([of_rows] if axes.symmetric else [of_rows, of_cols]))
-    n_others = torch.full_like(of_rows[0], axes.n_cols - (axes.symmetric or axes.own is not None))
-    row_mean, row_deviation = _background(of_rows, n_others)
-    if axes.symmetric:
-        mean, deviation = row_mean, row_deviation
-    else:
-        n_others = torch.full_like(of_cols[0], axes.n_rows)
-        if axes.own is not None:
-            n_others[axes.own] -= 1
-        mean, deviation = _background(of_cols, n_others)
+    row_mean = torch.zeros(axes.n_rows, dtype=torch.float64, device=device)
+    col_mean = row_mean if axes.symmetric else row_mean.new_zeros(axes.n_cols)
+    of_row = torch.full_like(row_mean, axes.n_cols - (axes.symmetric or axes.own is not None))
+    of_col = of_row if axes.symmetric else torch.full_like(col_mean, axes.n_rows)
+    if axes.own is not None:
+        of_col[axes.own] -= 1
+    for _ in range(2 if dtype == torch.float64 else 1):
+        of_rows = torch.zeros(2, axes.n_rows, dtype=torch.float64, device=device)  # of values, and of squares
+        of_cols = of_rows if axes.symmetric else of_rows.new_zeros(2, axes.n_cols)
+        for block in blocks():
+            rows, cols = _place(block)
+            of_rows[:, rows] += _sums(block, axes, row_mean[rows, None], 1)
+            of_cols[:, cols] += _sums(block, axes, col_mean[cols], 0)
+        ranks.add(*([of_rows] if axes.symmetric else [of_rows, of_cols]))
+        row_mean, row_deviation = _background(of_rows, of_row, row_mean, dtype)
+        if axes.symmetric:
+            col_mean, col_deviation = row_mean, row_deviation
+        else:
+            col_mean, col_deviation = _background(of_cols, of_col, col_mean, dtype)
     for block in blocks():
         rows, cols = _place(block)
         score = _above(block.mi, row_mean[rows, None], row_deviation[rows, None])
-        torch.hypot(score, _above(block.mi, mean[cols], deviation[cols]), out=score)
+        torch.hypot(score, _above(block.mi, col_mean[cols], col_deviation[cols]), out=score)
         yield block._replace(mi=axes.with_self(block._replace(mi=score), -torch.inf))
 
 
@@ -85,15 +94,17 @@ def _place(block: Block) -> tuple[slice, slice]:
     return slice(block.row, block.row + n), slice(block.col, block.col + k)
 
 
-def _sums(values: Tensor, dim: int) -> Tensor:
-    """Along a dimension, of values and of their squares; `[2, n]` float64."""
-    norm = torch.linalg.vector_norm(values, dim=dim, dtype=torch.float64)
-    return torch.stack([values.sum(dim, dtype=torch.float64), norm.square()])
+def _sums(block: Block, axes: Axes, near: Tensor, dim: int) -> Tensor:
+    """Along a dimension, of the distances from `near` and of their squares; `[2, n]` float64."""
+    distance = axes.with_self(block._replace(mi=block.mi - near.to(block.mi.dtype)), 0.0)
+    norm = torch.linalg.vector_norm(distance, dim=dim, dtype=torch.float64)
+    return torch.stack([distance.sum(dim, dtype=torch.float64), norm.square()])
 
 
-def _background(sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation from `_sums` of so many values; infinite deviation where all are equal, which makes
-    every score 0."""
-    mean, square = sums / number.clamp(min=1)
-    variance = square - mean.square()
-    return mean, torch.where(variance > ROUNDING * square, variance.sqrt(), torch.inf)
+def _background(sums: Tensor, number: Tensor, near: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation from `_sums` of so many values; infinite deviation where all are equal but for the
+    rounding of their dtype, which makes every score 0."""
+    distance, square = sums / number.clamp(min=1)
+    mean, variance = near + distance, square - distance.square()
+    least = (ROUNDING * torch.finfo(dtype).eps * mean).square()
+    return mean, torch.where(variance > least, variance.sqrt(), torch.inf)

@@ -89,13 +89,15 @@ def clr(mi: Samples, regulators: Columns | None = None) -> Any:
     links = _read(mi, regulators, required=False)
     weight = links.weight
     n, k = weight.shape
+    if largest := float(torch.linalg.vector_norm(weight, torch.inf)):
+        weight /= largest  # squares of any numbers are then numbers
     axes = Axes(n, k, None if links.symmetric else links.regulators, links.symmetric)
 
     def blocks() -> Iterator[Block]:
         for rows, cols in tiles(n, k, SCORE_TILE, upper=links.symmetric):
             yield Block(rows.start, cols.start, weight[rows, cols])
 
-    scores = context_scores(blocks, axes, weight.device)
+    scores = context_scores(blocks, axes, weight.device, dtype=weight.dtype)
     score = fill_matrix(scores, torch.empty_like(weight), symmetric=links.symmetric)
     return shaped_as_given(links.without_self(score), mi)
 

@@ -222,6 +222,12 @@ def test_a_chain_loses_its_indirect_link_only():
 
 def test_clr_does_not_depend_on_scale_and_offset():
     torch.testing.assert_close(clr(4 * matrix() + 1), clr(matrix()))
+    for mi, regulators in ((matrix(), None), (rectangle(), REGULATORS), (gaussian(5, 4), None)):
+        mi = mi.double()
+        expected = loop_clr(mi, list(range(11)) if len(mi) == 11 else regulators)
+        for other in (mi + 1e6, mi - 1e6, mi * 1e160, mi * 1e-300):
+            torch.testing.assert_close(clr(other, regulators), expected, rtol=1e-7, atol=1e-7)
+    assert (clr(torch.full((5, 4), 0.1).double() + 1e6) == 0).all()
 
 
 def test_the_input_is_left_alone_and_constants_score_nothing():
