@@ -79,7 +79,7 @@ def split_half_reliability(
         raise SamplesValueError(
             f"x: expected at least 3 variables (columns) to rank, got shape {list(xs.shape)}"
         )
-    xs = read_values(xs, "x")
+    xs = read_values(xs, "x", check=options.get("check_finite", True))
     seed = options.get("seed", 0)
     generator = torch.Generator().manual_seed(seed % 2**64)
     if groups is None:

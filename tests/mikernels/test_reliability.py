@@ -95,6 +95,14 @@ def test_spearman_shares_ranks_of_equal_values():
     assert _spearman(a, b) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_values_are_looked_at_unless_that_is_not_wanted():
+    x = gaussian(64, 4)
+    x[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="x: expected finite values, got 1 NaN"):
+        split_half_reliability(x)
+    assert split_half_reliability(x, check_finite=False).n_samples == 64
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"x: expected at least 16 samples \(rows\), got 15"):
         split_half_reliability(gaussian(15, 4))
