@@ -56,9 +56,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="rows are in the order of time: p-values keep the autocorrelation of columns",
     )
-    found.add_argument(
-        "--draws", type=int, default=DRAWS, help=f"independent pairs behind the p-values (default {DRAWS})"
-    )
+    found.add_argument("--draws", type=int, help=f"independent pairs behind the p-values (default {DRAWS})")
     found.add_argument("--quiet", action="store_true", help="print only the table and errors")
     found.add_argument("--debug", action="store_true", help="print the traceback of an error as well")
     estimate = found.add_argument_group("the estimate")
@@ -136,6 +134,9 @@ def check(args: argparse.Namespace) -> tuple[Threshold | None, Options]:
             raise ValueError(f"{out}: expected another file than the samples are in")
     if args.matrix is not None and args.out is not None:
         raise ValueError("--out: expected none with --matrix, which writes no table")
+    for flag, is_given in (("--time-series", args.time_series), ("--draws", args.draws is not None)):
+        if args.matrix is not None and is_given:
+            raise ValueError(f"{flag}: expected none with --matrix, which has no p-values")
     if args.threshold is None:
         return None, given
     kind, colon, number = args.threshold.rpartition(":")

@@ -18,7 +18,7 @@ from mikernels.arrays import to_tensor
 from mikernels.errors import SamplesValueError
 from mikernels.options import OPTIONS, Options
 from mikernels.pairs import Block, Pairs
-from mikernels.statistics.null import Null, permuted_null, q_values, shifted_null
+from mikernels.statistics.null import DRAWS, Null, permuted_null, q_values, shifted_null
 from mikernels.terminal import any_encoding, describe, discard_output, ends_in_order, warnings_in_one_line
 from mikernels.written import complete_file
 
@@ -172,7 +172,8 @@ def _null(args: argparse.Namespace, samples: _Samples, *, needed: bool) -> Null 
         _say(args, "no p-values: only ranks, and bandwidths other than loo, have them")
         return None
     make = shifted_null if args.time_series else permuted_null
-    return make(samples.x, samples.y, draws=args.draws, **options)
+    draws = DRAWS if args.draws is None else args.draws
+    return make(samples.x, samples.y, draws=draws, **options)
 
 
 def _pairs(

@@ -403,6 +403,8 @@ def test_files_that_are_not_what_they_should_be(name, content, words, refusal, t
         (["--out=nowhere/edges.csv"], "expected a file in a folder that exists"),
         (["--matrix=mi.csv"], "mi.csv: expected a name that ends in .npy"),
         (["--matrix=mi.npy", "--out=e.csv"], "--out: expected none with --matrix"),
+        (["--matrix=mi.npy"], "--draws: expected none with --matrix, which has no p-values"),
+        (["--matrix=mi.npy", "--time-series"], "--time-series: expected none with --matrix"),
         (["--y=gene 1,gene 99"], "--y: expected names of columns or a file, got 'gene 99', which is none"),
         (["--drop=gene 99"], "--drop: expected names of columns, got 'gene 99', which is none"),
         (["--fdr=0.05", "--transform=standardize"], "--fdr and null:Q: expected ranks"),
@@ -427,7 +429,7 @@ import json, sys
 for name in ("transformers", "anndata", "scipy", "sklearn", "triton"):
     sys.modules[name] = None
 from mikernels.cli import main
-from mikernels.files import matrix_file, select
+from mikernels.files import matrix_file
 done = main([{data!r}, "--draws=2000", "--quiet"])
 open("a.h5ad", "wb").write(b"\\x89HDF\\r\\n\\x1a\\n")
 print(json.dumps([done, main(["a.h5ad"])]))
@@ -445,7 +447,15 @@ print(json.dumps([done, main(["a.h5ad"])]))
     assert "mikernels: anndata: expected it to be installed; run pip install 'anndata'" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["--y=gene 1,gene 3"], ["--matrix=mi.npy"], ["--fdr=0.01"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--draws=2000"],
+        ["--draws=2000", "--y=gene 1,gene 3"],
+        ["--matrix=mi.npy"],
+        ["--draws=2000", "--fdr=0.01"],
+    ],
+)
 def test_the_bar_counts_every_pair_once(arguments, data, monkeypatch, tmp_path, small_tiles):
     """Tiles on the diagonal count for their upper half."""
     tqdm = pytest.importorskip("tqdm")
@@ -458,6 +468,6 @@ def test_the_bar_counts_every_pair_once(arguments, data, monkeypatch, tmp_path, 
             bars.append(self)
 
     monkeypatch.setattr(tqdm, "tqdm", Bar)
-    assert main([data, "--draws=2000", *arguments]) == 0
+    assert main([data, *arguments]) == 0
     assert [bar.n for bar in bars] == [20 if "--y=gene 1,gene 3" in arguments else 78]
     assert [bar.total for bar in bars] == [bar.n for bar in bars]
