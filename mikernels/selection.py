@@ -234,8 +234,8 @@ class _Estimates:
         return fill_matrix(blocks, out, symmetric=False)[:, 0]
 
 
-def _greedy(relevance: Tensor, redundancy: Callable[[int], Tensor], k: int) -> Selection:
-    """Repeatedly the variable with the largest relevance minus mean redundancy with the chosen ones."""
+def _greedy(relevance: Tensor, penalty: Callable[[int], Tensor], k: int) -> Selection:
+    """Repeatedly the variable with the largest relevance minus the mean penalty for the chosen ones."""
     k = min(k, len(relevance))
     chosen: list[int] = []
     scores = relevance.new_empty(k)
@@ -247,7 +247,7 @@ def _greedy(relevance: Tensor, redundancy: Callable[[int], Tensor], k: int) -> S
         scores[step] = score[best]
         chosen.append(best)
         if step + 1 < k:
-            total += redundancy(best)
+            total += penalty(best)
     return Selection(torch.tensor(chosen, device=relevance.device), scores, relevance)
 
 
