@@ -13,7 +13,7 @@ from transformers.core_model_loading import build_glob_alternation, revert_weigh
 from transformers.modeling_utils import local_torch_dtype
 
 from pruning.choose.target import kept_widths
-from pruning.model.architecture import empty_model, model_class
+from pruning.model.architecture import class_with_code, empty_model, model_class
 from pruning.model.ffn import FFN, bind_ffns, switch_biases_on, widths_in_config
 from pruning.model.headers import stored_dtype
 from pruning.model.knobs import Knob, set_entry
@@ -76,7 +76,9 @@ def model_shapes(
         raise FileNotFoundError(f"{source}: expected a folder with config.json to plan for, got none")
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     dequantize(str(source), config)
-    class_ = model_class(str(path), config)
+    class_ = class_with_code(
+        str(path), config, model_class(str(path), config), trust_remote_code=trust_remote_code
+    )
     in_config = getattr(config, "dtype", None)
     found = (
         dtype or stored_dtype(path) or (in_config if isinstance(in_config, torch.dtype) else torch.float32)

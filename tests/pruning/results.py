@@ -11,8 +11,8 @@ def weights(folder):
 
 
 def result_of(folder):
-    """Weights, and a manifest without the time, the memory, the command and whether it was resumed, with the pictures of
-    the layers."""
+    """Weights, and a manifest without the time, the memory, the command and whether it was resumed, with the pictures
+    of the layers."""
     manifest = json.loads((folder / "mi_prune.json").read_text())
     for name in ("seconds", "peak_bytes", "command", "resumed"):
         manifest.pop(name, None)

@@ -86,6 +86,7 @@ def source(tmp_path, monkeypatch):
     """A folder with the code and random weights."""
     # transformers copies the code to a package in its cache, which it imports once.
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
     folder = tmp_path / "model"
