@@ -109,6 +109,7 @@ def prepare(
     """
     every = find_ffns(model, in_memory=source.in_memory)
     ffns, left = chosen_ffns(model, every, settings)
+    _check_widths(model, ffns, settings, saved)  # of all, before the text is read
     windows, probe = None, []
     if need_windows:
         windows = calibration_windows(model, tokenizer, calibration, settings, stand_in=True)
@@ -156,21 +157,9 @@ def check_shapes(
     Raises:
         ValueError: see `pruning.prune`.
     """
-    settings = reach_target(model, ffns, settings, saved)
-    kept = kept_widths(ffns, settings.ratio, settings)  # raises if rounding keeps all or none
-    narrowest = min(ffn.width for ffn in ffns)
+    settings, kept = _check_widths(model, ffns, settings, saved)
     if settings.budget != "uniform":
         _check_budget(model, ffns, settings)
-        check_cap(narrowest, settings.ratio, settings)
-    if settings.clusters > narrowest:
-        raise ValueError(
-            f"clusters: expected at most the {narrowest} neurons of a layer, got {settings.clusters}"
-        )
-    if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
-        raise ValueError(
-            f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
-            f"got 'bias'"
-        )
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
     check_config(model, ffns, kept, adds_bias=adds_bias)
     _check_experts(ffns, kept, settings)
@@ -266,6 +255,34 @@ def warn_of_unmeasured(layers: Sequence[PrunedLayer]) -> None:
             f"norms of their weights and not repaired; use more calibration tokens",
             stacklevel=5,
         )
+
+
+def _check_widths(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    settings: Settings,
+    saved: Mapping[str, torch.dtype] | None,
+) -> tuple[Settings, list[int]]:
+    """The part of `check_shapes` that does not ask which kinds of FFNs there are; also gives the widths.
+
+    Raises:
+        ValueError: see `pruning.prune`.
+    """
+    settings = reach_target(model, ffns, settings, saved)
+    kept = kept_widths(ffns, settings.ratio, settings)  # raises if rounding keeps all or none
+    narrowest = min(ffn.width for ffn in ffns)
+    if settings.budget != "uniform":
+        check_cap(narrowest, settings.ratio, settings)
+    if settings.clusters > narrowest:
+        raise ValueError(
+            f"clusters: expected at most the {narrowest} neurons of a layer, got {settings.clusters}"
+        )
+    if settings.repair == "bias" and not all(ffn.can_store_bias for ffn in ffns):
+        raise ValueError(
+            f"repair: expected 'sequential', 'lstsq' or 'none' for {type(model).__name__}, which cannot store a bias, "
+            f"got 'bias'"
+        )
+    return settings, kept
 
 
 def _check_experts(ffns: Sequence[FFN], kept: Sequence[int], settings: Settings) -> None:
