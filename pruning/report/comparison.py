@@ -157,7 +157,7 @@ def closing_table(
     rows.append(_row("FFN neurons", report.neurons_before, report.neurons_after, "{:,}"))
     rows.append(_row("parameters (M)", dense.parameters / 1e6, pruned.parameters / 1e6, "{:.1f}"))
     rows.append(_row("weights (MB)", dense.weight_bytes / 1e6, pruned.weight_bytes / 1e6, "{:.1f}"))
-    return "\n".join([table(rows, ("", "dense", "pruned", "change")), "", *lines, *_reason(report)])
+    return "\n".join([table(rows, ("", "dense", "pruned", "change")), "", *lines, *example(report)])
 
 
 def meaning_of_mark(near: Collection[str]) -> str:
@@ -195,7 +195,7 @@ def warnings_of(growth: Mapping[str, float], calibrated_on: Collection[str]) -> 
     return found
 
 
-def _reason(report: Report) -> list[str]:
+def example(report: Report) -> list[str]:
     """Why the most redundant neuron of the middle layer was dropped; nothing if no layer was measured."""
     layers = [layer for layer in report.layers if len(layer.dropped) and layer.is_measured]
     if not layers:

@@ -66,6 +66,23 @@ def test_the_command_prunes_evaluates_saves_and_verifies(folders, tmp_path):
     assert low <= evaluation["tokens_per_second_ratio"]["median"] <= high
 
 
+def test_the_first_line_says_which_share_is_kept_after_rounding(mi_prune, folders, tmp_path):
+    """Three quarters of 40 neurons, rounded to a multiple of 32, are 32."""
+    options = [*SHORT, "--multiple-of=32", "--ratio=0.25"]
+    status, shown, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options)
+    assert status == 0
+    neurons = manifest_of(tmp_path / "out")["neurons"]
+    assert f"keeping {neurons['after'] / neurons['before']:.0%} of their neurons" in shown
+    assert neurons["after"] / neurons["before"] == 0.8
+
+
+def test_a_text_is_evaluated_once(mi_prune, folders, tmp_path):
+    twice = ["--evaluate=builtin", "--evaluate=builtin=2"]
+    status, _, error = mi_prune(folders / "Llama", "--out", tmp_path / "out", *twice, *SHORT)
+    assert status == 1
+    assert "--evaluate: expected each text once, got builtin several times" in error
+
+
 def test_saved_statistics_serve_a_second_ratio_and_uneven_layers_are_verified(
     mi_prune, folders, tmp_path, monkeypatch
 ):

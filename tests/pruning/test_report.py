@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -18,6 +19,7 @@ from pruning.choose.picture import Picture
 from pruning.cli import main
 from pruning.model.ffn import find_ffns
 from pruning.report import write_html
+from pruning.report.comparison import example
 from pruning.report.manifest import Report
 from pruning.report.plain import sparkline
 from pruning.report.swept import furthest
@@ -105,6 +107,26 @@ def test_the_page_is_one_file_that_loads_nothing_and_runs_no_text(run):
         chart = base64.b64decode(uri.partition(",")[2]).decode()
         assert "<script" not in chart
         assert not re.findall(r'(?:href|src)="(?!#|data:image/png)', chart)
+
+
+def test_a_perplexity_that_is_no_number_is_past_the_limit(run, tmp_path, report_of):
+    shutil.copytree(run / "out", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "mi_prune.json").read_text())
+    manifest["evaluation"]["texts"][0]["perplexity_pruned"] = None  # how the manifest has NaN and infinity
+    (tmp_path / "out" / "mi_prune.json").write_text(json.dumps(manifest))
+    status, shown, _ = report_of(tmp_path / "out", "--text")
+    assert status == 0
+    assert "past what closed-form repair holds" in shown
+    assert "a perplexity grew by more than half" in shown
+
+
+def test_the_example_is_of_a_layer_that_was_measured(llama, windows):
+    report = prune(llama, None, calibration=windows, ratio=0.25, multiple_of=4, sample_size=128)
+    measured = report.layers[0]
+    unseen = replace(measured, name="unseen", null_mi=math.nan)
+    (sentence,) = example(replace(report, layers=[unseen, measured, unseen, unseen]))
+    assert f"of {measured.name} was dropped" in sentence
+    assert example(replace(report, layers=[unseen])) == []
 
 
 def test_what_went_why_and_what_it_cost_stand_in_the_page(run):
