@@ -29,7 +29,7 @@ from mikernels.transforms import Variables, transform_samples
 LEAST_SLOPE = 0.1
 """An estimate that rises by less than this per nat has saturated; beyond that point the slope of the curve is 1."""
 SAMPLES = 2**15
-"""Samples simulated for each point of a curve that is in no table; at least 4 and at most 16 draws of M."""
+"""Samples simulated for each point of a curve that is in no table; at least 4 and at most 256 draws of M."""
 
 
 class Curve(NamedTuple):
@@ -104,7 +104,7 @@ def gaussian_curve(n_samples: int, problem: Problem, device: torch.device) -> Cu
     """
     raw = tabulated_estimates(n_samples, problem)
     if raw is None:
-        raw = simulated_estimates(n_samples, problem, device, min(16, max(4, SAMPLES // n_samples)))
+        raw = simulated_estimates(n_samples, problem, device, min(256, max(4, SAMPLES // n_samples)))
     curve = _increasing(raw, gaussian_nats())
     return Curve(curve.raw.to(device), curve.nats.to(device))
 
@@ -120,18 +120,19 @@ def simulated_estimates(n_samples: int, problem: Problem, device: torch.device, 
     nats = gaussian_nats()
     rho, rest = (-torch.expm1(-2 * nats)).sqrt(), (-nats).exp()
     generator = torch.Generator().manual_seed(0)
-    raw = torch.zeros_like(nats)
+    raw, chance = torch.zeros_like(nats), torch.zeros_like(nats)
     for _ in range(draws):
         x, z = torch.randn(2, n_samples, 1, generator=generator, dtype=torch.float64)
         y = rho * x + rest * z
         left = transform_samples(x.to(device), "rank", seed=0)
         right = transform_samples(y.to(device), "rank", seed=1)
         blocks = run_tiles(torch_impl.method(problem, precision), left, right, None)
-        estimates = torch.cat([mi for _, _, mi in blocks], dim=1)[0].double().cpu()
-        # The mean log ratio of this draw deviates from I by chance, and the estimate with it: remove that from both.
-        chance = (y.square().mean(0) - z.square().mean(0)) / 2
-        raw += (estimates - chance) / draws
-    return raw
+        raw += torch.cat([mi for _, _, mi in blocks], dim=1)[0].double().cpu() / draws
+        chance += (y.square().mean(0) - z.square().mean(0)) / (2 * draws)
+    # The mean log ratio of the draws deviates from I by chance, and the estimates follow as far as they rise with I:
+    # not at all where they have saturated.
+    slope = torch.gradient(raw, spacing=(nats,))[0].clamp_min(0)
+    return raw - slope * chance
 
 
 def _increasing(raw: Tensor, nats: Tensor) -> Curve:
