@@ -161,7 +161,7 @@ def test_simulation_runs_on_the_device_of_the_caller(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "n_samples"), [("grid", 8192), ("kde", 512), ("renyi2", 512), ("adaptive", 4096)]
+    ("estimator", "n_samples"), [("grid", 8192), ("kde", 128), ("renyi2", 128), ("adaptive", 16_384)]
 )
 def test_the_table_is_what_its_script_simulates(estimator, n_samples):
     problem = make_problem(estimator, 16, None, n_samples)
