@@ -9,6 +9,7 @@ import transformers
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto import modeling_auto
 
 from pruning.model.headers import read_headers
@@ -114,14 +115,9 @@ def without_weights(
         ) from error
     config = copy.deepcopy(config)
     config.dtype = dtype
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # as `from_pretrained` does
-    try:
-        with init_empty_weights(include_buffers=False), no_init_weights():
-            model = class_(config)
-    finally:
-        torch.set_default_dtype(default)
-    # Buffers that are not stored, such as tables of positions, it computes again in the default dtype.
+    # As `from_pretrained` does; buffers that are not stored, such as tables of positions, it computes again behind it.
+    with local_torch_dtype(dtype), init_empty_weights(include_buffers=False), no_init_weights():
+        model = class_(config)
     for stored in model.state_dict(keep_vars=True).values():
         stored._is_hf_initialized = True
     model.initialize_weights()

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -122,6 +123,13 @@ def class_of_gguf(path: Path) -> tuple[PretrainedConfig, Any]:
     with _readable(path):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     return config, AutoModelForCausalLM._model_mapping[type(config)]
+
+
+def generation_config(folder: Path) -> GenerationConfig:
+    """That of a model in a folder, as `from_pretrained` finds it: older models have it in their config."""
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:

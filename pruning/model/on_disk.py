@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -36,7 +36,13 @@ from pruning.model.free import release_free_memory
 from pruning.model.headers import INDEX, data_bytes, stored_dtype
 from pruning.model.layers import Keep, Layers, first_of_each_kind, layer_list, list_name, only
 from pruning.model.loaded import check_loaded, name_some
-from pruning.model.loading import class_of_folder, class_of_gguf, load_gguf_tokenizer, load_tokenizer
+from pruning.model.loading import (
+    class_of_folder,
+    class_of_gguf,
+    generation_config,
+    load_gguf_tokenizer,
+    load_tokenizer,
+)
 from pruning.model.output_folder import share_of
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes, working_dtype
 from pruning.model.quantized import find_quantizer, forget_quantization
@@ -92,17 +98,10 @@ def open_folder(
     class_ = class_with_code(str(path), config, class_, trust_remote_code=trust_remote_code)
     model = without_weights(class_, config, stored)
     if model.can_generate():
-        model.generation_config = _generation_config(path)
+        model.generation_config = generation_config(path)
     layers = LayersOnDisk(model, SafetensorsFolder(path), stored, computing, device)
     tokenizer = load_tokenizer(str(path), model, trust_remote_code=trust_remote_code)
     return Opened(model, tokenizer, layers)
-
-
-def _generation_config(path: Path) -> GenerationConfig:
-    """As `from_pretrained` finds it: older models have it in their config."""
-    if (path / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(path)
-    return GenerationConfig.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
 
 
 def _open_gguf(path: Path, dtype: torch.dtype, device: str) -> Opened:

@@ -162,9 +162,8 @@ def _read_by_decoder(item: Mapping[str, Any], model: PreTrainedModel) -> Mapping
     if (start := decoder_start(model)) is None:
         return item
     if ids is not None:
-        written = _tensor("decoder_input_ids", ids)[
-            :, 1:
-        ]  # behind the start token, which may be that of padding
+        # Behind the start token, which may be that of padding.
+        written = _tensor("decoder_input_ids", ids)[:, 1:]
         if item.get("decoder_attention_mask") is None and written.numel():
             _warn_of_padding(written, model, "decoder_attention_mask")
         return item
