@@ -12,9 +12,10 @@ Dtypes = dict[str, torch.dtype]
 def working_dtype(device: str) -> torch.dtype:
     """bfloat16 where the hardware multiplies it fast, otherwise float32.
 
-    On a CPU that takes AVX-512; without it, bfloat16 products are hundreds of times slower.
+    A CPU does so with AVX512-BF16. With AVX-512 alone bfloat16 products take four times as long as float32 (measured
+    on a Xeon of Ice Lake), without it hundreds of times.
     """
-    fast = device != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    fast = device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if fast else torch.float32
 
 
