@@ -18,7 +18,7 @@ from mikernels.pairs import Block, fill_matrix
 from mikernels.tables.node_shares import entropy, gathered, largest_share, share_table, table_rows
 from mikernels.tiling import tiles
 from mikernels.torch_impl.grid import joint_to_mi
-from mikernels.torch_impl.integer import integer_gram, product_bytes
+from mikernels.torch_impl.integer import byte_gram, product_bytes
 from mikernels.transforms import hash32
 from mikernels.validation import as_samples, read_values
 
@@ -128,7 +128,7 @@ class GridStream:
             features = gathered(self._table, self._table_rows(part))  # [G, N, B]
             for rows, cols in self._tiles():
                 counts = self._counts[self._nodes_of(rows), self._nodes_of(cols)]
-                counts += integer_gram(features[:, rows], features[:, cols])
+                counts += byte_gram(features[:, rows], features[:, cols])
             self.n_samples += len(part)
 
     def mutual_information(self) -> Any:

@@ -22,7 +22,7 @@ from mikernels.tables.node_shares import gathered
 from mikernels.tables.rungs import CELLS
 from mikernels.tiling import cut
 from mikernels.torch_impl.adaptive_histograms import STRIP
-from mikernels.torch_impl.integer import integer_gram
+from mikernels.torch_impl.integer import byte_gram
 
 TILE = 32  # variables along a tile of the product, whose counts take 4 bytes each
 
@@ -41,7 +41,7 @@ def one_hot_product(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Ite
     tiles = cut(len(x), TILE)
     for i, rows in enumerate(tiles):
         for cols in tiles[i:]:
-            yield integer_gram(one_hot[:, rows], one_hot[:, cols])
+            yield byte_gram(one_hot[:, rows], one_hot[:, cols])
 
 
 def numpy_histogram2d(x: Tensor, first: Tensor, second: Tensor, cells: int) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.record import timed
-from mikernels.torch_impl.integer import byte_gram, has_byte_products
+from mikernels.torch_impl.integer import byte_gram, has_byte_products, has_integer_products
 
 SIZE = {"cpu": 2048, "cuda": 8192}
 SECONDS = 0.1  # each rate is measured for this long
@@ -14,9 +14,11 @@ SECONDS = 0.1  # each rate is measured for this long
 def matmul_rate(precision: str, device: str) -> float:
     """FLOP/s of square matrix products: of bytes for int8 where that is fast, otherwise `torch.mm` in fp32."""
     size = SIZE[device]
-    if precision == "int8" and (device == "cuda" or has_byte_products()):
+    if precision == "int8" and (device == "cuda" or has_integer_products() or has_byte_products()):
         a = torch.randint(0, 128, (size, size), dtype=torch.int8, device=device)
-        multiply = (lambda: torch._int_mm(a, a.t())) if device == "cuda" else (lambda: byte_gram(a, a))
+        multiply = (
+            (lambda: torch._int_mm(a, a.t())) if device == "cuda" else (lambda: byte_gram(a, a, small=True))
+        )
         return 2 * size**3 * _calls_per_second(multiply, device)
     a = torch.randn(size, size, device=device)
     return 2 * size**3 * _calls_per_second(lambda: torch.mm(a, a), device)

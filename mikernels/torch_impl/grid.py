@@ -29,7 +29,7 @@ from mikernels.tables.node_shares import (
     share_table,
     table_rows,
 )
-from mikernels.torch_impl.integer import EXACT, byte_gram, integer_gram, product_bytes
+from mikernels.torch_impl.integer import EXACT, byte_gram, product_bytes
 from mikernels.transforms import Variables
 
 PRODUCT_COLUMNS = 2040
@@ -46,7 +46,7 @@ class NodeFeatures(NamedTuple):
     )  # [G, n] int32, sums of the features of each node, [G, 1] if the same; None for float32
     entropy: Tensor  # [n] of the margins, nats
     row_sum: Tensor  # [n] float64, sums of the features of a sample: Q, or 1; [1] if all have the same
-    exact: bool  # whether float32 holds every joint count
+    small: bool  # whether float32 holds every joint count
 
 
 class Grid:
@@ -86,10 +86,10 @@ class Grid:
         features = gathered(
             shares[: self.columns], table_rows(variables.data[columns], own, self.problem.nodes)
         )
-        exact = n_samples <= SAMPLES and table.largest < EXACT
+        small = n_samples <= SAMPLES and table.largest < EXACT
         if own is None:
             margin, row_sum = shares.sum(1, dtype=torch.int64).int()[:, None], one * math.sqrt(table.total)
-            return NodeFeatures(features, margin, table.entropy.expand(n), row_sum, exact)
+            return NodeFeatures(features, margin, table.entropy.expand(n), row_sum, small)
         margin = features.sum(2, dtype=torch.float64)
         if not self.integers:
             return NodeFeatures(features, None, entropy(margin.t()), one, True)
@@ -97,7 +97,7 @@ class Grid:
         row_sum = torch.where(tied, float(largest_share(n_samples)), math.sqrt(table.total) * one)
         margin = torch.cat([margin, (n_samples * row_sum - margin.sum(0))[None]])  # the last node
         own_entropy = torch.where(tied, entropy(margin.t()), table.entropy)
-        return NodeFeatures(features, margin.long().int(), own_entropy, row_sum, exact)
+        return NodeFeatures(features, margin.long().int(), own_entropy, row_sum, small)
 
     def compute(
         self, left: NodeFeatures, rows: slice, right: NodeFeatures, cols: slice, *, upper: bool
@@ -106,7 +106,7 @@ class Grid:
         if not self.integers:
             joint = a.flatten(0, 1) @ b.flatten(0, 1).t()
         else:
-            joint = byte_gram(a, b) if left.exact and right.exact else integer_gram(a, b)
+            joint = byte_gram(a, b, small=left.small and right.small)
         tables = joint.view(*a.shape[:2], *b.shape[:2])
         p_sum, q_sum = _part(left.row_sum, rows), _part(right.row_sum, cols)
         total = p_sum[:, None] * q_sum * a.shape[2]
@@ -149,7 +149,6 @@ def joint_to_mi(
         last = by_column.new_zeros(n, k)
         for node, counts in enumerate(tables):
             by_column += _times_log(counts)
-            counts = counts.int()
             below -= counts
             last += _times_log(p_margin[node] - counts.sum(1, dtype=torch.int32))
         by_column += _times_log(below)

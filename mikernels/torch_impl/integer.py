@@ -1,11 +1,13 @@
 """Exact matrix products of 8-bit integers from 0 to 127.
 
-On x86 oneDNN multiplies bytes: unsigned by signed ones, which needs no correction of signs. Without VNNI it adds two
-products in 16 bits, which 2 x 127^2 fits and `torch._int_mm`, signed by signed, may exceed. On such CPUs this takes
-half the time of float32 products (measured). Elsewhere bytes are converted to float32.
+x86 multiplies bytes by `torch._int_mm` if it has VNNI. Without it, two products are added in 16 bits, which 2 x 127^2
+fits, but not what `torch._int_mm` adds to turn signed bytes into unsigned ones: there the operators behind quantized
+linear layers take unsigned by signed bytes, in half the time of float32 (measured). Elsewhere bytes are converted to
+float32.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,27 +15,26 @@ from torch import Tensor
 EXACT = 2**24
 """Below this, float32 holds every integer."""
 BLOCK = 1024
-"""Samples to multiply at a time if nothing more is known of the sums: 127^2 x 1024 is below `EXACT`."""
+"""Samples to multiply at a time in float32 if nothing more is known of the sums: 127^2 x 1024 is below `EXACT`."""
 
 
-def byte_gram(a: Tensor, b: Tensor) -> Tensor:
-    """`a b^T` of int8 `a [..., M]` and `b [..., M]`: float32 `[n, k]`, leading dimensions flattened.
+def byte_gram(a: Tensor, b: Tensor, *, small: bool = False) -> Tensor:
+    """`a b^T` of int8 `a [..., M]` and `b [..., M]`: int32 `[n, k]`, leading dimensions flattened.
 
-    Exact if all entries are from 0 to 127, and all sums below `EXACT`.
+    Exact if all entries are from 0 to 127 and the sums fit. `small` says that all sums are below `EXACT`, and saves
+    time where products are in float32.
     """
-    a, b = a.flatten(0, -2), b.flatten(0, -2)
-    if a.device.type == "cpu" and has_byte_products():
-        return _byte_product(a, b)
+    a, b = a.flatten(0, -2).contiguous(), b.flatten(0, -2).contiguous()
+    if a.device.type == "cpu" and has_integer_products():
+        return _integer_product(a, b)
     with torch.autocast(a.device.type, enabled=False):
-        return a.float() @ b.float().t()
-
-
-def integer_gram(a: Tensor, b: Tensor) -> Tensor:
-    """`byte_gram` as int32, exact for any sums that fit."""
-    blocks = zip(a.split(BLOCK, -1), b.split(BLOCK, -1), strict=True)
-    total = byte_gram(*next(blocks)).int()
-    for c, d in blocks:
-        total += byte_gram(c, d).int()
+        multiply = _byte_product if a.device.type == "cpu" and has_byte_products() else _float_product
+        if small:
+            return multiply(a, b).int()
+        blocks = zip(a.split(BLOCK, -1), b.split(BLOCK, -1), strict=True)
+        total = multiply(*next(blocks)).int()
+        for c, d in blocks:
+            total += multiply(c, d).int()
     return total
 
 
@@ -43,23 +44,44 @@ def product_bytes(n: int, n_samples: int = BLOCK) -> int:
 
 
 @functools.cache
+def has_integer_products() -> bool:
+    """Whether oneDNN multiplies signed bytes, fast and exactly."""
+    return _has_onednn() and _is_exact(_integer_product)
+
+
+@functools.cache
 def has_byte_products() -> bool:
-    """Whether oneDNN multiplies bytes, fast and exactly."""
-    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported()):
-        return False
+    """Whether oneDNN multiplies unsigned by signed bytes, fast and exactly."""
+    return _has_onednn() and _is_exact(_byte_product)
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported()
+
+
+def _is_exact(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
     largest = torch.full((2, 64), 127, dtype=torch.int8)
-    return torch.equal(
-        _byte_product(largest, largest), torch.full((2, 2), 64 * 127.0**2, dtype=torch.float32)
-    )
+    return bool((multiply(largest, largest) == 64 * 127**2).all())
+
+
+def _integer_product(a: Tensor, b: Tensor) -> Tensor:
+    if a.shape[1] == 1:  # torch 2.13 leaves the result undefined
+        return a.int() * b.int().t()
+    return torch._int_mm(a, b.t())
 
 
 def _byte_product(a: Tensor, b: Tensor) -> Tensor:
-    """By the operators behind quantized linear layers, with scales of 1."""
+    """In float32, by the operators behind quantized linear layers, with scales of 1."""
+    a, b = a.contiguous(), b.contiguous()
     onednn = torch.ops.onednn
-    packed = onednn.qlinear_prepack(b.contiguous(), list(a.shape))
+    packed = onednn.qlinear_prepack(b, list(a.shape))
     scales = torch.ones(len(b), dtype=torch.float32)
     zeros = torch.zeros(len(b), dtype=torch.int32)
     return onednn.qlinear_pointwise(
-        *(a.contiguous().view(torch.uint8), 1.0, 0, packed, scales, zeros, None, 1.0, 0),
+        *(a.view(torch.uint8), 1.0, 0, packed, scales, zeros, None, 1.0, 0),
         *(torch.float32, "none", [], ""),
     )
+
+
+def _float_product(a: Tensor, b: Tensor) -> Tensor:
+    return a.float() @ b.float().t()

@@ -13,12 +13,14 @@ from mikernels.transforms import normal_scores, transform_samples
 
 from samples import correlated
 
-paths = pytest.mark.parametrize("bytes_too", [True, False], ids=["as on this machine", "in float32"])
+PATHS = {"as on this machine": (), "bytes": ("integer",), "float32": ("integer", "byte")}
+"""The products that a CPU lacks."""
+paths = pytest.mark.parametrize("path", PATHS)
 
 
-def choose_path(monkeypatch, bytes_too):
-    if not bytes_too:
-        monkeypatch.setattr(integer, "has_byte_products", lambda: False)
+def choose_path(monkeypatch, path):
+    for product in PATHS[path]:
+        monkeypatch.setattr(integer, f"has_{product}_products", lambda: False)
 
 
 def random_int8(*shape, seed=0):
@@ -33,58 +35,59 @@ def exact_product(a, b):
 @paths
 @pytest.mark.parametrize("n_samples", [1, 7, 8, 1024, 1025, 5000])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (3, 5), (16, 16), (33, 130)])
-def test_products_are_exact(n_samples, shape, bytes_too, monkeypatch):
-    choose_path(monkeypatch, bytes_too)
+def test_products_are_exact(n_samples, shape, path, monkeypatch):
+    choose_path(monkeypatch, path)
     a, b = random_int8(shape[0], n_samples), random_int8(shape[1], n_samples, seed=1)
-    product = integer.integer_gram(a, b)
+    product = integer.byte_gram(a, b)
     assert product.dtype == torch.int32
     assert torch.equal(product.double(), exact_product(a, b))
 
 
 @paths
 @pytest.mark.parametrize("n_samples", [2, 1024, 1025, 100_000])
-def test_largest_products_do_not_saturate(n_samples, bytes_too, monkeypatch):
+def test_largest_products_do_not_saturate(n_samples, path, monkeypatch):
     """Pairs of products of 127 and 127 fit 16 bits, and 1024 of them float32."""
-    choose_path(monkeypatch, bytes_too)
+    choose_path(monkeypatch, path)
     a = torch.full((3, n_samples), 127, dtype=torch.int8)
-    assert (integer.integer_gram(a, a) == n_samples * 127**2).all()
+    assert (integer.byte_gram(a, a) == n_samples * 127**2).all()
     if n_samples <= integer.BLOCK:
-        assert (integer.byte_gram(a, a) == n_samples * 127**2).all()
+        assert (integer.byte_gram(a, a, small=True) == n_samples * 127**2).all()
 
 
 @paths
-def test_products_of_parts_of_an_array_are_exact(bytes_too, monkeypatch):
-    choose_path(monkeypatch, bytes_too)
+def test_products_of_parts_of_an_array_are_exact(path, monkeypatch):
+    choose_path(monkeypatch, path)
     wide = random_int8(3, 64, 1500)
     a, b = wide[:, 16:33], wide[:2, 40:]
-    assert torch.equal(integer.integer_gram(a, b).double(), exact_product(a, b))
-    a, b = a[..., ::2], b[..., 1::2]
     assert torch.equal(integer.byte_gram(a, b).double(), exact_product(a, b))
+    a, b = a[..., ::2], b[..., 1::2]
+    assert torch.equal(integer.byte_gram(a, b, small=True).double(), exact_product(a, b))
 
 
 @pytest.mark.parametrize(("n_samples", "nodes"), [(2000, 20), (9000, 2), (70_000, 3)])
-def test_matrix_has_the_same_bits_without_byte_products(n_samples, nodes, monkeypatch):
+@pytest.mark.parametrize("path", ["bytes", "float32"])
+def test_a_matrix_has_the_same_bits_by_any_product(n_samples, nodes, path, monkeypatch):
     """Joint counts that fit float32, that do not, and of too many samples for one product."""
     x = correlated(n_samples, 9)
     expected = mutual_information(x, nodes=nodes)
-    monkeypatch.setattr(integer, "has_byte_products", lambda: False)
+    choose_path(monkeypatch, path)
     assert torch.equal(mutual_information(x, nodes=nodes), expected)
 
 
 @pytest.mark.parametrize("n_samples", [2000, 3000])
-def test_counts_are_taken_as_float32_where_the_largest_fit(n_samples):
+def test_sums_are_small_where_float32_holds_the_largest(n_samples):
     """Those of a variable with itself."""
     variables = transform_samples(correlated(n_samples, 1), "rank", seed=0)
     panel = Grid(make_problem("grid", 2, None, n_samples), integers=True).panel(variables, slice(0, 1))
-    assert panel.exact == (exact_product(panel.features, panel.features).max() < integer.EXACT)
+    assert panel.small == (exact_product(panel.features, panel.features).max() < integer.EXACT)
 
 
 @paths
-def test_products_are_exact_under_autocast(bytes_too, monkeypatch):
-    choose_path(monkeypatch, bytes_too)
+def test_products_are_exact_under_autocast(path, monkeypatch):
+    choose_path(monkeypatch, path)
     a = random_int8(16, 257)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        product = integer.integer_gram(a, a)
+        product = integer.byte_gram(a, a)
     assert torch.equal(product.double(), exact_product(a, a))
 
 
