@@ -56,7 +56,7 @@ def has_byte_products() -> bool:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported()
+    return torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("avx2"))
 
 
 def _is_exact(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
