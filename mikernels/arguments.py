@@ -36,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--drop", metavar="NAME,NAME,...", help="columns to leave out, such as those of text")
     found.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help=f"whether the first line of {' and '.join(files.SEPARATORS)} names the columns, which are f0, f1, ... "
+        "without; needed if it holds nothing but numbers, and these are not 0, 1, ...",
+    )
+    found.add_argument(
         "--out", metavar="FILE", help=f"({', '.join(files.WRITTEN)}); by default CSV to standard output"
     )
     choice = found.add_mutually_exclusive_group()
@@ -122,6 +128,13 @@ def check(args: argparse.Namespace) -> tuple[Threshold | None, Options]:
         raise ValueError(f"--top: expected at least 1, got {args.top}")
     if args.fdr is not None and not 0 < args.fdr < 1:
         raise ValueError(f"--fdr: expected a rate between 0 and 1, got {args.fdr}")
+    tables = [args.data, *([args.y] if args.y and Path(args.y).exists() else ())]
+    kinds = {files.ending_of(table, files.READ, packed=True) for table in tables}
+    if args.header is not None and kinds.isdisjoint(files.SEPARATORS):
+        flag = "--header" if args.header else "--no-header"
+        raise ValueError(
+            f"{flag}: expected a table in {' or '.join(files.SEPARATORS)} with it, got {' and '.join(tables)}"
+        )
     out = args.out if args.matrix is None else args.matrix
     if out is not None:
         files.ending_of(out, files.WRITTEN if args.matrix is None else (".npy",))

@@ -105,26 +105,33 @@ def _write_edges(args: argparse.Namespace, samples: _Samples, threshold: argumen
 
 
 def _load(args: argparse.Namespace, given: Options) -> _Samples:
-    table, names = files.read(args.data)
+    table, names = files.read(args.data, header=args.header)
     rows = files.columns(table)
     left_out = _named(args.drop, rows, "--drop")
     if args.y is None:
-        others, cols, own = None, rows, []
+        others, cols, own, file = None, rows, [], ""
     elif Path(args.y).exists():
-        others, other_names = files.read(args.y)
+        others, other_names = files.read(args.y, header=args.header)
         _check_order(names, other_names, args.data)
-        cols = files.columns(others)
+        cols, file = files.columns(others), args.y
         own = list(range(len(cols)))
     else:
-        others, cols, own = table, rows, _named(args.y, rows, "--y")
+        others, cols, own, file = table, rows, _named(args.y, rows, "--y"), args.data
         left_out = left_out + own
     kept = [i for i in range(len(rows)) if i not in set(left_out)]
-    x = to_tensor(files.select(table, kept), "x")
-    y = None if others is None else to_tensor(files.select(others, own), "y")
+    x = _tensor(args, args.data, table, kept, "x")
+    y = None if others is None else _tensor(args, file, others, own, "y")
     del table, others  # before the long step
     xs, ys, options = prepare(x, y, given)
     own = kept if ys is None else own
     return _Samples(xs, ys, options, [rows[i] for i in kept], [cols[i] for i in own])
+
+
+def _tensor(args: argparse.Namespace, file: str, table: Any, places: list[int], name: str) -> Tensor:
+    """Some columns of the table that is in `file`."""
+    chosen = files.select(table, places)
+    files.check_integers(file, chosen, header=args.header)
+    return to_tensor(chosen, name)
 
 
 def _check_order(names: list[str] | None, others: list[str] | None, file: str) -> None:

@@ -4,8 +4,8 @@ Each library is imported when a file of its kind comes.
 """
 
 import errno
-import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import chain
@@ -56,9 +56,13 @@ def load(package: str) -> Any:
         ) from None
 
 
-def read(path: str) -> tuple[Any, list[str] | None]:
+def read(path: str, *, header: bool | None = None) -> tuple[Any, list[str] | None]:
     """The samples in a file, as an array or table with a row for each sample and a column for each variable; and the
     names of the rows, if it has some: a first column without a name, what pandas calls the index, or `obs_names`.
+
+    Args:
+        header: whether the first line of a text holds the names of the columns, which are f0, f1, ... without; by
+            default it does, and has to be text or 0, 1, ...
 
     Raises:
         OSError: no file that can be read.
@@ -79,7 +83,7 @@ def read(path: str) -> tuple[Any, list[str] | None]:
             table = load("pyarrow.parquet").read_table(file)
             index = (table.schema.pandas_metadata or {}).get("index_columns", ())
             return _without(table, [i for i, name in enumerate(table.column_names) if name in index])
-        return _read_text(file, SEPARATORS[ending])
+        return _read_text(path, SEPARATORS[ending], header)
     except (SamplesValueError, ImportError):
         raise
     except Exception as error:  # whatever the readers raise, also for files that are cut off
@@ -101,6 +105,37 @@ def ending_of(path: str, known: Sequence[str], *, packed: bool = False) -> str:
             f"{path}: expected a name that ends in {', '.join(known)}, got {Path(path).name!r}"
         )
     return ending
+
+
+def check_integers(path: str, table: Any, *, header: bool | None = None) -> None:
+    """Raise SamplesValueError for integers in a text that float64 cannot tell apart. A column is of float64 if one of
+    its integers is beyond 64 bits, or beside fractions, so columns with large numbers are read again, as they stand.
+
+    Args:
+        table: columns that `read` returned, with the same `header`.
+    """
+    separator = SEPARATORS.get(ending_of(path, READ, packed=True))
+    if separator is None:
+        return
+    pyarrow, csv, compute = (load(name) for name in ("pyarrow", "pyarrow.csv", "pyarrow.compute"))
+    large = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.type in (pyarrow.int64(), pyarrow.float64()) and len(column) > column.null_count:
+            least, most = compute.min_max(column).as_py().values()
+            if max(-least, most) >= 2**53:
+                large.append(name)
+    if not large:
+        return
+    convert = csv.ConvertOptions(include_columns=large, column_types=dict.fromkeys(large, pyarrow.string()))
+    for batch in csv.open_csv(path, convert_options=convert, **_form(separator, header)):
+        for name, texts in zip(large, batch.columns, strict=True):
+            integers = texts.filter(compute.match_substring_regex(texts, r"^\s*[+-]?\d{16,}\s*$"))
+            found = next((text for text in integers.to_pylist() if abs(float(text)) >= 2**53), None)
+            if found is not None:
+                raise SamplesValueError(
+                    f"{path}: expected integers between -2^53 and 2^53, which float64 holds exactly, got "
+                    f"{found.strip()} in column {name!r}; subtract an offset, or leave the column out with --drop"
+                )
 
 
 def columns(table: Any) -> list[Any]:
@@ -183,31 +218,39 @@ def _write(parts: Iterator[Any], target: Path | int, ending: str) -> None:
                 writer.write_table(table)
 
 
-def _read_text(file: Path, separator: str) -> tuple[Any, list[str] | None]:
+def _form(separator: str, header: bool | None) -> dict[str, Any]:
+    """How pyarrow reads a text."""
     csv = load("pyarrow.csv")
-    table = csv.read_csv(
-        file,
-        read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
-        parse_options=csv.ParseOptions(delimiter=separator),
-    )
+    return {
+        "read_options": csv.ReadOptions(block_size=BLOCK_BYTES, autogenerate_column_names=header is False),
+        "parse_options": csv.ParseOptions(delimiter=separator),
+    }
+
+
+def _read_text(path: str, separator: str, header: bool | None) -> tuple[Any, list[str] | None]:
+    table = load("pyarrow.csv").read_csv(path, **_form(separator, header))
     names = table.column_names
     other = next((s for s in ("\t", ",", ";") if s != separator and len(names) == 1 and s in names[0]), None)
     if other is not None:
         raise SamplesValueError(
-            f"{file}: expected columns that are separated by {separator!r}, got one column with {other!r} in it; name "
+            f"{path}: expected columns that are separated by {separator!r}, got one column with {other!r} in it; name "
             f"the file by its separator, .csv for ',' and .tsv for a tab"
         )
-    has_names = bool(names) and names[0] == "" and table.num_columns > 1
-    if has_names:
-        names = names[1:]
+    has_names = names[0] == "" and table.num_columns > 1
     # Names may be 0, 1, ..., and any numbers behind the empty name of the names of rows.
-    if names and not has_names and all(map(_is_number, names)):
-        data = next((name for name in names if float(name) < 0 or float(name) % 1), None)
-        if data is not None:
+    if header is None and not has_names and all(map(_may_be_value, names)):
+        first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        if names != [str(i) for i in range(len(names))]:
             raise SamplesValueError(
-                f"{file}: expected a first line with the names of the columns, got numbers such as {data}; add one, or "
-                f"a letter to one of the names if these are names"
+                f"{path}: expected a first line with the names of the columns, got {first}; add --no-header if these "
+                f"are values, --header if they are names"
             )
+        warnings.warn(
+            f"{path}: the first line, {first}, is taken for the names of the columns; add --no-header if these are "
+            f"values, --header if they are names",
+            UserWarning,
+            stacklevel=2,
+        )
     return _without(table, [0] if has_names else [])
 
 
@@ -222,11 +265,16 @@ def _without(table: Any, index: list[int]) -> tuple[Any, list[str] | None]:
     return table.select([i for i in range(table.num_columns) if i not in index]), names
 
 
-def _is_number(text: str) -> bool:
+def _may_be_value(text: str) -> bool:
+    """Whether it is a number, a truth value, or a missing one."""
+    options = load("pyarrow.csv").ConvertOptions()
+    if text in (*options.null_values, *options.true_values, *options.false_values):
+        return True
     try:
-        return math.isfinite(float(text))
+        float(text)
     except ValueError:
         return False
+    return True
 
 
 def _check_sign(file: Path, suffix: str) -> None:

@@ -214,6 +214,45 @@ def test_names_of_columns_may_be_numbers_behind_names_of_rows(values, edges, tmp
     assert {str(name) for name in edges(path, "--top=66")["first"]} >= {"500.0", "500.5"}
 
 
+def test_large_integers_do_not_matter_in_columns_that_are_left_out(table, edges, tmp_path):
+    path = tmp_path / "a.csv.gz"
+    floats = table["gene 2"].abs() * 1e30
+    table.assign(id=[10**20 + i for i in range(len(table))], large=floats).to_csv(path, index=False)
+    assert len(edges(path, "--drop=id", "--top=1000")) == 78
+    assert len(edges(path, "--drop=id", "--y=large", "--top=1000")) == 12
+
+
+@pytest.mark.parametrize("first", [1, 0])
+def test_the_first_line_is_names_or_values_as_the_user_says(first, edges, refusal, tmp_path, capfd):
+    """Where it is 0, 1, ..., as pandas names columns, names are assumed, and the user is told."""
+    path = tmp_path / "a.csv"
+    values = np.random.default_rng(0).permutation(100).reshape(-1, 4)
+    values[0] = np.arange(first, first + 4)
+    np.savetxt(path, values, fmt="%d", delimiter=",")
+    names = [str(i) for i in range(first, first + 4)]
+    for option, x, found in (
+        ("--header", values[1:], names),
+        ("--no-header", values, ["f0", "f1", "f2", "f3"]),
+    ):
+        pairs = edges(path, option)
+        assert set(map(str, [*pairs["first"], *pairs["second"]])) == set(found)
+        assert np.allclose(pairs["mi"], top_pairs(x, 6).mi, atol=1e-6)
+    doubt = "add --no-header if these are values, --header if they are names"
+    if first:
+        message = f"mikernels: {path}: expected a first line with the names of the columns, got 1, 2, 3, ...; {doubt}"
+        assert refusal(path) == message
+        return
+    assert main([str(path), "--draws=2000"]) == 0
+    told = f"mikernels: warning: {path}: the first line, 0, 1, 2, ..., is taken for the names of the columns; {doubt}"
+    assert told in capfd.readouterr().err
+
+
+def test_integers_in_a_text_without_names_are_checked_too(refusal, tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("1\t18446744073709551617\n" * 9)
+    assert "got 18446744073709551617 in column 'f1'" in refusal(path, "--no-header")
+
+
 def test_the_matrix_goes_to_a_file(data, values, tmp_path, capfd):
     assert main([data, "--matrix", str(tmp_path / "mi.npy"), "--estimator=renyi2", "--quiet"]) == 0
     assert np.array_equal(np.load(tmp_path / "mi.npy"), mutual_information(values, estimator="renyi2"))
@@ -356,20 +395,36 @@ def test_chosen_columns_are_in_the_order_of_their_places():
         (
             "a.csv",
             b"0.5,1.5\n" * 9,
-            "expected a first line with the names of the columns, got numbers such as 0.5",
+            "expected a first line with the names of the columns, got 0.5, 1.5; add --no-header if",
         ),
         (
             "a.csv",
-            b"1,0.53,7\n" * 9,  # whole numbers among them
-            "expected a first line with the names of the columns, got numbers such as 0.53",
+            b"1,NA,7,true\n" * 9,  # a missing and a truth value among them
+            "expected a first line with the names of the columns, got 1, NA, 7, ...; add --no-header if",
         ),
         (
             "a.csv",
-            b"-1,2\n" * 9,
-            "expected a first line with the names of the columns, got numbers such as -1",
+            b"3,1\n" * 9,
+            "expected a first line with the names of the columns, got 3, 1; add --no-header if",
         ),
         ("a.csv", b"a,b,a\n" + b"1,2,3\n" * 9, "expected columns of different names, got 'a' more than once"),
         ("a.csv", b"a,b\n1\n" * 9, "expected text that is complete, got "),
+        *(
+            (
+                "a.csv",
+                b"a,b,c\n" + b"1,2,3\n" * 9 + row,
+                f"expected integers between -2^53 and 2^53, which float64 holds exactly, got {number} in column 'b'; "
+                "subtract an offset, or leave the column out with --drop",
+            )
+            for number, row in (
+                ("18446744073709551617", b"1e300, 18446744073709551617,3"),  # beyond 64 bits
+                (
+                    "-9007199254740993",
+                    b"1,-9007199254740993,.5\n1,18446744073709551617,1",
+                ),  # beside fractions
+                ("9007199254740993", b'1,"9007199254740993",3\n1,0.5,3'),  # and in one column with one
+            )
+        ),
         (
             "a.csv",
             b"a,b\n" + b"1,\n" * 9,
@@ -402,6 +457,7 @@ def test_files_that_are_not_what_they_should_be(name, content, words, refusal, t
         (["--out=edges.csv.gz"], "expected a name that ends in .csv, .tsv, .parquet, got 'edges.csv.gz'"),
         (["--out=nowhere/edges.csv"], "expected a file in a folder that exists"),
         (["--matrix=mi.csv"], "mi.csv: expected a name that ends in .npy"),
+        (["--no-header"], "--no-header: expected a table in .csv or .tsv with it, got "),
         (["--matrix=mi.npy", "--out=e.csv"], "--out: expected none with --matrix"),
         (["--matrix=mi.npy"], "--draws: expected none with --matrix, which has no p-values"),
         (["--matrix=mi.npy", "--time-series"], "--time-series: expected none with --matrix"),
