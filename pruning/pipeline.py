@@ -45,7 +45,7 @@ from pruning.model.ffn import FFN
 from pruning.model.layers import IN_MEMORY, Layers
 from pruning.model.size import count_parameters, weight_bytes
 from pruning.model.snapshot import restored_on_error
-from pruning.model.surgery import Plan, Solution, add_input_biases, prune_ffns, update_config
+from pruning.model.surgery import Cut, Solution, add_input_biases, prune_ffns, update_config
 from pruning.observe.batches import Inputs, Windows
 from pruning.observe.calibration import Calibration, calibration_windows, comparison_batches
 from pruning.observe.excerpts import Excerpt, excerpts
@@ -339,12 +339,12 @@ def _complete_layers(
 
 def _shrink(ffns: Sequence[FFN], layers: Sequence[PrunedLayer], settings: Settings) -> None:
     """Give the first FFNs, whose layers an earlier run has written, the shapes that they have there."""
-    plans = []
+    cuts = []
     for ffn, layer in zip(ffns, layers, strict=False):
         weight, bias = ffn.output.weight, ffn.output.bias
         if bias is None and settings.repair == "bias":
             bias = weight.new_empty(len(weight))
         kept = layer.kept.to(weight.device)
-        plans.append(Plan(ffn, kept, Solution(weight[:, : len(kept)], bias)))
-    prune_ffns(plans)
-    add_input_biases([plan.ffn for plan in plans])
+        cuts.append(Cut(ffn, kept, Solution(weight[:, : len(kept)], bias)))
+    prune_ffns(cuts)
+    add_input_biases([cut.ffn for cut in cuts])

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns
 from pruning.model.knobs import set_entry
-from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
+from pruning.model.surgery import Cut, Solution, prune_ffns, update_config
 
 BATCH = 4  # windows per forward pass, where the rival does not prescribe it
 
@@ -109,7 +109,7 @@ def osscar(*, dampening: float = 0.01) -> Run:
             )
             keep = weight.norm(dim=0).nonzero().flatten()  # as in `pack` of fmchisel
             bias = None if ffn.output.bias is None else ffn.output.bias.detach()
-            prune_ffns([Plan(ffn, keep, Solution(weight[:, keep], bias))])
+            prune_ffns([Cut(ffn, keep, Solution(weight[:, keep], bias))])
 
         _in_sequence(model, windows, compress)
 

@@ -29,7 +29,7 @@ class Solution(NamedTuple):
         return Solution(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype), self.error)
 
 
-class Plan(NamedTuple):
+class Cut(NamedTuple):
     """What to do with one FFN: keep the neurons `keep` `[kept]`, with `solution` as the output projection."""
 
     ffn: FFN
@@ -44,11 +44,11 @@ def complement(indices: Tensor, length: int) -> Tensor:
     return absent.nonzero().flatten()
 
 
-def prune_ffns(plans: Iterable[Plan]) -> None:
-    """Carry out the plans, in place. All experts of a stack have to be among them, with equally many kept neurons."""
-    stacks: dict[int, list[Plan]] = {}
-    for plan in plans:
-        stacks.setdefault(id(plan.ffn.output.parameter), []).append(plan)
+def prune_ffns(cuts: Iterable[Cut]) -> None:
+    """Carry out the cuts, in place. All experts of a stack have to be among them, with equally many kept neurons."""
+    stacks: dict[int, list[Cut]] = {}
+    for cut in cuts:
+        stacks.setdefault(id(cut.ffn.output.parameter), []).append(cut)
     for stack in stacks.values():
         _prune_stack(stack)
 
@@ -56,7 +56,7 @@ def prune_ffns(plans: Iterable[Plan]) -> None:
 def resize_ffn(ffn: FFN, width: int) -> None:
     """Give an FFN `width` neurons, some of its own, in place."""
     keep = torch.arange(ffn.width, device=ffn.output.weight.device)[:width]
-    prune_ffns([Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))])
+    prune_ffns([Cut(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))])
 
 
 def resize_ffns(ffns: Sequence[FFN], widths: Sequence[int]) -> None:
@@ -97,50 +97,50 @@ def add_input_biases(ffns: Sequence[FFN]) -> None:
                 _set(projection, projection.bias_name, zeros)
 
 
-def _prune_stack(plans: Sequence[Plan]) -> None:
-    """Carry out the plans for all FFNs that share their parameters: one, or the experts of a stack in their order."""
-    first = plans[0].ffn
+def _prune_stack(cuts: Sequence[Cut]) -> None:
+    """Carry out the cuts for all FFNs that share their parameters: one, or the experts of a stack in their order."""
+    first = cuts[0].ffn
     before = first.width
     stacked = first.is_routed
     if stacked:
-        plans = sorted(plans, key=lambda plan: plan.ffn.output.expert or 0)
-        experts, counts = len(first.output.parameter), {len(plan.keep) for plan in plans}
-        if len(plans) != experts or len(counts) > 1:
+        cuts = sorted(cuts, key=lambda cut: cut.ffn.output.expert or 0)
+        experts, counts = len(first.output.parameter), {len(cut.keep) for cut in cuts}
+        if len(cuts) != experts or len(counts) > 1:
             raise ValueError(
-                f"{first.name}: expected all {experts} experts to keep equally many neurons, got {len(plans)} experts "
+                f"{first.name}: expected all {experts} experts to keep equally many neurons, got {len(cuts)} experts "
                 f"that keep {sorted(counts)}"
             )
 
-    def rebuilt(parameter: Tensor, change: Callable[[Plan, Tensor], Tensor]) -> Tensor:
-        """The parameter after a change to the part of each plan."""
+    def rebuilt(parameter: Tensor, change: Callable[[Cut, Tensor], Tensor]) -> Tensor:
+        """The parameter after a change to the part of each cut."""
         if not stacked:
-            return change(plans[0], parameter)
-        return torch.stack([change(plan, parameter[expert]) for expert, plan in enumerate(plans)])
+            return change(cuts[0], parameter)
+        return torch.stack([change(cut, parameter[expert]) for expert, cut in enumerate(cuts)])
 
     new: list[tuple[Projection, str, Tensor]] = []
     for i, projection in enumerate(first.inputs):
 
-        def kept_entries(plan: Plan, values: Tensor, i: int = i) -> Tensor:
-            own = plan.ffn.inputs[i]
-            return values.index_select(own.axis if values.ndim > 1 else 0, own.entries(plan.keep))
+        def kept_entries(cut: Cut, values: Tensor, i: int = i) -> Tensor:
+            own = cut.ffn.inputs[i]
+            return values.index_select(own.axis if values.ndim > 1 else 0, own.entries(cut.keep))
 
         new.append((projection, projection.weight_name, rebuilt(projection.parameter, kept_entries)))
         if projection.bias_parameter is not None:
             new.append((projection, projection.bias_name, rebuilt(projection.bias_parameter, kept_entries)))
-    output, solution = first.output, plans[0].solution
+    output, solution = first.output, cuts[0].solution
     weight = rebuilt(
         output.parameter,
-        lambda plan, _: plan.solution.weight if output.axis == 1 else plan.solution.weight.t(),
+        lambda cut, _: cut.solution.weight if output.axis == 1 else cut.solution.weight.t(),
     )
     new.append((output, output.weight_name, weight))
     if solution.bias is not None:
-        bias = rebuilt(output.parameter, lambda plan, _: plan.solution.bias)  # type: ignore[arg-type, return-value]
+        bias = rebuilt(output.parameter, lambda cut, _: cut.solution.bias)  # type: ignore[arg-type, return-value]
         new.append((output, output.bias_name, bias))
     for projection, name, values in new:
         _set(projection, name, values)
     for owner, name in first.vectors:
         values = getattr(owner, name)
-        kept = nn.Parameter(values.detach()[plans[0].keep], requires_grad=values.requires_grad)
+        kept = nn.Parameter(values.detach()[cuts[0].keep], requires_grad=values.requires_grad)
         owner.register_parameter(name, kept)
     for module, attribute, change in first.attributes:
         setattr(module, attribute, int(getattr(module, attribute) + change * (first.width - before)))

@@ -13,7 +13,7 @@ from pruning.model.ffn import FFN
 from pruning.model.forward import BY_NAME, body_of, modalities, without_cache
 from pruning.model.knobs import Knob
 from pruning.model.snapshot import restored
-from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.model.surgery import Cut, Solution, prune_ffns
 from pruning.observe.batches import TEXT_INPUTS, Batch, model_inputs
 from pruning.observe.neurons import Masks, Neurons, observed_neurons
 
@@ -159,9 +159,9 @@ def _first_output(
     return output if isinstance(output, Tensor) else None
 
 
-def _every_other(ffn: FFN) -> Plan:
+def _every_other(ffn: FFN) -> Cut:
     keep = torch.arange(0, ffn.width, 2, device=ffn.output.weight.device)
-    return Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))
+    return Cut(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], ffn.output.bias))
 
 
 def _compare(ffn: FFN, dense: Tensor, pruned: Neurons | None) -> None:

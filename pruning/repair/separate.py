@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruning.model.ffn import FFN
-from pruning.model.surgery import Plan, Solution, complement, prune_ffns
+from pruning.model.surgery import Cut, Solution, complement, prune_ffns
 from pruning.observe.capture import Statistics
 from pruning.repair.ridge import adapted_ridge
 from pruning.settings import Repair
@@ -36,7 +36,7 @@ def prune_separately(
     Raises:
         ValueError: see `repair_projection`.
     """
-    plans = []
+    cuts = []
     for ffn, keep, activations in zip(ffns, kept, statistics, strict=True):
         weight, bias = ffn.output.weight, ffn.output.bias
         intercept = repair == "bias" or bias is not None
@@ -44,9 +44,9 @@ def prune_separately(
         solution = repair_projection(weight, bias, keep, activations, way, intercept=intercept)
         if activations.is_enough:
             solution = solution._replace(error=output_error(weight, bias, keep, solution, activations))
-        plans.append(Plan(ffn, keep, solution.to(weight.dtype)))
-    prune_ffns(plans)
-    return [plan.solution.error for plan in plans]
+        cuts.append(Cut(ffn, keep, solution.to(weight.dtype)))
+    prune_ffns(cuts)
+    return [cut.solution.error for cut in cuts]
 
 
 def repair_projection(

@@ -13,7 +13,7 @@ from mikernels.ranks import ALONE, Ranks
 from pruning.model.ffn import FFN
 from pruning.model.forward import body_of
 from pruning.model.layers import IN_MEMORY, Layers, layer_list
-from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.model.surgery import Cut, Solution, prune_ffns
 from pruning.observe.batches import Batch, by_name
 from pruning.observe.capture import MIN_TOKENS, Recorder, Statistics, prepare_experts
 from pruning.observe.moments import add_gram, add_product, mirror
@@ -274,13 +274,13 @@ def prune_and_fit(
     Raises:
         ValueError: activations that are not finite.
     """
-    plans = [Plan(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()]
-    prune_ffns(plans)
+    cuts = [Cut(ffn, neurons, fit(ffn, neurons, examples[ffn], ranks)) for ffn, neurons in keep.items()]
+    prune_ffns(cuts)
     refined = dict.fromkeys(keep, math.nan)
     for ffn in keep if refine else ():
         *tokens, n_held = examples[ffn].take()
         refined[ffn] = refine_ffn(ffn, *tokens, n_held=n_held, seed=seed, ranks=ranks)
-    return [(plan.solution.error, refined[plan.ffn]) for plan in plans]
+    return [(cut.solution.error, refined[cut.ffn]) for cut in cuts]
 
 
 def fit(ffn: FFN, keep: Tensor, examples: Examples, ranks: Ranks = ALONE) -> Solution:

@@ -14,7 +14,7 @@ from pruning import Settings, prune, prune_folder
 from pruning.cli import main
 from pruning.model.ffn import find_ffns
 from pruning.model.on_disk import LayersOnDisk
-from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.model.surgery import Cut, Solution, prune_ffns
 from pruning.observe.capture import Recorder
 from pruning.repair.refine import held_back, neurons, refine_ffn
 
@@ -96,7 +96,7 @@ def refine(group, sizes=(2000,), contradicted=None):
             return neurons(ffn, inputs) @ ffn.output.weight.t()
 
     target, keep = outputs(), torch.arange(0, 40, 2)
-    prune_ffns([Plan(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], None))])
+    prune_ffns([Cut(ffn, keep, Solution(ffn.output.weight.detach()[:, keep], None))])
     before = float((weights * (outputs() - target).square().sum(1)).sum())
     end = sum(sizes[: ranks.index + 1])
     n_held = int(held_back(sizes[ranks.index]).sum())

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pruning import prune
 from pruning.model.ffn import bind_ffns, find_ffns
-from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.model.surgery import Cut, Solution, prune_ffns
 from pruning.repair.sequential import Examples, fit, visit_layers
 from pruning.repair.stream import Stream
 
@@ -161,7 +161,7 @@ def test_compensation_is_nearer_to_the_dense_stream_than_the_ffn_of_the_same_inp
     monkeypatch.setattr(Examples, "add", add)
     kept = torch.arange(8)
     output = ffns[0].output
-    prune_ffns([Plan(ffns[0], kept, Solution(output.weight.detach()[:, kept], output.bias))])
+    prune_ffns([Cut(ffns[0], kept, Solution(output.weight.detach()[:, kept], output.bias))])
     examples = next(steps).examples[ffns[1]]
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ def test_compensation_is_nearer_to_the_dense_stream_than_the_ffn_of_the_same_inp
     for name, solution in solutions.items():
         pruned = copy.deepcopy(model)
         # The config does not describe the width of the first layer yet, so that find_ffns would refuse.
-        prune_ffns([Plan(bind_ffns(pruned, type(pruned))[1], kept, solution)])
+        prune_ffns([Cut(bind_ffns(pruned, type(pruned))[1], kept, solution)])
         error[name] = float(((last(pruned) - expected).norm(dim=1) / expected.norm(dim=1)).square().mean())
     assert error["compensation"] < 0.97 * error["own"]
 

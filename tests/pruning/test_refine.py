@@ -10,7 +10,7 @@ import transformers
 
 from pruning import prune
 from pruning.model.ffn import find_ffns
-from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.model.surgery import Cut, Solution, prune_ffns
 from pruning.repair import refine
 from pruning.repair.refine import held_back, neurons, refine_ffn
 from pruning.repair.sequential import Examples, fit
@@ -75,7 +75,7 @@ def problem(family, *, dtype=torch.float32, tokens=2000):
         target = run(ffn, inputs).float()
         kept = torch.cat([z[:, KEEP], torch.ones(tokens, 1)], 1)
         solution = torch.linalg.lstsq(kept, target).solution.t()
-    prune_ffns([Plan(ffn, KEEP, Solution(solution[:, :-1], solution[:, -1]))])
+    prune_ffns([Cut(ffn, KEEP, Solution(solution[:, :-1], solution[:, -1]))])
     return ffn, inputs, target, torch.rand(tokens) + 0.5
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pruning import prune
 from pruning.model.ffn import find_ffns
-from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.model.surgery import Cut, Solution, prune_ffns
 from pruning.repair.refine import held_back
 from pruning.repair.sequential import prune_and_fit, visit_layers
 
@@ -89,7 +89,7 @@ def test_a_layer_corrects_half_of_what_earlier_ones_lost(windows):
     for index, visit in enumerate(visit_layers(pruned, ffns, [windows], refine=True)):
         if index == 0:
             weight = ffns[0].output.weight.detach()[:, kept]
-            prune_ffns([Plan(ffns[0], kept, Solution(weight, None))])
+            prune_ffns([Cut(ffns[0], kept, Solution(weight, None))])
             continue
         read, target, _, n_held = visit.examples[ffns[1]].take()
         break

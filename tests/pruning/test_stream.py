@@ -6,7 +6,7 @@ import transformers
 
 from pruning import prune
 from pruning.model.ffn import find_ffns
-from pruning.model.surgery import Plan, Solution, prune_ffns
+from pruning.model.surgery import Cut, Solution, prune_ffns
 from pruning.repair.stream import Stream
 
 from tiny import CAUSAL, FAMILIES, NORMING, SCALING, outputs, tiny_model
@@ -100,9 +100,7 @@ def test_resuming_gives_the_output_of_the_pruned_layer(family, windows):
     resumed = Stream(model, ffns, windows.split(7))
     through = resumed.copy()
     bypasses = [resumed.bypass(0, batch, before) for batch, before in enumerate(resumed.passes(0))]
-    prune_ffns(
-        [Plan(ffns[0], torch.arange(10), Solution(ffns[0].output.weight[:, :10], ffns[0].output.bias))]
-    )
+    prune_ffns([Cut(ffns[0], torch.arange(10), Solution(ffns[0].output.weight[:, :10], ffns[0].output.bias))])
     through.advance(0)
     resumed.resume(0, bypasses)
     torch.testing.assert_close(torch.cat(resumed.hidden), torch.cat(through.hidden))

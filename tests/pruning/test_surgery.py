@@ -6,7 +6,7 @@ import torch
 from pruning import prune
 from pruning.model.ffn import find_ffns
 from pruning.model.size import count_parameters, weight_bytes
-from pruning.model.surgery import Plan, Solution, prune_ffns, update_config
+from pruning.model.surgery import Cut, Solution, prune_ffns, update_config
 
 from tiny import outputs, tiny_model
 
@@ -16,7 +16,7 @@ def cut(model, keeps):
     for ffn, keep in zip(ffns, keeps, strict=True):
         weight, bias = ffn.output.weight.detach()[:, keep], ffn.output.bias
         prune_ffns(
-            [Plan(ffn, keep, Solution(weight.double(), None if bias is None else bias.detach().double()))]
+            [Cut(ffn, keep, Solution(weight.double(), None if bias is None else bias.detach().double()))]
         )
     update_config(model, ffns)
 
