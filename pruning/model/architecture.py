@@ -49,13 +49,14 @@ def model_class(source: str, config: PretrainedConfig) -> Any:
 
 
 def class_with_code(
-    source: str, config: PretrainedConfig, class_: Any, *, trust_remote_code: bool
+    source: str, config: PretrainedConfig, *, trust_remote_code: bool
 ) -> type[PreTrainedModel]:
     """What `model_class` returns, but the model's own class in place of an Auto class.
 
     Raises:
-        ValueError: its code comes with the model and is not trusted.
+        ValueError: see `model_class`; or its code comes with the model and is not trusted.
     """
+    class_ = model_class(source, config)
     if isinstance(class_, type) and issubclass(class_, PreTrainedModel):
         return class_
     if not trust_remote_code:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pruning.model.forward import modalities
 from pruning.model.headers import DTYPES
-from pruning.model.knobs import UNSET, Knob, Knobs, find_knobs, read_entry
+from pruning.model.knobs import UNSET, Knob, Knobs, find_knobs, read_entry, set_entry
 from pruning.model.places import Place, Slot
 
 WIDTHS = "ffn_widths"
@@ -222,11 +222,28 @@ def text_config(model: PreTrainedModel) -> PretrainedConfig:
     return model.config.get_text_config()
 
 
-def switch_biases_on(config: PretrainedConfig) -> None:
-    """Let the class of this text config store biases in its FFNs, in place."""
-    for switch in BIAS_SWITCHES:
-        if hasattr(config, switch):
-            setattr(config, switch, True)
+def set_widths(
+    config: PretrainedConfig, ffns: Sequence[FFN], widths: Sequence[int], *, adds_bias: bool
+) -> dict[Knob, int]:
+    """Let a config describe FFNs of these widths, those of one knob by the largest, in place.
+
+    Args:
+        adds_bias: whether the class has to store biases in them.
+
+    Returns:
+        What each knob is set to.
+    """
+    entries: dict[Knob, int] = {}
+    for ffn, width in zip(ffns, widths, strict=True):
+        entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
+    for knob, entry in entries.items():
+        set_entry(config, knob.path, knob.entry(entry))
+    if adds_bias:
+        text = config.get_text_config()
+        for switch in BIAS_SWITCHES:
+            if hasattr(text, switch):
+                setattr(text, switch, True)
+    return entries
 
 
 def widths_in_config(config: PretrainedConfig, ffns: Sequence[FFN]) -> list[int]:

@@ -88,14 +88,14 @@ def open_folder(
         raise FileNotFoundError(
             f"{source}: expected a folder of safetensors or a GGUF file to prune from disk, got none"
         )
-    config, class_ = class_of_folder(path, trust_remote_code=trust_remote_code)
+    config, _ = class_of_folder(path, trust_remote_code=trust_remote_code)
     if is_uneven(config):
         raise ValueError(
             f"{source}: expected layers of one width to prune from disk, got others; load the model into memory"
         )
     stored = dtype or stored_dtype(path) or torch.float32
     computing = computing_dtype(stored, device) if dtype is None else stored
-    class_ = class_with_code(str(path), config, class_, trust_remote_code=trust_remote_code)
+    class_ = class_with_code(str(path), config, trust_remote_code=trust_remote_code)
     model = without_weights(class_, config, stored)
     if model.can_generate():
         model.generation_config = generation_config(path)

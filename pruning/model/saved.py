@@ -9,9 +9,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from pruning.model.architecture import empty_model
-from pruning.model.ffn import FFN, switch_biases_on
+from pruning.model.ffn import FFN, set_widths
 from pruning.model.headers import DTYPES, read_headers
-from pruning.model.knobs import Knob, set_entry
 from pruning.model.loaded import name_some
 
 Shapes = dict[str, tuple[int, ...]]
@@ -32,13 +31,7 @@ def check_config(
     """
     class_name = type(model).__name__
     config: PretrainedConfig = copy.deepcopy(model.config)
-    entries: dict[Knob, int] = {}
-    for ffn, width in zip(ffns, widths, strict=True):
-        entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
-    for knob, entry in entries.items():
-        set_entry(config, knob.path, knob.entry(entry))
-    if adds_bias:
-        switch_biases_on(config.get_text_config())
+    entries = set_widths(config, ffns, widths, adds_bias=adds_bias)
     change = ", ".join(f"{knob}={entry}" for knob, entry in entries.items())
     try:
         stock = empty_model(type(model), config)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.model.ffn import FFN, WIDTHS, Projection, knobs_of, switch_biases_on, text_config
-from pruning.model.knobs import read_entry, set_entry
+from pruning.model.ffn import FFN, WIDTHS, Projection, set_widths
+from pruning.model.knobs import read_entry
 
 
 class Solution(NamedTuple):
@@ -68,19 +68,15 @@ def resize_ffns(ffns: Sequence[FFN], widths: Sequence[int]) -> None:
 
 def update_config(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
     """Write the new widths, and the switch for added biases, into the config."""
-    knobs = knobs_of(ffns)
-    for knob in knobs:
+    adds_bias = any(ffn.output.bias is not None and not ffn.had_bias for ffn in ffns)
+    for knob in set_widths(model.config, ffns, [ffn.width for ffn in ffns], adds_bias=adds_bias):
         driven = [ffn for ffn in ffns if ffn.knob == knob]
-        entries = [int(ffn.width / ffn.scale) for ffn in driven]
-        set_entry(model.config, knob.path, knob.entry(max(entries)))
         holder = read_entry(model.config, knob.path[:-1])
-        if len(set(entries)) > 1:
+        if len({int(ffn.width / ffn.scale) for ffn in driven}) > 1:
             setattr(holder, WIDTHS, [ffn.width for ffn in driven])
         elif hasattr(holder, WIDTHS):
             delattr(holder, WIDTHS)
-    if any(ffn.output.bias is not None and not ffn.had_bias for ffn in ffns):
-        switch_biases_on(text_config(model))
-        add_input_biases(ffns)
+    add_input_biases(ffns)
 
 
 def add_input_biases(ffns: Sequence[FFN]) -> None:

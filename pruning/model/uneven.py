@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mikernels.isolation import isolated
-from pruning.model.architecture import class_with_code, model_class
+from pruning.model.architecture import class_with_code
 from pruning.model.ffn import WIDTHS, bind_ffns, widths_in_config
 from pruning.model.headers import stored_dtype
 from pruning.model.loaded import check_loaded
@@ -36,9 +36,7 @@ def load_uneven(
     """
     folder = Path(folder)
     source, config = str(folder), AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    class_: Any = class_with_code(
-        source, config, model_class(source, config), trust_remote_code=trust_remote_code
-    )
+    class_: Any = class_with_code(source, config, trust_remote_code=trust_remote_code)
 
     def build(self: Any, config: PretrainedConfig, *args: Any, **keywords: Any) -> None:
         class_.__init__(self, config, *args, **keywords)

@@ -13,10 +13,9 @@ from transformers.core_model_loading import build_glob_alternation, revert_weigh
 from transformers.modeling_utils import local_torch_dtype
 
 from pruning.choose.target import kept_widths
-from pruning.model.architecture import class_with_code, empty_model, model_class
-from pruning.model.ffn import FFN, bind_ffns, switch_biases_on, widths_in_config
+from pruning.model.architecture import class_with_code, empty_model
+from pruning.model.ffn import FFN, bind_ffns, set_widths, widths_in_config
 from pruning.model.headers import stored_dtype
-from pruning.model.knobs import Knob, set_entry
 from pruning.model.layers import layer_list, list_name
 from pruning.model.precision import set_dtypes, weight_dtypes
 from pruning.model.quantized import dequantize
@@ -76,9 +75,7 @@ def model_shapes(
         raise FileNotFoundError(f"{source}: expected a folder with config.json to plan for, got none")
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     dequantize(str(source), config)
-    class_ = class_with_code(
-        str(path), config, model_class(str(path), config), trust_remote_code=trust_remote_code
-    )
+    class_ = class_with_code(str(path), config, trust_remote_code=trust_remote_code)
     in_config = getattr(config, "dtype", None)
     found = (
         dtype or stored_dtype(path) or (in_config if isinstance(in_config, torch.dtype) else torch.float32)
@@ -102,7 +99,10 @@ def model_shapes(
     if settings.repair == "auto":
         settings = Settings(**vars(settings) | {"repair": "sequential"})
     kept = kept_widths(ffns, settings.ratio, settings)
-    after = _empty_model(class_, _pruned_config(config, ffns, kept, settings), found)
+    pruned = copy.deepcopy(config)
+    adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
+    set_widths(pruned, ffns, kept, adds_bias=adds_bias)
+    after = _empty_model(class_, pruned, found)
     remaining = bind_ffns(after, class_)
     new = dict(zip(ffns, kept, strict=True))
     resize_ffns(remaining, [new.get(ffn, width) for ffn, width in zip(bound, widths, strict=True)])
@@ -148,20 +148,6 @@ def _empty_model(
                 dtypes[name] = kept[names[match.lastgroup]]
     set_dtypes(model, dtypes, dtype)
     return model
-
-
-def _pruned_config(
-    config: PretrainedConfig, ffns: Sequence[FFN], kept: Sequence[int], settings: Settings
-) -> PretrainedConfig:
-    config = copy.deepcopy(config)
-    entries: dict[Knob, int] = {}
-    for ffn, width in zip(ffns, kept, strict=True):
-        entries[ffn.knob] = max(entries.get(ffn.knob, 0), int(width / ffn.scale))
-    for knob, entry in entries.items():
-        set_entry(config, knob.path, knob.entry(entry))
-    if settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns):
-        switch_biases_on(config.get_text_config())
-    return config
 
 
 def _files(model: PreTrainedModel, layers: Sequence[nn.Module]) -> dict[str, dict[str, int]]:
