@@ -15,6 +15,8 @@ from pruning.observe.samples import SELF
 from pruning.observe.sources import BUILTIN
 from pruning.settings import Settings, choices, help_text
 
+EVALUATION_TOKENS = 8192
+
 
 def _whole_number(text: str) -> int:
     """Such as 350000000 or 350e6."""
@@ -112,7 +114,11 @@ def command_parser() -> argparse.ArgumentParser:
         f"(which keeps the dense FFN weights in memory), each on its own; {BUILTIN} is the other half of the text that "
         f"ships with Python",
     )
-    parser.add_argument("--evaluation-tokens", type=int, default=8192, help="tokens to evaluate on")
+    parser.add_argument(
+        "--evaluation-tokens",
+        type=int,
+        help=f"tokens of --evaluate, or of a --sweep, to evaluate on (default: {EVALUATION_TOKENS})",
+    )
     parser.add_argument("--prompt", help="show how the dense and the pruned model continue this text")
     parser.add_argument(
         "--report",

@@ -28,6 +28,19 @@ from pruning.settings import Settings
 from pruning.sweeping import sweep, sweep_json, sweep_table
 from pruning.terminal import Saved, times, write_page
 
+REFUSED = {
+    "plan": (("statistics",), "which plans for a run that measures the model; remove one of them"),
+    "sweep": (
+        ("out", "from_disk", "resume", "statistics", "save_statistics", "prompt", "verify"),
+        "which has the whole model in memory and saves nothing",
+    ),
+    "from_disk": (
+        ("evaluate", "prompt", "verify", "statistics", "save_statistics"),
+        "which never loads the whole model",
+    ),
+}
+"""For options that choose what is done, those that cannot go with them, and why."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return 0 on success, 1 after printing an error in one line to standard error, 130 if
@@ -67,7 +80,7 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
             raise ValueError(f"--num-samples: expected a positive integer, got {args.num_samples}")
         options["calibration_tokens"] = args.num_samples * args.sequence_length
     settings = Settings(**options)
-    if args.evaluation_tokens < 1:
+    if args.evaluation_tokens is not None and args.evaluation_tokens < 1:
         raise ValueError(f"--evaluation-tokens: expected a positive integer, got {args.evaluation_tokens}")
     calibration = open_sources(args.calibration) if args.calibration else None
     evaluation = open_sources(args.evaluate or (), builtin_half=1)
@@ -81,8 +94,14 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
     if launch.group is not None and (args.plan or args.sweep is not None):
         option = "--plan" if args.plan else "--sweep"
         raise ValueError(f"{option}: expected one process, got several; start it without torchrun")
-    if args.resume and not args.from_disk and args.sweep is None:
+    for mode, (others, reason) in REFUSED.items():
+        for option in others:
+            if getattr(args, mode) and getattr(args, option):
+                raise ValueError(f"{_flag(option)}: expected none with {_flag(mode)}, {reason}")
+    if args.resume and not args.from_disk:
         raise ValueError("--resume: expected --from-disk with it, got none")
+    if args.evaluation_tokens is not None and not args.evaluate and not args.sweep:
+        raise ValueError("--evaluation-tokens: expected --evaluate or --sweep with it, got none")
     if args.plan:
         _plan(args, settings, inputs, device)
         return
@@ -106,12 +125,7 @@ def _plan(args: argparse.Namespace, settings: Settings, inputs: dict[str, str], 
     """
     if args.report is not None:
         check_report(args.report, inputs)
-    if args.statistics is not None:
-        raise ValueError(
-            "--statistics: expected none with --plan, which plans for a run that measures the model; remove one of them"
-        )
     if args.from_disk:
-        _check_from_disk(args)
         check_one_by_one(settings, "pruned from disk")
     found = plan(
         args.model,
@@ -135,17 +149,7 @@ def _sweep(
     inputs: dict[str, str],
     device: str,
 ) -> None:
-    """Show what several ratios give, and save nothing.
-
-    Raises:
-        ValueError: an option that saves something, or needs one result.
-    """
-    for option in ("out", "from_disk", "resume", "statistics", "save_statistics", "prompt", "verify"):
-        if getattr(args, option):
-            raise ValueError(
-                f"--{option.replace('_', '-')}: expected none with --sweep, which has the whole model in memory and "
-                f"saves nothing"
-            )
+    """Show what several ratios give, and save nothing."""
     if args.report is not None:
         check_report(args.report, inputs)
     model, tokenizer, _, stored_dtypes = load(args, device)
@@ -175,13 +179,8 @@ def _prune_from_disk(
     launch: Launch,
     device: str,
 ) -> None:
-    """Prune with one layer in memory at a time.
-
-    Raises:
-        ValueError: see `_check_from_disk`.
-    """
+    """Prune with one layer in memory at a time."""
     start = time.perf_counter()
-    _check_from_disk(args)
     report = prune_folder(
         args.model,
         args.out,
@@ -208,13 +207,8 @@ def _prune_from_disk(
     write_page(args)
 
 
-def _check_from_disk(args: argparse.Namespace) -> None:
-    """Raise ValueError for an option that needs the whole model."""
-    for option in ("evaluate", "prompt", "verify", "statistics", "save_statistics"):
-        if getattr(args, option):
-            raise ValueError(
-                f"--{option.replace('_', '-')}: expected none with --from-disk, which never loads the whole model"
-            )
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 if __name__ == "__main__":

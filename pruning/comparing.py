@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.arguments import EVALUATION_TOKENS
 from pruning.choose.evidence_file import check_evidence, ffn_names
 from pruning.choose.origin import estimator_name, model_fingerprint
 from pruning.choose.target import kept_widths, pruned_size
@@ -263,11 +264,12 @@ def texts_of(
     tokenizer: PreTrainedTokenizerBase,
     evaluation: Weighted,
     settings: Settings,
-    n_tokens: int,
+    n_tokens: int | None,
     *,
     progress: bool,
 ) -> dict[str, Windows]:
     """The windows to evaluate on, by the name of the text."""
+    n_tokens = EVALUATION_TOKENS if n_tokens is None else n_tokens
     total = sum(weight for _, weight in evaluation)
     return {
         source.name: text_windows(

@@ -18,10 +18,12 @@ from tiny import reload_here, tiny, tiny_model
 SHORT = (
     "--sequence-length=32",
     "--calibration-tokens=2048",
-    "--evaluation-tokens=512",
     "--multiple-of=2",
     "--sample-size=256",
 )
+
+
+EVALUATE_LESS = "--evaluation-tokens=512"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def manifest_of(out):
 
 def test_the_command_prunes_evaluates_saves_and_verifies(folders, tmp_path):
     out = tmp_path / "out"
-    options = ("--ratio=0.25", "--evaluate=builtin", "--verify", "--prompt=Once")
+    options = ("--ratio=0.25", "--evaluate=builtin", EVALUATE_LESS, "--verify", "--prompt=Once")
     command = [sys.executable, "-m", "pruning.cli", folders / "Llama", "--out", out, *options, *SHORT]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -115,7 +117,7 @@ def test_what_refining_did_is_said_and_stored(mi_prune, folders, tmp_path, extra
 
 
 def test_an_encoder_is_compared_by_its_hidden_states(mi_prune, folders, tmp_path):
-    options = ("--ratio=0.25", "--evaluate=builtin", "--quiet")
+    options = ("--ratio=0.25", "--evaluate=builtin", EVALUATE_LESS, "--quiet")
     status, output, bars = mi_prune(folders / "Bert", "--out", tmp_path / "out", *options, *SHORT)
     assert status == 0
     assert "hidden-state cosine" in output
@@ -128,7 +130,7 @@ def test_an_encoder_is_compared_by_its_hidden_states(mi_prune, folders, tmp_path
 def test_own_text_is_used_and_named_in_the_manifest(mi_prune, folders, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("All happy families are alike. " * 200)
-    options = ("--ratio=0.25", "--calibration", text, "--evaluate", text)
+    options = ("--ratio=0.25", "--calibration", text, "--evaluate", text, EVALUATE_LESS)
     status, _, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
     assert status == 0
     manifest = manifest_of(tmp_path / "out")
@@ -147,6 +149,7 @@ def test_a_text_is_the_one_calibrated_on_under_any_of_its_names(mi_prune, folder
         "./text.txt",
         "--evaluate",
         "other.txt",
+        EVALUATE_LESS,
     )
     status, output, _ = mi_prune(folders / "Llama", "--out", tmp_path / "out", *options, *SHORT)
     assert status == 0
@@ -161,7 +164,9 @@ def test_a_text_that_statistics_were_measured_on_is_known_under_any_of_its_names
     common = (folders / "Llama", "--ratio=0.25", "--out", tmp_path / "out", *SHORT)
     assert mi_prune(*common, "--calibration", f"{text}=2", "--save-statistics", saved)[0] == 0
     other_name = f"{tmp_path}/./text.txt"
-    assert mi_prune(*common, "--force", "--statistics", saved, "--evaluate", other_name)[0] == 0
+    assert (
+        mi_prune(*common, "--force", "--statistics", saved, "--evaluate", other_name, EVALUATE_LESS)[0] == 0
+    )
     assert [t["calibrated_on"] for t in manifest_of(tmp_path / "out")["evaluation"]["texts"]] == [True]
 
 
@@ -241,6 +246,8 @@ def test_models_of_images_and_sound_are_referred_to_python(
     ("args", "message"),
     [
         (("--num-samples=0",), "--num-samples: expected a positive integer, got 0"),
+        ((EVALUATE_LESS,), "--evaluation-tokens: expected --evaluate or --sweep with it, got none"),
+        ((EVALUATE_LESS, "--plan"), "--evaluation-tokens: expected --evaluate or --sweep with it, got none"),
         (("--ratio=2",), "ratio: expected a number between 0 and 1"),
         (("--calibration=/nowhere.txt",), "/nowhere.txt"),
         (("--statistics=/nowhere.st",), "/nowhere.st: no such statistics file"),
