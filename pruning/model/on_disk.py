@@ -47,7 +47,7 @@ from pruning.model.output_folder import share_of
 from pruning.model.precision import Dtypes, computing_dtype, set_dtypes, weight_dtypes, working_dtype
 from pruning.model.quantized import find_quantizer, forget_quantization
 from pruning.model.state import STATE, State, write_tensors
-from pruning.model.uneven import is_uneven
+from pruning.model.uneven import check_even
 
 SAMPLES = 1000
 """Places in a file whose bytes tell it from another one."""
@@ -89,10 +89,7 @@ def open_folder(
             f"{source}: expected a folder of safetensors or a GGUF file to prune from disk, got none"
         )
     config, _ = class_of_folder(path, trust_remote_code=trust_remote_code)
-    if is_uneven(config):
-        raise ValueError(
-            f"{source}: expected layers of one width to prune from disk, got others; load the model into memory"
-        )
+    check_even(str(source), config)
     stored = dtype or stored_dtype(path) or torch.float32
     computing = computing_dtype(stored, device) if dtype is None else stored
     class_ = class_with_code(str(path), config, trust_remote_code=trust_remote_code)

@@ -22,6 +22,18 @@ def is_uneven(config: PretrainedConfig) -> bool:
     )
 
 
+def check_even(source: str, config: PretrainedConfig) -> None:
+    """Raise unless the layers of the model in `source` have one width, as those that are pruned from disk.
+
+    Raises:
+        ValueError: they have not.
+    """
+    if is_uneven(config):
+        raise ValueError(
+            f"{source}: expected layers of one width to prune from disk, got others; load the model into memory"
+        )
+
+
 @isolated()
 def load_uneven(
     folder: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False

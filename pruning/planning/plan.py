@@ -120,7 +120,7 @@ def plan(
     """
     settings = settings or Settings()
     device = find_device(device)
-    shapes = model_shapes(source, settings, dtype, trust_remote_code=trust_remote_code)
+    shapes = model_shapes(source, settings, dtype, from_disk=from_disk, trust_remote_code=trust_remote_code)
     computing = computing_dtype(shapes.dtype, device) if dtype is None else dtype
     folder = next(p for p in (Path(out).resolve(), *Path(out).resolve().parents) if p.is_dir())
     free_disk = shutil.disk_usage(folder).free

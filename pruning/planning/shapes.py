@@ -20,6 +20,7 @@ from pruning.model.layers import layer_list, list_name
 from pruning.model.precision import set_dtypes, weight_dtypes
 from pruning.model.quantized import dequantize
 from pruning.model.surgery import resize_ffns
+from pruning.model.uneven import check_even
 from pruning.planning.work import FFNShape, LayerShape
 from pruning.prepare import check_shapes, chosen_ffns
 from pruning.repair.refine import neurons
@@ -59,12 +60,14 @@ def model_shapes(
     settings: Settings,
     dtype: torch.dtype | None = None,
     *,
+    from_disk: bool = False,
     trust_remote_code: bool = False,
 ) -> ModelShapes:
     """The shapes of the model in the folder `source`, whose config is enough.
 
     Args:
         dtype: of the weights; by default that of most stored ones, or that in the config.
+        from_disk: whether the run has one layer in memory at a time.
 
     Raises:
         FileNotFoundError: no config.
@@ -74,6 +77,8 @@ def model_shapes(
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{source}: expected a folder with config.json to plan for, got none")
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if from_disk:
+        check_even(str(source), config)
     dequantize(str(source), config)
     class_ = class_with_code(str(path), config, trust_remote_code=trust_remote_code)
     in_config = getattr(config, "dtype", None)

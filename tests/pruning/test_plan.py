@@ -16,6 +16,7 @@ from pruning.planning import plan as planning
 from pruning.planning import prediction
 from pruning.planning.available import own_memory
 from pruning.planning.rates import Rates, Sizes
+from pruning.report.save import save_pruned
 
 from tiny import tiny, tiny_model, tiny_tokenizer
 
@@ -298,3 +299,18 @@ def test_an_encoder_decoder_is_not_planned_for(tmp_path):
     tiny("T5ForConditionalGeneration").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"expected FFNs in one list of layers to plan for, .* may work"):
         plan(tmp_path, settings=Settings(repair="lstsq", multiple_of=2), rates=RATES, from_disk=False)
+
+
+def test_layers_of_different_widths_are_refused_from_disk_as_by_the_run(tmp_path, windows):
+    model, settings = tiny_model("Llama"), Settings(ratio=0.25, multiple_of=2)
+    report = prune(model, None, calibration=windows, settings=replace(settings, budget="mi"))
+    assert len({len(layer.kept) for layer in report.layers}) > 1
+    save_pruned(model, tiny_tokenizer(), report, tmp_path / "model")
+    plan(tmp_path / "model", settings=settings, rates=RATES, from_disk=False, device="cpu")
+    expected = (
+        r"model: expected layers of one width to prune from disk, got others; load the model into memory"
+    )
+    with pytest.raises(ValueError, match=expected):
+        plan(tmp_path / "model", settings=settings, rates=RATES, from_disk=True, device="cpu")
+    with pytest.raises(ValueError, match=expected):
+        prune_folder(tmp_path / "model", tmp_path / "out", calibration=windows, settings=settings)
