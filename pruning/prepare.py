@@ -162,7 +162,7 @@ def check_shapes(
         _check_budget(model, ffns, settings)
     adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
     check_config(model, ffns, kept, adds_bias=adds_bias)
-    _check_experts(ffns, kept, settings)
+    _check_experts(model, ffns, kept, settings, saved or {})
     return settings
 
 
@@ -285,19 +285,29 @@ def _check_widths(
     return settings, kept
 
 
-def _check_experts(ffns: Sequence[FFN], kept: Sequence[int], settings: Settings) -> None:
-    """Raise unless transformers can multiply the experts that are left in groups, as by default.
+def _check_experts(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    kept: Sequence[int],
+    settings: Settings,
+    saved: Mapping[str, torch.dtype],
+) -> None:
+    """Raise unless transformers can multiply the experts that are left in groups, as by default: here, and where the
+    result is loaded in the dtype that it is saved in.
 
     Raises:
         ValueError: the rows of their weights will not be multiples of `ROW_BYTES`.
     """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for ffn, width in zip(ffns, kept, strict=True):
-        step = ROW_BYTES // ffn.output.weight.element_size()
+        own = ffn.output.parameter.dtype
+        dtype = min(own, saved.get(names[id(ffn.output.parameter)], own), key=lambda dtype: dtype.itemsize)
+        step = ROW_BYTES // dtype.itemsize
         if ffn.is_routed and width % step and not ffn.width % step:
             raise ValueError(
                 f"multiple_of: expected a multiple of {step} for experts in "
-                f"{str(ffn.output.weight.dtype).removeprefix('torch.')}, such as {ffn.name}, which transformers "
-                f"multiplies in groups, got {settings.multiple_of}, which keeps {width} neurons"
+                f"{str(dtype).removeprefix('torch.')}, such as {ffn.name}, which transformers multiplies in groups, "
+                f"got {settings.multiple_of}, which keeps {width} neurons"
             )
 
 

@@ -110,7 +110,7 @@ def sweep(
     calibration = default_sources(model, tokenizer) if calibration is None else calibration
     ffns, windows, prepared, _, _, follow = prepare(model, tokenizer, calibration, each[-1], saved=saved)
     for choice in each[:-1]:
-        prepare(model, tokenizer, windows, choice)
+        prepare(model, tokenizer, windows, choice, saved=saved)
     assert windows is not None  # noqa: S101, for the type checker
     each = [replace(prepared, ratio=choice.ratio) for choice in each]
     if texts is None:

@@ -9,6 +9,7 @@ import transformers
 from torch.nn.functional import silu
 
 from pruning import Settings, prune, prune_folder
+from pruning.cli import main
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import MIN_TOKENS, capture
 
@@ -249,6 +250,29 @@ def test_a_width_that_transformers_cannot_multiply_in_groups_is_refused(tokens, 
     model.config.intermediate_size = width - multiple
     with pytest.raises(RuntimeError, match="multiple of 16 bytes"):  # which is why
         type(model)(model.config).to(model.dtype)(input_ids=tokens)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--ratio=0.2", "--out=out"],
+        ["--ratio=0.2", "--out=out", "--from-disk"],
+        ["--ratio=0.2", "--plan"],
+        ["--ratio=0.2", "--plan", "--from-disk"],
+        ["--sweep=0.2,0.35"],
+    ],
+)
+def test_the_narrower_dtype_says_which_widths_transformers_can_multiply(tmp_path, monkeypatch, capsys, how):
+    """A result in bfloat16 needs multiples of 8, also if it was computed in float32, for which 4 would do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pruning.model.precision.working_dtype", lambda _device: torch.float32)
+    tiny("MixtralForCausalLM").to(torch.bfloat16).save_pretrained("model")
+    tiny_tokenizer().save_pretrained("model")
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    sizes = ["--sequence-length=32", "--calibration-tokens=512", "--evaluation-tokens=64", "--device=cpu"]
+    choice = ["--multiple-of=4", "--calibration=text.txt", *sizes]
+    assert main(["model", *how, *choice]) == 1
+    assert "multiple_of: expected a multiple of 8 for experts in bfloat16" in capsys.readouterr().err
 
 
 def unreached(tokens):
