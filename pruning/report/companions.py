@@ -16,9 +16,26 @@ NAMES = ("license", "licence", "notice", "copying")
 """Beginnings of the names of legal texts, whatever their ending."""
 STALE = (".index.json", "adapter_config.json", "trainer_state.json", MANIFEST)
 """Endings of the names of files that describe weights that are not those of the result."""
-OF_TOKENIZER = {"special_tokens_map.json", "added_tokens.json"}
-"""Older formats of what `tokenizer_config.json` holds; they would contradict a tokenizer that was changed."""
 TEMPLATES = "additional_chat_templates"
+OF_TOKENIZER = {
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    TEMPLATES,
+}
+"""What a tokenizer that was saved has written itself, or has left out because it was changed."""
+VOCABULARIES = (
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+    ".model",
+    ".spm",
+    ".tiktoken",
+    ".vocab",
+)
+"""Endings of the names of vocabularies that other tools read, and tokenizers often do not write."""
 MAX_BYTES = 50_000_000
 
 
@@ -38,17 +55,22 @@ def copy_companions(source: Path, folder: Path) -> None:
     """Copy from `source` what is not in `folder` yet: licence, model card, configs of processors and of
     sentence-transformers, chat templates, vocabularies, and code.
 
+    If a tokenizer was saved in `folder`, its chat templates are there, and vocabularies are left if it has another one.
     Of subfolders, only chat templates and the modules in the `modules.json` of sentence-transformers are copied. The
     latter may hold small weights of their own, such as a dense layer after the pooling. Hidden files, files of more
     than `MAX_BYTES`, and links that lead out of the source are left.
     """
     modules = _modules(source)
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()  # before that of the source is copied
+    has_other_words = has_tokenizer and _vocabulary(source) not in (None, _vocabulary(folder))
     for file in _files(source, {*modules, TEMPLATES}):
         name = file.relative_to(source)
         of_module = name.parts[0] in modules and len(name.parts) > 1
         if not of_module and not _describes(name):
             continue
-        if name.name in OF_TOKENIZER and (folder / "tokenizer_config.json").is_file():
+        if has_tokenizer and name.parts[0] in OF_TOKENIZER:
+            continue
+        if has_other_words and name.name.endswith(VOCABULARIES):
             continue
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +102,14 @@ def _modules(source: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     return {path.name for path in paths if path.parts == (path.name,) and not path.name.startswith(".")}
+
+
+def _vocabulary(folder: Path) -> dict[str, float] | None:
+    """The tokens in the `tokenizer.json` of a folder; None if that cannot be told."""
+    try:
+        return dict(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _describes(name: Path) -> bool:

@@ -1,10 +1,11 @@
 """Files of the model folder that are not weights come along with the pruned model, and nothing else does."""
 
+import copy
 import json
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from pruning import prune
 from pruning.cli import main
@@ -20,8 +21,6 @@ COME = {
     "README.md": "# Card",
     "NOTICE.rtf": "notice",
     "preprocessor_config.json": "{}",
-    "chat_template.jinja": "{{ 1 }}",
-    "additional_chat_templates/tool_use.jinja": "{{ 2 }}",
     "modeling_own.py": "x = 1",
     "tokenizer.model": "vocabulary",
     "modules.json": json.dumps(
@@ -31,6 +30,12 @@ COME = {
     "2_Dense/model.safetensors": "small weights of their own",
     "sentence_bert_config.json": '{"max_seq_length": 16}',
 }
+OF_TOKENIZER = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+)
 STAY = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -42,7 +47,6 @@ STAY = (
     "original/params.json",
     "adapter_config.json",
     "trainer_state.json",
-    "special_tokens_map.json",
     "notes.jsonl",
     ".env",
     ".cache/README.md",
@@ -57,7 +61,7 @@ WRITTEN = ("config.json", "tokenizer.json", "tokenizer_config.json")
 def source(tmp_path, monkeypatch):
     """A model folder with every kind of file, whose weights are not those of any model."""
     folder = tmp_path / "dense"
-    for name in (*COME, *STAY, *WRITTEN):
+    for name in (*COME, *STAY, *OF_TOKENIZER, *WRITTEN):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name != "outside.txt":
             (folder / name).write_text(COME.get(name, "stale"))
@@ -89,6 +93,43 @@ def test_everything_that_is_not_weights_comes_along_and_replaces_nothing(
     assert on_disk == {*COME, *WRITTEN, "model.safetensors", MANIFEST, PICTURES} == set(listed)
     assert torch.equal(outputs(AutoModel.from_pretrained(out).eval(), windows), outputs(bert, windows))
     save_pruned(bert, tokenizer, report, out, source=source, force=True)  # knows all files as its own
+
+
+def test_the_files_of_a_tokenizer_come_from_the_source_only_if_none_is_saved(
+    bert, windows, tokenizer, source, tmp_path
+):
+    (source / "tokenizer.json").unlink()
+    report = prune(bert, None, calibration=windows, ratio=0.25, multiple_of=2)
+    save_pruned(bert, None, report, tmp_path / "none", source=source)
+    save_pruned(bert, tokenizer, report, tmp_path / "out", source=source)
+    for name in OF_TOKENIZER:
+        assert (tmp_path / "none" / name).read_text() == "stale", name
+        assert not (tmp_path / "out" / name).exists(), name
+
+
+def test_a_chat_template_that_was_removed_does_not_come_back(tokenizer, tmp_path):
+    own, source, out = copy.deepcopy(tokenizer), tmp_path / "source", tmp_path / "out"
+    own.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    own.save_pretrained(source)
+    (source / "tokenizer.model").write_text("vocabulary")
+    assert AutoTokenizer.from_pretrained(source).chat_template is not None
+    own.chat_template = None
+    own.save_pretrained(out)
+    copy_companions(source, out)
+    assert AutoTokenizer.from_pretrained(out).chat_template is None
+    assert (out / "tokenizer.model").exists()
+
+
+def test_vocabularies_stay_if_the_tokenizer_has_another_one(tokenizer, source, tmp_path):
+    (source / "vocab.json").write_text("{}")
+    tokenizer.save_pretrained(source)
+    written = json.loads((source / "tokenizer.json").read_text())
+    del written["model"]["vocab"]["a"]
+    (source / "tokenizer.json").write_text(json.dumps(written))
+    tokenizer.save_pretrained(tmp_path / "out")
+    copy_companions(source, tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE").exists()
+    assert not {"vocab.json", "tokenizer.model"} & {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_without_a_source_nothing_comes_along(bert, windows, tokenizer, tmp_path):
