@@ -14,7 +14,7 @@ TEXT = {".json", ".jinja", ".md", ".txt", ".py", ".yaml", ".yml", ".model", ".sp
 """Endings of configs, cards, code and vocabularies. Files with other endings are weights or data for all we know."""
 NAMES = ("license", "licence", "notice", "copying")
 """Beginnings of the names of legal texts, whatever their ending."""
-STALE = (".index.json", "adapter_config.json", "trainer_state.json", MANIFEST)
+STALE = (".index.json", "adapter_config.json", "trainer_state.json", "recipe.yaml", MANIFEST)
 """Endings of the names of files that describe weights that are not those of the result."""
 TEMPLATES = "additional_chat_templates"
 OF_TOKENIZER = {
@@ -113,6 +113,8 @@ def _vocabulary(folder: Path) -> dict[str, float] | None:
 
 
 def _describes(name: Path) -> bool:
-    """Whether a file is a text about the model, by its name."""
-    lower = name.name.lower()
-    return (name.suffix.lower() in TEXT or lower.startswith(NAMES)) and not lower.endswith(STALE)
+    """Whether a file is a text about the model, by its name, and not about a quantization, which loading has undone:
+    other tools would take the weights for quantized ones."""
+    lower, suffix = name.name.lower(), name.suffix.lower()
+    is_stale = lower.endswith(STALE) or ("quant" in lower and suffix == ".json")
+    return (suffix in TEXT or lower.startswith(NAMES)) and not is_stale

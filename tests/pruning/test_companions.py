@@ -22,6 +22,7 @@ COME = {
     "NOTICE.rtf": "notice",
     "preprocessor_config.json": "{}",
     "modeling_own.py": "x = 1",
+    "quantization_own.py": "x = 2",
     "tokenizer.model": "vocabulary",
     "modules.json": json.dumps(
         [{"idx": i, "path": path} for i, path in enumerate(["", "1_Pooling", "2_Dense", "..", "a/b"])]
@@ -47,6 +48,12 @@ STAY = (
     "original/params.json",
     "adapter_config.json",
     "trainer_state.json",
+    "hf_quant_config.json",  # of ModelOpt
+    "quantize_config.json",  # of GPTQ
+    "quant_config.json",  # of AWQ
+    "quanto_qmap.json",
+    "quant_model_description_w8a8.json",
+    "recipe.yaml",  # of llm-compressor
     "notes.jsonl",
     ".env",
     ".cache/README.md",
