@@ -248,7 +248,9 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, torch.dtype, Dtypes]:
     """The model in the dtype to compute in, its tokenizer, and the stored dtype of most and of all weights.
 
-    Weights that are not pruned come back bit for bit, since the dtype to compute in holds every stored value.
+    Weights that are not pruned come back bit for bit as transformers loads them, since the dtype to compute in holds
+    every value of theirs. Of a checkpoint in several dtypes transformers converts all weights to the one of most, but
+    those that their class keeps in float32.
     """
     model, tokenizer = load_model(
         args.model, dtype=args.dtype, device=device, trust_remote_code=args.trust_remote_code

@@ -168,7 +168,7 @@ class LayersOnDisk(Layers):
             return
         self._load(self._parts[index])
         dtypes = weight_dtypes(layer)
-        set_dtypes(layer, {}, self._computing)
+        self._set_computing(layer)
         self._held.add(index)
         try:
             yield
@@ -191,7 +191,7 @@ class LayersOnDisk(Layers):
         with only(self._model, self._name, []):
             self._load(names)
             self._model.tie_weights(recompute_mapping=False)
-            set_dtypes(body, {}, self._computing)
+            self._set_computing(body)
         self._around = body
         try:
             yield
@@ -348,6 +348,12 @@ class LayersOnDisk(Layers):
                 f"{self._checkpoint.path}: expected the weights of {type(self._model).__name__} with this config, got "
                 f"{name_some(problems)}"
             )
+
+    def _set_computing(self, part: nn.Module) -> None:
+        """Convert the weights of a part of the model to the dtype to compute in. If that is the stored one, those that
+        a class keeps in float32 stay so, as in a model in memory."""
+        if self._computing != self._stored:
+            set_dtypes(part, {}, self._computing)
 
     def _write(self, index: int, layer: nn.Module) -> None:
         if self._out is None or not self._ranks.is_first:

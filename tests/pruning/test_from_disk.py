@@ -29,7 +29,7 @@ def folder_of(model, path, dtype=torch.float32):
 
 def in_memory(source, out, windows, **options):
     model, tokenizer = load_model(str(source), device="cpu")
-    report = prune(model, tokenizer, calibration=windows, **OPTIONS, **options)
+    report = prune(model, tokenizer, calibration=windows, **OPTIONS | options)
     save_pruned(model, tokenizer, report, out, source=source)
     return report
 
@@ -81,6 +81,24 @@ def test_mixtures_encoders_and_fused_projections_too(tmp_path, windows, class_na
     in_memory(source, tmp_path / "memory", windows)
     prune_folder(source, tmp_path / "disk", calibration=windows, settings=Settings(**OPTIONS), device="cpu")
     assert_same(tmp_path / "disk", tmp_path / "memory")
+
+
+@pytest.mark.parametrize("computing", [torch.bfloat16, torch.float32])
+def test_what_a_class_keeps_in_float32_comes_back_bit_for_bit(tmp_path, windows, monkeypatch, computing):
+    monkeypatch.setattr("pruning.model.precision.working_dtype", lambda _device: computing)
+    source, name = tmp_path / "model", "model.layers.1.mlp.gate.e_score_correction_bias"
+    model = tiny("DeepseekV3ForCausalLM").to(torch.bfloat16)
+    bias = model.get_buffer(name)
+    bias.data = torch.linspace(0.1, 0.2, len(bias))
+    assert not torch.equal(bias, bias.bfloat16().float())
+    model.save_pretrained(source)
+    tiny_tokenizer().save_pretrained(source)
+    settings = Settings(**OPTIONS | {"multiple_of": 8})
+    prune_folder(source, tmp_path / "disk", calibration=windows, settings=settings, device="cpu")
+    assert torch.equal(weights(tmp_path / "disk")[name], bias)
+    if computing is torch.bfloat16:  # as `load_model` leaves it
+        in_memory(source, tmp_path / "memory", windows, multiple_of=8)
+        assert_same(tmp_path / "disk", tmp_path / "memory")
 
 
 @pytest.mark.parametrize(
