@@ -4,7 +4,7 @@ A caller may have changed the default dtype or device, switched on TF32 or bfloa
 inference mode. None of these may change a result: `isolated` sets each to torch's own default and restores it.
 
 Default dtype and product precision belong to the whole process. While several threads are inside `isolated`, the first
-saves them and the last restores them; a thread outside sees torch's defaults meanwhile.
+saves them and the last restores them; a thread outside sees torch's defaults meanwhile, and what it sets may be lost.
 """
 
 import os
@@ -94,7 +94,7 @@ def _set_defaults() -> _ProcessDefaults:
 
 
 def _restore(saved: _ProcessDefaults) -> None:
-    if saved.dtype != torch.float32:
+    if saved.dtype != torch.float32 and torch.get_default_dtype() == torch.float32:  # nobody else has set it
         torch.set_default_dtype(saved.dtype)
     if saved.products is not None:
         torch.set_float32_matmul_precision(saved.products)

@@ -51,6 +51,11 @@ LARGEST = 2**63 - 1
 
 MIN_BANDWIDTH = 1e-6
 """Below the distance of neighboring ranks at any M that fits in memory; its square is safe in float32."""
+BANDWIDTHS = (
+    "None, 'silverman', 'scott' or a number of standard deviations from "
+    f"{MIN_BANDWIDTH:g} to {1 / MIN_BANDWIDTH:g}"
+)
+"""What `bandwidth` may be; formatted here, since torch cannot trace it."""
 
 
 def _as_it_is(value: Any, name: str) -> Any:
@@ -67,11 +72,7 @@ def _read_nodes(value: Any, name: str) -> int:
 def _read_bandwidth(value: Any, name: str) -> float | str | None:
     if value is None or isinstance(value, str):
         return value
-    expected = (
-        f"None, 'silverman', 'scott' or a number of standard deviations from {MIN_BANDWIDTH:g} to "
-        f"{1 / MIN_BANDWIDTH:g}"
-    )
-    return real(value, name, expected)
+    return real(value, name, BANDWIDTHS)
 
 
 def _read_bytes(value: Any, name: str) -> int | None:

@@ -229,7 +229,7 @@ class _Estimates:
         return self._with(transformed(y, self._problem, self._options, second=True))
 
     def _with(self, variable: Variables) -> Tensor:
-        out = torch.empty(len(self._columns), 1, device=variable.data.device)
+        out = torch.empty(len(self._columns), 1, dtype=torch.float32, device=variable.data.device)
         blocks = estimate(self._columns, variable, self._problem, self._options)
         return fill_matrix(blocks, out, symmetric=False)[:, 0]
 

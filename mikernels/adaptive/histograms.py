@@ -162,7 +162,9 @@ def log_terms(counts: Tensor, ladder: tuple[Rung, ...], n_samples: int, n_atoms:
         kernel, width = rung.kernel.to(counts.device, torch.float32), counts.shape[1]
         if rung.cells < 256:
             if n_atoms:
-                kernel = torch.block_diag(kernel, torch.eye(n_atoms, device=kernel.device))
+                kernel = torch.block_diag(
+                    kernel, torch.eye(n_atoms, dtype=kernel.dtype, device=kernel.device)
+                )
             f = kernel @ (counts.view(-1, width) @ kernel).view(-1, width, width)
         else:
             f = _smoothed(_smoothed(counts, kernel).transpose(1, 2), kernel).transpose(1, 2)
@@ -187,7 +189,7 @@ def _own_counts(width: int, n_atoms: int, device: torch.device) -> Tensor | floa
     """What a sample counts for itself in f, by cell `[W, W]`."""
     if not n_atoms:
         return 2.0
-    own = torch.full((width,), math.sqrt(2), device=device)
+    own = torch.full((width,), math.sqrt(2), dtype=torch.float32, device=device)
     own[width - n_atoms :] = 1.0
     return own[:, None] * own
 

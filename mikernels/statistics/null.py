@@ -16,6 +16,7 @@ DOI 10.1214/aos/1176343003; J. R. M. Hosking, J. R. Wallis, Parameter and quanti
 Pareto distribution, Technometrics 29 (1987), DOI 10.1080/00401706.1987.10488243.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -246,6 +247,7 @@ def q_values(p_values: Tensor, n_pairs: int) -> Tensor:
 
 
 @shows_options()
+@isolated()
 def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[Options]) -> Null:
     """Simulate what `mutual_information` estimates for independent variables with these options. Cached.
 
@@ -265,11 +267,11 @@ def null_distribution(n_samples: int, *, draws: int = DRAWS, **options: Unpack[O
     n_samples, draws, options = integer(n_samples, "n_samples"), _read_draws(draws), _read_options(options)
     if n_samples < MIN_SAMPLES:
         raise ValueError(f"n_samples: expected at least {MIN_SAMPLES}, got {n_samples}")
-    return _simulate(n_samples, draws, tuple(sorted(options.items())))
+    null = _simulate(n_samples, draws, tuple(sorted(options.items())))
+    return copy.deepcopy(null)  # a caller may change it in place
 
 
 @cached(maxsize=32)
-@isolated()
 def _simulate(n_samples: int, draws: int, items: tuple[tuple[str, Any], ...]) -> Null:
     """The null of checked arguments."""
     options = cast(Options, dict(items))

@@ -25,10 +25,11 @@ def byte_gram(a: Tensor, b: Tensor, *, small: bool = False) -> Tensor:
     time where products are in float32.
     """
     a, b = a.flatten(0, -2).contiguous(), b.flatten(0, -2).contiguous()
-    if a.device.type == "cpu" and has_integer_products():
+    on_cpu = a.device.type == "cpu"
+    if on_cpu and has_integer_products():
         return _integer_product(a, b)
     with torch.autocast(a.device.type, enabled=False):
-        multiply = _byte_product if a.device.type == "cpu" and has_byte_products() else _float_product
+        multiply = _byte_product if on_cpu and has_byte_products() else _float_product
         if small:
             return multiply(a, b).int()
         blocks = zip(a.split(BLOCK, -1), b.split(BLOCK, -1), strict=True)
@@ -43,30 +44,29 @@ def product_bytes(n: int, n_samples: int = BLOCK) -> int:
     return 12 * n**2 + 10 * n * n_samples
 
 
-@functools.cache
 def has_integer_products() -> bool:
-    """Whether oneDNN multiplies signed bytes, fast and exactly."""
-    return _has_onednn() and _is_exact(_integer_product)
+    """Whether oneDNN multiplies signed bytes, fast and exactly. A caller may have switched it off; torch then has a
+    loop, which is slow, and exact on every CPU."""
+    return bool(torch.backends.mkldnn.enabled) and _is_exact(_integer_product)
+
+
+def has_byte_products() -> bool:
+    """Whether oneDNN multiplies unsigned by signed bytes, fast and exactly; also if it is switched off."""
+    return _is_exact(_byte_product)
 
 
 @functools.cache
-def has_byte_products() -> bool:
-    """Whether oneDNN multiplies unsigned by signed bytes, fast and exactly."""
-    return _has_onednn() and _is_exact(_byte_product)
-
-
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("avx2"))
-
-
 def _is_exact(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether oneDNN multiplies so on this CPU, without overflow."""
+    if not (torch.backends.mkldnn.is_available() and torch.cpu.get_capabilities().get("avx2")):
+        return False
     largest = torch.full((2, 64), 127, dtype=torch.int8)
     return bool((multiply(largest, largest) == 64 * 127**2).all())
 
 
 def _integer_product(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[1] == 1:  # torch 2.13 leaves the result undefined
-        return a.int() * b.int().t()
+    if 1 in (*a.shape, len(b)):  # torch 2.13 mistakes the strides, and leaves results undefined
+        return a.int() @ b.int().t()
     return torch._int_mm(a, b.t())
 
 

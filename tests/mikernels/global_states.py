@@ -74,6 +74,7 @@ STATES = {
     "TF32 by its old name": lambda: allow_tf32(),
     "TF32 by its new name": lambda: fp32_precision(torch.backends.cuda.matmul, "tf32"),
     "TF32 everywhere": lambda: fp32_precision(torch.backends, "tf32"),
+    "without oneDNN": lambda: torch.backends.mkldnn.flags(enabled=False),
 }
 
 
@@ -85,6 +86,7 @@ def state() -> tuple:
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
         precisions(),
+        torch.backends.mkldnn.enabled,
         torch.get_num_threads(),
         torch.random.get_rng_state().tolist(),
     )

@@ -83,6 +83,25 @@ def test_sums_are_small_where_float32_holds_the_largest(n_samples):
 
 
 @paths
+@pytest.mark.parametrize("n_samples", [1, 64])
+@pytest.mark.parametrize("first", [True, False], ids=["a", "b"])
+def test_one_row_with_the_strides_of_a_column_is_read_right(n_samples, first, path, monkeypatch):
+    """Torch calls it contiguous."""
+    choose_path(monkeypatch, path)
+    a, b = random_int8(n_samples, 1).t(), random_int8(16, n_samples, seed=1)
+    a, b = (a, b) if first else (b, a)
+    assert torch.equal(integer.byte_gram(a, b).double(), exact_product(a, b))
+
+
+def test_what_onednn_can_do_is_not_asked_while_it_is_switched_off():
+    """Torch's own loop, which is exact, would answer for it."""
+    integer._is_exact.cache_clear()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not integer.has_integer_products()
+    assert integer.has_integer_products() == integer._is_exact.__wrapped__(integer._integer_product)
+
+
+@paths
 def test_products_are_exact_under_autocast(path, monkeypatch):
     choose_path(monkeypatch, path)
     a = random_int8(16, 257)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mikernels import mutual_information, top_pairs
-from mikernels.statistics.null import Null, null_distribution, permuted_null, shifted_null
+from mikernels.statistics.null import Null, _simulate, null_distribution, permuted_null, shifted_null
 
 from samples import gaussian, off_diagonal
 
@@ -89,11 +89,23 @@ def test_false_discoveries_are_few():
 
 def test_cached_sorted_and_seeded():
     null = null_distribution(50, estimator="grid", draws=100)
-    assert null_distribution(50, estimator="grid", draws=100) is null
+    hits = _simulate.cache_info().hits
+    assert torch.equal(null_distribution(50, estimator="grid", draws=100).values, null.values)
+    assert _simulate.cache_info().hits == hits + 1
     assert len(null.values) >= 100
     assert (null.values.diff() >= 0).all()
     other = null_distribution(50, estimator="grid", draws=100, seed=1)
     assert not torch.equal(null.values, other.values)
+
+
+def test_a_change_in_place_stays_with_the_caller():
+    median = null_distribution(50, draws=100).quantile(0.5)
+    null = null_distribution(50, draws=100)
+    null.values.mul_(1 / math.log(2))  # bits
+    null.made_with["n_samples"] = 1
+    again = null_distribution(50, draws=100)
+    assert again.quantile(0.5) == median
+    assert again.made_with["n_samples"] == 50
 
 
 def test_impossible_requests():

@@ -132,3 +132,12 @@ def test_out_is_an_operator_that_torch_knows():
 
     assert torch.equal(doubled(x, out), 2 * mutual_information(x))
     assert torch.equal(out, mutual_information(x))
+
+
+def test_a_bandwidth_may_be_a_number_that_is_traced():
+    x = correlated(40, 5)
+    call = torch.compile(
+        lambda x, h: mutual_information(x, bandwidth=h), fullgraph=True, dynamic=True, backend="eager"
+    )
+    for bandwidth in (0.4, 0.7):
+        assert torch.equal(call(x, bandwidth), mutual_information(x, bandwidth=bandwidth))
