@@ -31,14 +31,17 @@ from mikernels.caches import cached
 from mikernels.errors import SamplesValueError
 from mikernels.isolation import isolated
 from mikernels.numbers import integer, real
-from mikernels.options import Options, plain, resolve, shows_options
+from mikernels.options import Options, Problem, plain, resolve, shows_options
 from mikernels.provenance import Provenance, describe, provenance_of, recall
+from mikernels.transforms import transform_samples
 from mikernels.validation import MIN_SAMPLES, as_samples, as_tensor, read_values
 
 DRAWS = 400_000
 """Of which 400 lie beyond the rate of 0.001: it is known to 5 % (one standard error)."""
 TAIL_SHARE = 0.01
 """Of the draws, in the fitted tail."""
+RARE = 0.05
+"""Of the drawn columns of a wide table, the share that is for those with the most atoms."""
 LEAST_TAIL = 100
 """Draws that a fitted tail needs."""
 MOST_EQUAL = 0.25
@@ -291,7 +294,8 @@ def permuted_null(
     """What `mutual_information` estimates between columns whose rows are in another random order for each.
 
     A column keeps its equal values, such as zeros of a ReLU or of counts, and its dependence on all others is broken.
-    All pairs are pooled into one null, so it suits columns of one kind. It is for independent rows.
+    All pairs are pooled into one null. Where columns are of several kinds, such as labels among genes, what chance adds
+    to the pairs of one hides weak dependence of the others: use `calibrate=True`. It is for independent rows.
 
     Args:
         x, y, options: see `mutual_information`, with the same limits as for `null_distribution`; `seed` also draws the
@@ -311,7 +315,7 @@ def permuted_null(
 
     def permuted(values: Tensor, n: int) -> Tensor:
         out = values.new_empty(n, len(values))
-        for row, column in zip(out, torch.randint(values.shape[1], (n,), generator=generator), strict=True):
+        for row, column in zip(out, _drawn(n, _atoms_of(values, options), generator), strict=True):
             order = torch.randperm(len(values), generator=generator)
             row.copy_(values[:, int(column)][order.to(values.device)])
         return out.t()
@@ -326,6 +330,29 @@ def permuted_null(
         found = mutual_information(permuted(xs, n), permuted(ys, n), **options).flatten()
     made_with = provenance_of(resolve(options, len(xs)), len(xs))
     return Null(made_with, found.cpu().sort().values, for_atoms=True)
+
+
+def _atoms_of(values: Tensor, options: Options) -> Tensor:
+    """How many atoms each column of `values [M, N]` has, `[N]` int64 on the CPU."""
+    resolved = resolve(options, len(values))
+    most = Problem(resolved["estimator"], resolved["nodes"], 1.0).most_atoms
+    atoms = transform_samples(values, "rank", seed=0, most_atoms=most).atoms
+    return torch.zeros(values.shape[1], dtype=torch.int64) if atoms is None else atoms.number.cpu()
+
+
+def _drawn(n: int, atoms: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers `[n]` of columns with so many `atoms [N]`, in random order: all of them, as often as each other, or n
+    different ones, of which `RARE` are those with the most atoms. What chance adds to a pair grows with the atoms of
+    both, so the pairs of a label among many genes would exceed a null that happens to lack it.
+    """
+    order = torch.randperm(len(atoms), generator=generator)
+    if n >= len(order):
+        return order.repeat(-(-n // len(order)))[:n]
+    most = atoms[order].argsort(descending=True, stable=True)[: math.ceil(RARE * n)]
+    is_first = torch.zeros(len(order), dtype=torch.bool)
+    is_first[most] = atoms[order[most]] > 0
+    order = torch.cat([order[is_first], order[~is_first]])
+    return order[torch.randperm(n, generator=generator)]
 
 
 def _variables_for(draws: int) -> int:
@@ -347,7 +374,7 @@ def shifted_null(
     """What `mutual_information` estimates between columns that are shifted against each other in time.
 
     A circular shift of all rows keeps each column with its autocorrelation and its equal values, and breaks the
-    dependence between columns. All pairs are pooled into one null, so it suits columns of one kind.
+    dependence between columns. All pairs are pooled into one null, see `permuted_null`.
 
     Args:
         x, y, options: see `mutual_information`, with the same limits as for `null_distribution`. The rows are in the
@@ -362,8 +389,9 @@ def shifted_null(
     necessity, strengths, and caveats, Phys. Rev. E 68 (2003), DOI 10.1103/PhysRevE.68.066202.
     """
     draws, options = _read_draws(draws), _read_options(options)
-    xs = as_samples(x, "x", options.get("device"))
-    ys = xs if y is None else as_samples(y, "y", xs.device)
+    check = options.get("check_finite", True)
+    xs = read_values(as_samples(x, "x", options.get("device")), "x", check=check)
+    ys = xs if y is None else read_values(as_samples(y, "y", xs.device), "y", check=check)
     n_samples = len(xs)
     if y is None and xs.shape[1] < 2:
         raise SamplesValueError(
@@ -376,10 +404,9 @@ def shifted_null(
     # Without y, a shift of column i against k and the rest of a turn of k against i are the same pair.
     tenth = max(1, n_samples // 10)
     shifts = torch.arange(tenth, n_samples - tenth if y is not None else (n_samples + 1) // 2)
-    found = []
+    atoms, found = [_atoms_of(v, options) for v in (xs, ys)], []
     for shift in shifts[torch.randperm(len(shifts), generator=generator)[:n_shifts]].tolist():
-        rows = torch.randperm(xs.shape[1], generator=generator)[:n_rows]
-        cols = torch.randperm(ys.shape[1], generator=generator)[:n_cols]
+        rows, cols = _drawn(n_rows, atoms[0], generator), _drawn(n_cols, atoms[1], generator)
         shifted = ys[:, cols.to(ys.device)].roll(shift, dims=0)
         mi = mutual_information(xs[:, rows.to(xs.device)], shifted, **options).cpu()
         # A column is no independent partner of itself.

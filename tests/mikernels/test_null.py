@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from mikernels import mutual_information, top_pairs
-from mikernels.statistics.null import Null, _simulate, null_distribution, permuted_null, shifted_null
+from mikernels.statistics.null import (
+    Null,
+    _drawn,
+    _simulate,
+    null_distribution,
+    permuted_null,
+    shifted_null,
+)
 
 from samples import gaussian, off_diagonal
 
@@ -96,6 +103,36 @@ def test_cached_sorted_and_seeded():
     assert (null.values.diff() >= 0).all()
     other = null_distribution(50, estimator="grid", draws=100, seed=1)
     assert not torch.equal(null.values, other.values)
+
+
+def labels(n_samples, levels, seed=0):
+    """Independent integer columns with as many levels as named: `[M, N]`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(k, (n_samples,), generator=generator) for k in levels], dim=1).float()
+
+
+@pytest.mark.parametrize("make", [permuted_null, shifted_null])
+def test_a_label_among_many_columns_depends_on_none_of_them(make):
+    """Chance adds more to its pairs. Hundreds of them exceeded nulls that did not happen to draw it."""
+    x = torch.cat([gaussian(200, 800, 1), labels(200, [8], 1)], dim=1)
+    null = make(x, draws=20_000, seed=1)  # of 201 columns, or of 31 at a time
+    assert not math.isfinite(null.fdr_threshold(mutual_information(x), 0.05))
+
+
+def test_columns_with_the_most_atoms_are_drawn_always_and_others_at_random():
+    atoms = torch.tensor([0] * 100 + [2] * 90 + [9, 12])
+    counts = torch.zeros(192)
+    for seed in range(200):
+        drawn = _drawn(20, atoms, torch.Generator().manual_seed(seed))
+        assert len(set(drawn.tolist())) == 20
+        counts[drawn] += 1
+    assert counts[191] == 200  # 5 % of 20 columns are one
+    assert 0 < counts[:191].min() < counts[:191].max() < 60  # of 20 expected
+
+
+def test_all_columns_of_a_narrow_table_are_drawn_equally_often():
+    drawn = _drawn(12, torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(0))
+    assert drawn.bincount().tolist() == [3, 3, 3, 3]
 
 
 def test_a_change_in_place_stays_with_the_caller():
