@@ -12,6 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 from mikernels.terminal import any_encoding, describe, discard_output, warnings_in_one_line
 from pruning.arguments import parse
+from pruning.choose.evidence_file import read_origin
+from pruning.choose.origin import check_calibration_settings
 from pruning.comparing import load, prune_and_compare, texts_of
 from pruning.from_disk import prune_folder
 from pruning.launch import Launch
@@ -110,6 +112,8 @@ def _run(args: argparse.Namespace, saved: Saved, warned: list[str], launch: Laun
         return
     targets = {name: getattr(args, name) for name in ("statistics", "save_statistics", "report")}
     check_paths(Path(args.out), inputs, **targets, force=args.force)
+    if args.statistics is not None:
+        check_calibration_settings(settings, read_origin(args.statistics).calibration, args.statistics)
     if args.from_disk:
         _prune_from_disk(args, settings, calibration, saved, warned, launch, device)
     else:

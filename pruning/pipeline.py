@@ -34,6 +34,7 @@ from pruning.choose.origin import (
     Origin,
     calibration_identity,
     check_calibration,
+    check_calibration_settings,
     estimator_name,
     model_fingerprint,
 )
@@ -102,7 +103,8 @@ def prune(
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
             `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
             `budget="kl"` needs and the file lacks. They must be of this very model, and calibration that is given or
-            needed as well must be the tokens that they were measured on.
+            needed as well must be the tokens that they were measured on. `calibration_tokens`, `sequence_length`, `bos`
+            and `sample_size` are theirs: other values than these and the defaults are refused.
         save_statistics: a file for the statistics, and for what `budget="kl"` measured, for later runs with other
             ratios, criteria and budgets; written before anything is selected.
         settings, options: the options, as an instance of `pruning.Settings`, which documents them, or one by one as
@@ -170,6 +172,8 @@ def _prune(
     origin = Origin(estimator_name(settings.estimator, settings.nodes), "")
     if save_statistics is not None:
         check_statistics_target(save_statistics)
+    if statistics is not None:
+        check_calibration_settings(settings, read_origin(statistics).calibration, str(statistics))
     if source is IN_MEMORY:
         source = layers_of(model)  # raises before the model is read
         if not source.in_memory:

@@ -97,6 +97,35 @@ def test_what_would_be_lost_or_late_is_one_line_before_loading(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ["--sample-size=256"],
+            "sample_size (--sample-size): expected 128, which statistics was measured with",
+        ),
+        (["--sequence-length=64"], "sequence_length (--sequence-length): expected 32"),
+        (["--calibration-tokens=1024"], "(--calibration-tokens or --num-samples): expected 2048"),
+        (["--num-samples=2"], "(--calibration-tokens or --num-samples): expected 2048"),
+        (["--no-bos"], "bos (--no-bos): expected True"),
+    ],
+)
+def test_what_statistics_were_not_measured_with_is_refused_before_loading(
+    root, capsys, monkeypatch, options, message
+):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("pruning.comparing.load_model", None)
+    assert main(["model", "--out=new", "--statistics=statistics", "--repair=lstsq", *options]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_what_statistics_were_not_measured_with_is_refused_in_python(root):
+    with pytest.raises(ValueError, match=r"sample_size .*: expected 128, .*, got 256"):
+        prune(tiny_model("Llama"), None, statistics=root / "statistics", repair="lstsq", sample_size=256)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (["--prompt="], "--prompt: expected a text of at least one token"),
         (["--prompt", "word " * 50], "--prompt: expected at most 32 tokens"),
         (
