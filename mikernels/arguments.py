@@ -32,9 +32,11 @@ def parser() -> argparse.ArgumentParser:
         "--y",
         metavar="FILE|NAME,NAME,...",
         help="pairs of each column with each of these: columns of another table of the same samples, or these columns "
-        "of the same table",
+        "of the same table, each with every column that is not named here",
     )
-    found.add_argument("--drop", metavar="NAME,NAME,...", help="columns to leave out, such as those of text")
+    found.add_argument(
+        "--drop", metavar="NAME,NAME,...", help="columns of either table to leave out, such as those of text"
+    )
     found.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,

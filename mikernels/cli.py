@@ -107,18 +107,21 @@ def _write_edges(args: argparse.Namespace, samples: _Samples, threshold: argumen
 def _load(args: argparse.Namespace, given: Options) -> _Samples:
     table, names = files.read(args.data, header=args.header)
     rows = files.columns(table)
-    left_out = _named(args.drop, rows, "--drop")
     if args.y is None:
         others, cols, own, file = None, rows, [], ""
+        (left_out,) = _named(args.drop, "--drop", rows)
     elif Path(args.y).exists():
         others, other_names = files.read(args.y, header=args.header)
         _check_order(names, other_names, args.data)
         cols, file = files.columns(others), args.y
-        own = list(range(len(cols)))
+        left_out, left_out_of_y = _named(args.drop, "--drop", rows, cols)
+        own = _others(left_out_of_y, cols)
     else:
-        others, cols, own, file = table, rows, _named(args.y, rows, "--y"), args.data
+        others, cols, file = table, rows, args.data
+        (own,) = _named(args.y, "--y", rows)
+        (left_out,) = _named(args.drop, "--drop", rows)
         left_out = left_out + own
-    kept = [i for i in range(len(rows)) if i not in set(left_out)]
+    kept = _others(left_out, rows)
     x = _tensor(args, args.data, table, kept, "x")
     y = None if others is None else _tensor(args, file, others, own, "y")
     del table, others  # before the long step
@@ -147,23 +150,27 @@ def _check_order(names: list[str] | None, others: list[str] | None, file: str) -
     )
 
 
-def _named(text: str | None, names: list[Any], option: str) -> list[int]:
-    """The places of the columns that are named in `text`."""
-    if text is None:
-        return []
-    places = {str(name): i for i, name in enumerate(names)}
-    parts = text.split(",")
+def _others(places: list[int], names: list[Any]) -> list[int]:
+    """The places of the columns that are not at `places`."""
+    return sorted(set(range(len(names))) - set(places))
+
+
+def _named(text: str | None, option: str, *tables: list[Any]) -> list[list[int]]:
+    """The places of the columns that are named in `text`, in each of the tables whose columns have these names."""
+    parts = [] if text is None else text.split(",")
+    names = [[str(name) for name in table] for table in tables]
     for part in parts:
-        if part not in places:
+        counts = [table.count(part) for table in names]
+        if not any(counts):
             file = " or a file" if option == "--y" else ""
             raise SamplesValueError(f"{option}: expected names of columns{file}, got {part!r}, which is none")
-        if sum(str(name) == part for name in names) > 1:
+        if max(counts) > 1:
             raise SamplesValueError(
                 f"{option}: expected names of one column each, got {part!r}, which several have"
             )
         if parts.count(part) > 1:
             raise SamplesValueError(f"{option}: expected each name once, got {part!r} more than once")
-    return [places[part] for part in parts]
+    return [[table.index(part) for part in parts if part in table] for table in names]
 
 
 def _null(args: argparse.Namespace, samples: _Samples, *, needed: bool) -> Null | None:

@@ -352,6 +352,19 @@ def test_text_columns_are_named_and_can_be_dropped(table, edges, refusal, tmp_pa
     assert len(edges(path, "--drop", "tissue,gene 0")) == 55
 
 
+def test_columns_of_either_table_can_be_dropped(table, edges, refusal, tmp_path):
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    table[NAMES[:3]].assign(tissue="liver").to_csv(first, index=False)
+    table[NAMES[2:]].assign(tissue="liver", donor="A").to_csv(second, index=False)
+    found = edges(first, "--y", second, "--drop", "tissue,donor,gene 2,gene 11")
+    assert set(found["first"]) == set(NAMES[:2])
+    assert set(found["second"]) == set(NAMES[3:11])
+    message = "mikernels: --drop: expected names of columns, got 'absent', which is none"
+    assert refusal(first, "--y", second, "--drop", "tissue,donor,absent") == message
+    every = ",".join(["tissue", "donor", *NAMES])
+    assert "expected" in refusal(first, "--y", second, "--drop", every)
+
+
 @pytest.mark.parametrize("option", ["--drop", "--y"])
 def test_a_name_that_several_columns_have_chooses_none_of_them(option, table, refusal, tmp_path):
     table.set_axis(["a", "b", "a", *NAMES[3:]], axis=1).to_csv(tmp_path / "a.csv", index=False)
