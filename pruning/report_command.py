@@ -10,6 +10,8 @@ from pruning.report.plain import ASCII, BLOCKS, plain_text
 from pruning.report.result import load_result
 from pruning.report.swept import load_rows
 
+PAGE = "mi-report.html"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return 0 on success, 1 after printing an error in one line to standard error."""
@@ -30,9 +32,7 @@ def command_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("results", metavar="DIR", nargs="+", help="folder of a result; several are compared")
-    parser.add_argument(
-        "--out", default="mi-report.html", metavar="FILE.html", help="the page, which is replaced"
-    )
+    parser.add_argument("--out", metavar="FILE.html", help=f"the page, which is replaced (default: {PAGE})")
     parser.add_argument("--text", action="store_true", help="print a form for terminals instead of a page")
     parser.add_argument(
         "--sweep",
@@ -49,14 +49,18 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    sweep = load_rows(args.sweep) if args.sweep is not None else []
     if args.text:
+        for option, value in (("--sweep", args.sweep), ("--out", args.out)):
+            if value is not None:
+                raise ValueError(f"{option}: expected none with --text, which writes no page, got {value}")
         results = [load_result(folder, text=False) for folder in args.results]
         print(plain_text(results, blocks=BLOCKS if _can_print(BLOCKS) else ASCII))
         return
-    check_report(args.out, option="--out")
-    write_html(args.results, args.out, sweep=sweep, text=args.excerpts)
-    print(f"Report: {args.out}")
+    sweep = load_rows(args.sweep) if args.sweep is not None else []
+    out = PAGE if args.out is None else args.out
+    check_report(out, option="--out")
+    write_html(args.results, out, sweep=sweep, text=args.excerpts)
+    print(f"Report: {out}")
 
 
 def _can_print(text: str) -> bool:

@@ -323,6 +323,16 @@ def test_a_bad_place_is_named_by_the_option_that_was_given(report_of, tmp_path):
     assert "--out: expected the name of a file that ends with .html" in error
 
 
+@pytest.mark.parametrize("option", ["--sweep", "--out"])
+def test_what_only_a_page_has_is_refused_with_the_form_for_terminals(run, report_of, tmp_path, option):
+    status, output, error = report_of(run / "out", "--text", option, tmp_path / "a")
+    assert (status, output) == (1, "")
+    assert (
+        error
+        == f"mi-report: {option}: expected none with --text, which writes no page, got {tmp_path / 'a'}\n"
+    )
+
+
 def test_missing_packages_are_named_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pruning.report.page.PACKAGES", ("jinja2", "no_such_plots"))
     assert main(["no/such/model", "--out", str(tmp_path / "a"), "--report", str(tmp_path / "a.html")]) == 1
