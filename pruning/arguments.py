@@ -143,7 +143,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quiet",
         action="store_true",
-        help="print only the result and errors: no progress bars, no warnings (the manifest has them)",
+        help="print only the result and errors: no progress bars, no warnings (the manifest of a result has them)",
     )
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error as well")
     ratio_or_size = parser.add_mutually_exclusive_group()
@@ -159,7 +159,8 @@ def command_parser() -> argparse.ArgumentParser:
         "--plan",
         action="store_true",
         help="show what this run would take, from the config and a short probe of the machine: seconds, memory, disk, "
-        "the size of the result; run nothing, and fail if it does not fit",
+        "the size of the result; run nothing, and fail if it does not fit; takes the texts to be long enough, does not "
+        "check --out, and does not count --evaluate, --prompt and --verify",
     )
     parser.add_argument(
         "--json", action="store_true", help="print what --sweep or --plan found as JSON, not as a table"

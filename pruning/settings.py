@@ -116,7 +116,7 @@ class Settings:
     batch_size: Annotated[int, "windows per forward pass"] = 4
     bos: Annotated[
         bool,
-        "begin no window of text with a BOS token; by default each does if the tokenizer adds one",
+        "begin no window of text for a causal model with a BOS token; by default each does if the tokenizer adds one",
     ] = True
     only: Annotated[
         str | None,
