@@ -103,8 +103,8 @@ def prune(
         statistics: a file that an earlier run wrote to `save_statistics`, used instead of capturing and measuring. With
             `repair="lstsq"` the model then does not run at all, except to compare `candidates` and to measure what
             `budget="kl"` needs and the file lacks. They must be of this very model, and calibration that is given or
-            needed as well must be the tokens that they were measured on. `calibration_tokens`, `sequence_length`, `bos`
-            and `sample_size` are theirs: other values than these and the defaults are refused.
+            needed as well must be the tokens that they were measured on. `calibration_tokens` and `sample_size` are
+            theirs: other values than these and the defaults are refused.
         save_statistics: a file for the statistics, and for what `budget="kl"` measured, for later runs with other
             ratios, criteria and budgets; written before anything is selected.
         settings, options: the options, as an instance of `pruning.Settings`, which documents them, or one by one as

@@ -103,7 +103,7 @@ def check_calibration(given: dict[str, Any], measured: dict[str, Any], file: str
 
 
 def check_calibration_settings(settings: Settings, measured: dict[str, Any], file: str) -> None:
-    """Raise if a setting that statistics bring is neither its default nor what those in `file` were measured with.
+    """Raise if the size of a sample is neither its default nor what the statistics in `file` were measured with.
 
     Args:
         measured: the identity of their calibration.
@@ -111,14 +111,15 @@ def check_calibration_settings(settings: Settings, measured: dict[str, Any], fil
     Raises:
         ValueError: the value would have no effect.
     """
-    for name in CALIBRATION_SETTINGS:
+    for name, flags in (
+        ("calibration_tokens", "--calibration-tokens or --num-samples"),
+        ("sample_size", "--sample-size"),
+    ):
         given = getattr(settings, name)
         used = measured.get(name, given)
         if given not in (used, getattr(Settings, name)):
-            flags = {"bos": "--no-bos", "calibration_tokens": "--calibration-tokens or --num-samples"}
-            flag = flags.get(name, f"--{name.replace('_', '-')}")
             raise ValueError(
-                f"{name} ({flag}): expected {used}, which {file} was measured with, got {given}; leave the option out, "
+                f"{name} ({flags}): expected {used}, which {file} was measured with, got {given}; leave the option out, "
                 f"or measure again without the file"
             )
 

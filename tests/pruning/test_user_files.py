@@ -101,10 +101,8 @@ def test_what_would_be_lost_or_late_is_one_line_before_loading(
             ["--sample-size=256"],
             "sample_size (--sample-size): expected 128, which statistics was measured with",
         ),
-        (["--sequence-length=64"], "sequence_length (--sequence-length): expected 32"),
         (["--calibration-tokens=1024"], "(--calibration-tokens or --num-samples): expected 2048"),
         (["--num-samples=2"], "(--calibration-tokens or --num-samples): expected 2048"),
-        (["--no-bos"], "bos (--no-bos): expected True"),
     ],
 )
 def test_what_statistics_were_not_measured_with_is_refused_before_loading(
