@@ -119,8 +119,8 @@ def check_calibration_settings(settings: Settings, measured: dict[str, Any], fil
         used = measured.get(name, given)
         if given not in (used, getattr(Settings, name)):
             raise ValueError(
-                f"{name} ({flags}): expected {used}, which {file} was measured with, got {given}; leave the option out, "
-                f"or measure again without the file"
+                f"{name} ({flags}): expected {used}, which {file} was measured with, got {given}; leave the option "
+                f"out, or measure again without the file"
             )
 
 
