@@ -111,8 +111,8 @@ def command_parser() -> argparse.ArgumentParser:
         metavar="TEXT[=WEIGHT]",
         action="append",
         help="text, as for --calibration, to compare the dense and the pruned model on, in quality and speed "
-        f"(which keeps the dense FFN weights in memory), each on its own; {BUILTIN} is the other half of the text that "
-        f"ships with Python",
+        f"(which keeps the dense FFN weights in memory after pruning, too), each on its own; {BUILTIN} is the other "
+        f"half of the text that ships with Python",
     )
     parser.add_argument(
         "--evaluation-tokens",

@@ -120,10 +120,11 @@ def prune(
     statistics are saved, all of them are measured first; the measurements are kept on disk, in the folder for
     temporary files, as N^2 x 8 bytes and `sample_size` x N activations for each layer.
 
-    Memory beyond the model, on the device of its weights: for one layer N^2 x 16 bytes (N^2 x 20 with sequential
-    repair) and `sample_size` x N activations; the hidden states of all tokens, with sequential repair twice, and then
-    for one layer the inputs of its FFN. Models whose layers cannot be run one by one have up to 2 GiB of moments at a
-    time.
+    Memory beyond the model, on the device of its weights: the pruned FFN weights, since the dense ones stay until the
+    end, to be put back after an error (not with a `source` on disk); for one layer N^2 x 16 bytes (N^2 x 20 with
+    sequential repair) and `sample_size` x N activations; the hidden states of all tokens, with sequential repair twice,
+    and then for one layer the inputs of its FFN. Models whose layers cannot be run one by one have up to 2 GiB of
+    moments at a time.
 
     Returns:
         What was dropped and why. The model's config describes the pruned model: `model.save_pretrained` gives a

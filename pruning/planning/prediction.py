@@ -146,14 +146,21 @@ class Prediction:
         """The most at a time in each stage, bytes."""
         base = own_memory() if self._on_cpu else 0
         layers = [layer for layer in self._shapes.layers if layer.ffns]
+        converted, pruned = 0, 0
         if not self._from_disk:
             values = self._shapes.bytes[0] // self._stored
-            base += values * (self._size + self._stored * (self._size != self._stored))
+            base += values * self._size
+            converted = values * self._stored * (self._size != self._stored)  # while the model is loaded
+            # The dense weights stay until the end, so that an error can put them back.
+            kept = sum(f.weights * f.kept // f.width for layer in layers for f in layer.ffns)
+            pruned = kept * self._size
         opening = self._shapes.body // self._stored * (self._size + self._stored) if self._from_disk else 0
-        peaks = {"capture": base + opening + self._within(self._hidden(layers[0]))}
+        peaks = {"capture": base + max(converted, opening + self._within(self._hidden(layers[0])))}
         for name in stages:
             most = max(self._held(layer) + self._beyond(name, layer) for layer in layers)
-            peaks[name] = max(peaks.get(name, 0), base + most)
+            # Each layer is measured after those before it were pruned, unless a first walk measures all of them.
+            before = name == "sensitivity" or (self._walks > 1 and name in ("capture", "measure"))
+            peaks[name] = max(peaks.get(name, 0), base + most + pruned * (not before))
         return peaks
 
     def _hidden(self, layer: LayerShape) -> int:

@@ -1,5 +1,6 @@
 """What a run will take, from the config alone."""
 
+import gc
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning import Settings, plan, prune, prune_folder
+from pruning import Settings, pipeline, plan, prune, prune_folder
 from pruning.cli import main
 from pruning.model.headers import read_header
 from pruning.planning import plan as planning
@@ -152,6 +153,46 @@ def test_from_disk_takes_less_memory_than_the_whole_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | LARGE["70B"] | {"num_hidden_layers": 20}))
     disk, memory = (plan(tmp_path, from_disk=how, device="cpu", rates=RATES) for how in (True, False))
     assert memory.memory - disk.memory > 0.8 * memory.shapes.bytes[0]
+
+
+def live_storages():
+    """The bytes of each storage of tensors that Python knows of, by address."""
+    gc.collect()
+    found = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == "cpu"]
+    return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in found}
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+@pytest.mark.parametrize("repair", ["none", "sequential"])
+def test_what_a_run_holds_of_all_layers_is_planned_for(repair, from_disk, tmp_path, monkeypatch, windows):
+    """In memory the dense FFN weights wait for an error until all are pruned."""
+    others, held = live_storages().keys(), []
+    entries = {"hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": 16, "head_dim": 8}
+    model = tiny("LlamaForCausalLM", **entries)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    end = pipeline._shrink
+
+    def spy(*args):
+        held.append(sum(size for address, size in live_storages().items() if address not in others))
+        end(*args)
+
+    monkeypatch.setattr(pipeline, "_shrink", spy)
+    monkeypatch.setattr(prediction, "own_memory", lambda: 0)
+    options = {"calibration_tokens": windows.numel(), "sequence_length": windows.shape[1], "batch_size": 1}
+    settings = Settings(repair=repair, ratio=0.25, sample_size=64, criterion="magnitude", **options)
+    if from_disk:
+        del model
+        prune_folder(tmp_path / "model", tmp_path / "out", calibration=windows, settings=settings)
+    else:
+        prune(model, None, calibration=windows, settings=settings)
+    found = plan(tmp_path / "model", settings=settings, from_disk=from_disk, device="cpu", rates=RATES)
+    assert held[0] <= found.memory
+    if from_disk:
+        assert found.memory < 0.5 * found.shapes.bytes[0]
+    else:
+        assert held[0] > found.shapes.bytes[0] + 4 * 16 * 3 * 192 * 512
+        assert found.memory < 1.2 * held[0]
 
 
 @pytest.mark.parametrize(
