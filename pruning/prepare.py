@@ -235,13 +235,22 @@ def check_share(ranks: Ranks, windows: Windows | Inputs | None) -> None:
         )
 
 
+def needed_tokens(kept: int, share: float) -> int:
+    """How many calibration tokens least squares needs for an FFN of `kept` neurons that `share` of them reach."""
+    return int(TOKENS_PER_NEURON * kept / share)
+
+
 def warn_of_few_tokens(n_tokens: int, ffns: Sequence[FFN], settings: Settings) -> None:
-    """Warn, with the caller of `prune` as the location, if least squares has too few tokens."""
-    n_keep = max(kept_width(ffn, settings.ratio, settings) for ffn in ffns)
-    if settings.repair in ("lstsq", "sequential") and n_tokens < TOKENS_PER_NEURON * n_keep:
+    """Warn, with the caller of `prune` as the location, if least squares has too few tokens for an FFN, of which an
+    expert sees only its share."""
+    widths = ((kept_width(ffn, settings.ratio, settings), ffn.share) for ffn in ffns)
+    needed, kept, share = max((needed_tokens(kept, share), kept, share) for kept, share in widths)
+    if settings.repair in ("lstsq", "sequential") and n_tokens < needed:
+        part = f", of which about {share * n_tokens:.0f} reach it" if share < 1 else ""
         warnings.warn(
-            f"calibration: expected at least {TOKENS_PER_NEURON} tokens for each of the {n_keep} kept neurons of a "
-            f"layer, got {n_tokens} tokens; least squares will fit noise",
+            f"calibration: expected at least {TOKENS_PER_NEURON} tokens for each of the {kept} kept neurons of "
+            f"{'an expert' if share < 1 else 'a layer'}, got {n_tokens} tokens{part}; least squares will fit noise; "
+            f"use at least {needed} tokens",
             stacklevel=5,  # two for `prune` and its decorator
         )
 

@@ -20,6 +20,8 @@ WIDTHS = "ffn_widths"
 `pruning.load_model`; the knob is then the largest."""
 BIAS_SWITCHES = ("mlp_bias",)
 """Config entries that make a class store biases in FFNs that have none."""
+EXPERTS_OF_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "num_selected_experts")
+"""Config entries that say how many experts a token is routed to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,7 @@ class FFN:
         can_store_bias: whether a model with a bias in `output` can be loaded again as its stock class.
         had_bias: whether the class stores one with this config.
         reads_text: whether it is in a part of the model that reads text, maybe among other inputs.
+        share: of the tokens that reach it, if they are spread evenly over the experts of a stack; otherwise 1.
     """
 
     name: str
@@ -135,6 +138,7 @@ class FFN:
     can_store_bias: bool
     had_bias: bool
     reads_text: bool
+    share: float
 
     @property
     def width(self) -> int:
@@ -289,9 +293,17 @@ def _bind(
                 can_store_bias=place.output_bias or (switch and not stacked),
                 had_bias=place.output_bias,
                 reads_text=_reads_text(modules, place.name),
+                share=1.0 if place.experts is None else min(1.0, _experts_of_token(model) / place.experts),
             )
         )
     return ffns
+
+
+def _experts_of_token(model: PreTrainedModel) -> int:
+    """How many experts a token is routed to; the fewest if layers differ, 1 if the config does not say."""
+    text = text_config(model)
+    entry = next(filter(None, (getattr(text, name, None) for name in EXPERTS_OF_TOKEN)), 1)
+    return int(min(entry) if isinstance(entry, (list, tuple)) else entry)
 
 
 def _vectors(

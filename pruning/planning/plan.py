@@ -13,7 +13,7 @@ from pruning.planning.available import free_memory
 from pruning.planning.prediction import Prediction, Stage
 from pruning.planning.rates import Rates, measure_rates
 from pruning.planning.shapes import ModelShapes, model_shapes
-from pruning.prepare import TOKENS_PER_NEURON
+from pruning.prepare import TOKENS_PER_NEURON, needed_tokens
 from pruning.settings import Settings
 
 ASSUMPTIONS = (
@@ -129,7 +129,9 @@ def plan(
         if device != "cpu":
             torch.cuda.empty_cache()  # of what was measured, so that it counts as free
     prediction = Prediction(shapes, computing, device, from_disk=from_disk, save_statistics=save_statistics)
-    widest = max((ffn for layer in shapes.layers for ffn in layer.ffns), key=lambda ffn: ffn.kept / ffn.share)
+    widest = max(
+        (ffn for layer in shapes.layers for ffn in layer.ffns), key=lambda f: needed_tokens(f.kept, f.share)
+    )
     n_tokens = settings.calibration_tokens
     return Plan(
         shapes=shapes,
@@ -142,7 +144,7 @@ def plan(
         disk=prediction.disk(),
         free_disk=free_disk,
         n_tokens=n_tokens,
-        needed_tokens=int(TOKENS_PER_NEURON * widest.kept / widest.share),
+        needed_tokens=needed_tokens(widest.kept, widest.share),
         least_ratio=max(0.0, 1 - n_tokens * widest.share / TOKENS_PER_NEURON / widest.width),
     )
 

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,6 @@ from pruning.planning.work import FFNShape, LayerShape
 from pruning.prepare import check_shapes, chosen_ffns
 from pruning.repair.refine import neurons
 from pruning.settings import Settings
-
-EXPERTS_OF_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "num_selected_experts")
-"""Config entries that say how many experts a token is routed to."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +111,9 @@ def model_shapes(
     shard_bytes = [
         [sum(weights.values()) for weights in files.values()] for files in (files_before, files_after)
     ]
-    per_token, pairs = _experts_of_token(config), list(zip(ffns, kept, strict=True))
+    pairs = list(zip(ffns, kept, strict=True))
     shapes = [
-        _layer_shape(layer, [pair for pair in pairs if pair[0].layer is layer], config, per_token, b, a)
+        _layer_shape(layer, [pair for pair in pairs if pair[0].layer is layer], config, b, a)
         for layer, b, a in zip(layers, *(sizes[1:] for sizes in shard_bytes), strict=True)
     ]
     prefix = f"{before.base_model_prefix}."
@@ -177,7 +173,6 @@ def _layer_shape(
     layer: nn.Module,
     ffns: Sequence[tuple[FFN, int]],
     config: PretrainedConfig,
-    per_token: int,
     before: int,
     after: int,
 ) -> LayerShape:
@@ -188,17 +183,11 @@ def _layer_shape(
     shapes, active = [], float(weights)
     for stack in stacks.values():
         first, kept = stack[0]
-        share = min(1.0, per_token / len(stack)) if first.is_routed else 1.0
         size = sum(projection.parameter.numel() for projection in first.projections)
-        active -= (1 - share) * size
-        shapes.append(FFNShape(first.width, kept, first.output.out_features, len(stack), share, size))
+        active -= (1 - first.share) * size
+        shapes.append(FFNShape(first.width, kept, first.output.out_features, len(stack), first.share, size))
     hidden = config.get_text_config().hidden_size
     return LayerShape(tuple(shapes), weights, active, hidden, before, after)
-
-
-def _experts_of_token(config: Any) -> int:
-    text = config.get_text_config()
-    return next((int(getattr(text, n)) for n in EXPERTS_OF_TOKEN if getattr(text, n, None)), 1)
 
 
 def _count(model: nn.Module) -> int:

@@ -2,16 +2,19 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
 import transformers
 from torch.nn.functional import silu
 
-from pruning import Settings, prune, prune_folder
+from pruning import Settings, plan, prune, prune_folder
 from pruning.cli import main
 from pruning.model.ffn import find_ffns
 from pruning.observe.capture import MIN_TOKENS, capture
+from pruning.planning.rates import Rates
+from pruning.prepare import warn_of_few_tokens
 
 from tiny import VOCABULARY, assert_unchanged, outputs, state_of, tiny, tiny_tokenizer
 
@@ -273,6 +276,29 @@ def test_the_narrower_dtype_says_which_widths_transformers_can_multiply(tmp_path
     choice = ["--multiple-of=4", "--calibration=text.txt", *sizes]
     assert main(["model", *how, *choice]) == 1
     assert "multiple_of: expected a multiple of 8 for experts in bfloat16" in capsys.readouterr().err
+
+
+def test_a_run_warns_of_few_tokens_where_the_plan_says_so(tmp_path):
+    """Each of 4 experts sees the half of all tokens, since a token goes to 2 of them."""
+    model = tiny("MixtralForCausalLM")
+    model.save_pretrained(tmp_path)
+    settings = Settings(ratio=0.3, multiple_of=4, repair="lstsq")
+    needed = plan(tmp_path, settings=settings, device="cpu", rates=Rates(*[1.0] * 10)).needed_tokens
+    assert needed == 4 * 16 * 2
+    ffns = find_ffns(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_few_tokens(needed, ffns, settings)
+    expected = rf"an expert, got {needed - 2} tokens, of which about 63 reach it; .* at least {needed} tokens"
+    with pytest.warns(UserWarning, match=expected):
+        warn_of_few_tokens(needed - 2, ffns, settings)
+
+
+@pytest.mark.parametrize(("per_token", "share"), [(3, 0.75), (8, 1.0), ([2, 1], 0.25), (None, 0.25)])
+def test_the_share_of_an_expert_is_what_the_config_says(per_token, share):
+    model = tiny("MixtralForCausalLM")
+    vars(model.config)["num_experts_per_tok"] = per_token
+    assert {ffn.share for ffn in find_ffns(model)} == {share}
 
 
 def unreached(tokens):
