@@ -168,7 +168,7 @@ def open_sources(specs: Sequence[str], *, builtin_half: int = 0) -> list[tuple[S
 
 def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source | Samples:
     """The source that a name stands for: a file by its ending, `builtin`, `self`, or `NAME[:CONFIG[:SPLIT]]` on the
-    hub.
+    hub or, with a colon, in a folder.
 
     Raises:
         FileNotFoundError: no such file, and no such name.
@@ -187,6 +187,9 @@ def open_source(spec: str | Path, *, builtin_half: int = 0) -> Source | Samples:
         )
     kind = path.suffix.lower()
     if not path.is_file():
+        folder, colon, _ = str(spec).partition(":")
+        if colon and Path(folder).is_dir():
+            return _hub(str(spec))
         is_path = isinstance(spec, Path) or path.is_absolute() or spec.startswith(".")
         if is_path or (kind and ":" not in str(spec)):
             raise FileNotFoundError(f"{path}: no such file")

@@ -84,6 +84,12 @@ def test_a_data_set_gives_the_texts_of_one_split(hub, capfd, spec, texts):
     assert not hub.are_progress_bars_disabled()
 
 
+@pytest.mark.parametrize("name", ["./two", "{}/two", "../{}/two"])
+def test_a_data_set_in_a_folder_may_be_named_by_any_path(hub, tmp_path, name):
+    spec = name.format(tmp_path.name if name.startswith("..") else tmp_path) + "::test"
+    assert list(open_source(spec).documents()) == ["held out"]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"), [("two", r"name the split: two::train"), ("two::absent", "absent")]
 )
