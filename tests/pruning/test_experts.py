@@ -272,7 +272,7 @@ def test_the_narrower_dtype_says_which_widths_transformers_can_multiply(tmp_path
     tiny("MixtralForCausalLM").to(torch.bfloat16).save_pretrained("model")
     tiny_tokenizer().save_pretrained("model")
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
-    sizes = ["--sequence-length=32", "--calibration-tokens=512", "--evaluation-tokens=64", "--device=cpu"]
+    sizes = ["--sequence-length=32", "--calibration-tokens=512", "--device=cpu"]
     choice = ["--multiple-of=4", "--calibration=text.txt", *sizes]
     assert main(["model", *how, *choice]) == 1
     assert "multiple_of: expected a multiple of 8 for experts in bfloat16" in capsys.readouterr().err

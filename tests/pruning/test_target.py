@@ -89,7 +89,7 @@ def test_sizes_of_a_result_with_several_widths_are_those_of_pruning_it_again(win
     widths = [ffn.width for ffn in find_ffns(model)]
     assert len(set(widths)) > 1
     model.save_pretrained(tmp_path)
-    planned = plan(tmp_path, settings=Settings(ratio=0.5, **OPTIONS), rates=RATES).shapes
+    planned = plan(tmp_path, settings=Settings(ratio=0.5, **OPTIONS), rates=RATES, from_disk=False).shapes
     swept = sweep(copy.deepcopy(model), None, [0.5], calibration=windows, texts={}, **OPTIONS)
     predicted = pruned_size(model, find_ffns(model), 0.5, Settings(**OPTIONS))
     assert planned.parameters[0] == count_parameters(model)
