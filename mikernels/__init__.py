@@ -7,8 +7,9 @@ from mikernels.memory import Workspace
 from mikernels.options import Options
 from mikernels.pairs import Pairs
 from mikernels.statistics.gaussian import gaussian_conditional_information
-from mikernels.statistics.null import Null, null_distribution, permuted_null, shifted_null
+from mikernels.statistics.null import Null
 from mikernels.statistics.reliability import Reliability, samples_for, split_half_reliability
+from mikernels.statistics.surrogates import null_distribution, permuted_null, shifted_null
 from mikernels.statistics.units import bits, information_correlation
 from mikernels.stream import GridStream
 from mikernels.version import __version__

@@ -11,7 +11,7 @@ from mikernels import files
 from mikernels.api import mutual_information
 from mikernels.numbers import real
 from mikernels.options import OPTIONS, Options, plain, resolve
-from mikernels.statistics.null import DRAWS
+from mikernels.statistics.surrogates import DRAWS
 
 TOP = 1000
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}

@@ -18,7 +18,8 @@ from mikernels.arrays import to_tensor
 from mikernels.errors import SamplesValueError
 from mikernels.options import OPTIONS, Options
 from mikernels.pairs import Block, Pairs
-from mikernels.statistics.null import DRAWS, Null, permuted_null, q_values, shifted_null
+from mikernels.statistics.null import Null, q_values
+from mikernels.statistics.surrogates import DRAWS, permuted_null, shifted_null
 from mikernels.terminal import any_encoding, describe, discard_output, ends_in_order, warnings_in_one_line
 from mikernels.written import complete_file
 

@@ -16,7 +16,8 @@ from mikernels import (
     torch_impl,
 )
 from mikernels.isolation import isolated
-from mikernels.statistics.null import Null, _simulate
+from mikernels.statistics.null import Null
+from mikernels.statistics.surrogates import _simulate
 
 from global_states import STATES, default_dtype, fp32_precision, precisions, products_in, state
 

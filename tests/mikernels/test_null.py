@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from mikernels import mutual_information, top_pairs
-from mikernels.statistics.null import (
-    Null,
-    _drawn,
-    _simulate,
-    null_distribution,
-    permuted_null,
-    shifted_null,
-)
+from mikernels.statistics.null import Null
+from mikernels.statistics.surrogates import _drawn, _simulate, null_distribution, permuted_null, shifted_null
 
 from samples import gaussian, off_diagonal
 
