@@ -24,7 +24,7 @@ def byte_gram(a: Tensor, b: Tensor, *, small: bool = False) -> Tensor:
     Exact if all entries are from 0 to 127 and the sums fit. `small` says that all sums are below `EXACT`, and saves
     time where products are in float32.
     """
-    a, b = a.flatten(0, -2).contiguous(), b.flatten(0, -2).contiguous()
+    a, b = a.flatten(0, -2), b.flatten(0, -2)
     on_cpu = a.device.type == "cpu"
     if on_cpu and has_integer_products():
         return _integer_product(a, b)
@@ -67,7 +67,7 @@ def _is_exact(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
 def _integer_product(a: Tensor, b: Tensor) -> Tensor:
     if 1 in (*a.shape, len(b)):  # torch 2.13 mistakes the strides, and leaves results undefined
         return a.int() @ b.int().t()
-    return torch._int_mm(a, b.t())
+    return torch._int_mm(a.contiguous(), b.contiguous().t())
 
 
 def _byte_product(a: Tensor, b: Tensor) -> Tensor:
