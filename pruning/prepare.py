@@ -14,7 +14,7 @@ from pruning.choose.budget import check_cap, kept_width
 from pruning.choose.evidence_file import load_windows
 from pruning.choose.explain import PrunedLayer
 from pruning.choose.origin import calibration_identity, model_fingerprint
-from pruning.choose.target import kept_widths, reach_target
+from pruning.choose.target import adds_bias, kept_widths, reach_target
 from pruning.model.evaluation_mode import evaluation_mode
 from pruning.model.ffn import FFN, find_ffns, has_own_widths, knobs_of
 from pruning.model.forward import body_of
@@ -160,8 +160,7 @@ def check_shapes(
     settings, kept = _check_widths(model, ffns, settings, saved)
     if settings.budget != "uniform":
         _check_budget(model, ffns, settings)
-    adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
-    check_config(model, ffns, kept, adds_bias=adds_bias)
+    check_config(model, ffns, kept, adds_bias=adds_bias(ffns, settings))
     _check_experts(model, ffns, kept, settings, saved or {})
     return settings
 

@@ -82,8 +82,7 @@ def pruned_size(
         shapes = {}
     else:
         widths = kept_widths(ffns, ratio, settings)
-        adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
-        shapes = pruned_shapes(model, ffns, widths, adds_bias=adds_bias)
+        shapes = pruned_shapes(model, ffns, widths, adds_bias=adds_bias(ffns, settings))
     known = dict(model.named_parameters(remove_duplicate=False))
     weights = {
         name: (shapes.get(name, parameter.shape), (dtypes or {}).get(name, parameter.dtype))
@@ -109,6 +108,11 @@ def kept_widths(ffns: Sequence[FFN], ratio: float, settings: Settings) -> list[i
         ValueError: see `pruning.choose.budget.uniform_width`.
     """
     return [kept_width(ffn, ratio, settings) for ffn in ffns]
+
+
+def adds_bias(ffns: Sequence[FFN], settings: Settings) -> bool:
+    """Whether the repair gives a bias to an output projection that has none."""
+    return settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
 
 
 def _ratios(ffns: Sequence[FFN], settings: Settings) -> list[float]:

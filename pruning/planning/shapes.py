@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation, revert_weight_conversion
 from transformers.modeling_utils import local_torch_dtype
 
-from pruning.choose.target import kept_widths
+from pruning.choose.target import adds_bias, kept_widths
 from pruning.model.architecture import class_with_code, empty_model
 from pruning.model.ffn import FFN, bind_ffns, set_widths, widths_in_config
 from pruning.model.headers import stored_dtype
@@ -101,8 +101,7 @@ def model_shapes(
         settings = Settings(**vars(settings) | {"repair": "sequential"})
     kept = kept_widths(ffns, settings.ratio, settings)
     pruned = copy.deepcopy(config)
-    adds_bias = settings.repair == "bias" and not all(ffn.had_bias for ffn in ffns)
-    set_widths(pruned, ffns, kept, adds_bias=adds_bias)
+    set_widths(pruned, ffns, kept, adds_bias=adds_bias(ffns, settings))
     after = _empty_model(class_, pruned, found)
     remaining = bind_ffns(after, class_)
     new = dict(zip(ffns, kept, strict=True))
