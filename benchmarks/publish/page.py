@@ -1,8 +1,9 @@
 """Markdown pages, and the conditions of stored rows in words."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.record import Row, load
 from benchmarks.tables import plural
@@ -46,6 +47,11 @@ def conditions(rows: Sequence[Row]) -> str:
 
 def _is_regression(row: Row) -> bool:
     return row["case"].get("settings", {}).get("repair") in ("auto", "lstsq", "sequential")
+
+
+def passage(calibration: Mapping[str, Any]) -> int:
+    """The tokens that the model writes at a time. Rows without it are from when it wrote a window."""
+    return calibration.get("passage", calibration["length"])
 
 
 def machine(row: Row) -> str:

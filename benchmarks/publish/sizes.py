@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.publish.page import MODELS, conditions, latest, write_page
+from benchmarks.publish.page import MODELS, conditions, latest, passage, write_page
 from benchmarks.quality.methods import CRITERIA, METHODS, REPAIRS
 from benchmarks.record import Row
 from benchmarks.tables import percent, table
@@ -16,12 +17,23 @@ BLIND = ("random", "magnitude")
 """Criteria that do not look at activations."""
 
 
+class Sheet(NamedTuple):
+    """What rows must have in common to be compared."""
+
+    tokens: int
+    passage: int
+    windows: int
+    model: str
+
+
 def publish(path: Path, out: Path) -> None:
-    sheets: dict[tuple[int, int, str], list[Row]] = {}
+    sheets: dict[Sheet, list[Row]] = {}
     for row in sorted(latest(path), key=lambda r: r["case"]["parameters"]):
-        key = (row["case"]["calibration"]["tokens"], row["case"]["windows"], row["case"]["model"])
-        sheets.setdefault(key, []).append(row)
-    sheets = dict(sorted(sheets.items(), key=lambda item: -item[0][0]))  # the models in order of their size
+        case, calibration = row["case"], row["case"]["calibration"]
+        sheet = Sheet(calibration["tokens"], passage(calibration), case["windows"], case["model"])
+        sheets.setdefault(sheet, []).append(row)
+    # Models with as many tokens stay in order of their size.
+    sheets = dict(sorted(sheets.items(), key=lambda item: -item[0].tokens))
     sections = [
         "Does the choice of the criterion matter in small models and hardly in large ones, as arXiv 2406.00030 says? "
         "Every criterion drops the same share of neurons of every layer, from the same calibration, and is measured on "
@@ -30,24 +42,24 @@ def publish(path: Path, out: Path) -> None:
         + MODELS
         + (
             " So far one model has been measured, which answers nothing."
-            if len({model for *_, model in sheets}) == 1
+            if len({sheet.model for sheet in sheets}) == 1
             else ""
         ),
         "## Spread over criteria",
         "The standard deviation over the criteria of the logarithm of perplexity, by text and for the mean over the "
         "texts, there with its standard error by a jackknife over windows. Last the same without the criteria that do "
         f"not look at activations ({' and '.join(CRITERIA[name] for name in BLIND)}). Only models that were calibrated "
-        "on as many tokens compare; those of which a criterion is missing are left out.",
+        "on as many tokens, in passages as long, compare; those of which a criterion is missing are left out.",
         spread_table(sheets),
     ]
-    for (tokens, _, model), rows in sheets.items():
+    for sheet, rows in sheets.items():
         case = rows[-1]["case"]
         dense = ", ".join(f"{text} {value:.2f}" for text, value in rows[-1]["result"]["dense"].items())
         sections += [
-            f"## {model}, {tokens:,} tokens",
-            f"{case['parameters'] / 1e6:,.0f} M parameters. Calibrated on {tokens:,} tokens of "
+            f"## {sheet.model}, {sheet.tokens:,} tokens in passages of {sheet.passage}",
+            f"{case['parameters'] / 1e6:,.0f} M parameters. Calibrated on {sheet.tokens:,} tokens of "
             f"`{case['calibration']['sources']}`, mutual information from {case['sample_size']:,} of them. "
-            f"Perplexity of the dense model: {dense}; {case['windows']} windows of "
+            f"Perplexity of the dense model: {dense}; {sheet.windows} windows of "
             f"{case['calibration']['length']} tokens of each text. {conditions(rows)}",
             quality_table(rows),
         ]
@@ -82,11 +94,11 @@ def with_error(values: np.ndarray) -> str:
     return f"{spread(values)[-1]:.3f} ({jackknife(values):.3f})"
 
 
-def spread_table(sheets: dict[tuple[int, int, str], list[Row]]) -> str:
+def spread_table(sheets: dict[Sheet, list[Row]]) -> str:
     lines = []
     for repair, group in REPAIRS.items():
         for ratio in ratios([row for rows in sheets.values() for row in rows]):
-            for (tokens, _, model), rows in sheets.items():
+            for sheet, rows in sheets.items():
                 found = {
                     criterion: losses(row)
                     for row in rows
@@ -102,8 +114,9 @@ def spread_table(sheets: dict[tuple[int, int, str], list[Row]]) -> str:
                     [
                         group,
                         percent(ratio),
-                        f"{tokens:,}",
-                        model,
+                        f"{sheet.tokens:,}",
+                        str(sheet.passage),
+                        sheet.model,
                         f"{rows[0]['case']['parameters'] / 1e6:,.0f} M",
                         *(f"{value:.3f}" for value in by_text),
                         with_error(values),
@@ -111,9 +124,8 @@ def spread_table(sheets: dict[tuple[int, int, str], list[Row]]) -> str:
                     ]
                 )
     texts = next(iter(sheets.values()))[0]["result"]["dense"]
-    return table(
-        ["repair", "dropped", "tokens", "model", "parameters", *texts, "mean", "seeing activations"], lines
-    )
+    head = ["repair", "dropped", "tokens", "passage", "model", "parameters"]
+    return table([*head, *texts, "mean", "seeing activations"], lines)
 
 
 def quality_table(rows: Sequence[Row]) -> str:

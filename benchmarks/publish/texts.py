@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.publish.page import MODELS, conditions, latest, write_page
+from benchmarks.publish.page import MODELS, conditions, latest, passage, write_page
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.texts import has_own_text
 from benchmarks.record import Row
@@ -44,9 +44,7 @@ def publish(path: Path, out: Path) -> None:
 
 
 def _calibration(entry: Mapping[str, Any]) -> str:
-    """In rows without `passage`, a window of what the model writes is one passage."""
-    passage = entry.get("passage", entry["length"])
-    own = f", passages of {passage}" if has_own_text(entry["sources"]) else ""
+    own = f", passages of {passage(entry)}" if has_own_text(entry["sources"]) else ""
     return f"{entry['sources']} ({entry['tokens']:,} tokens{own})"
 
 

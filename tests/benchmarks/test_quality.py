@@ -1,6 +1,7 @@
 """The comparison of pruning methods, from a tiny model to the page."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from benchmarks.quality.methods import CRITERIA, GROUPS, METHODS, NOTABLE, unkno
 from benchmarks.quality.rivals import RIVALS
 from benchmarks.quality.scores import Score, sheets
 from benchmarks.quality.tasks import PROTOCOLS, WikiText, embed, evenly_spaced
-from benchmarks.record import append, load
+from benchmarks.record import append, load, row
 from pruning import prune
 from pruning.model.ffn import find_ffns
 from pruning.observe.text import builtin_text
@@ -290,12 +291,12 @@ def test_every_calibration_is_measured_on_four_texts_and_shown_on_the_page(run, 
     assert [row["case"]["calibration"]["sources"] for row in rows] == ["self,builtin=2"] * 2 + [
         "wikitext"
     ] * 2
-    for row in rows:
-        measured = row["result"]["pruned"]["texts"]
-        assert measured.keys() == row["result"]["dense"].keys()
+    for found in rows:
+        measured = found["result"]["pruned"]["texts"]
+        assert measured.keys() == found["result"]["dense"].keys()
         assert {len(entry["nll"]) for entry in measured.values()} == {6}
         for text, entry in measured.items():
-            assert entry["perplexity"] / row["result"]["dense"][text] == pytest.approx(
+            assert entry["perplexity"] / found["result"]["dense"][text] == pytest.approx(
                 entry["ratio"], rel=1e-3
             )
     texts_page.publish(tmp_path / "rows.jsonl", tmp_path)
@@ -326,3 +327,22 @@ def test_every_criterion_is_measured_on_four_texts(run, tmp_path, monkeypatch):
     losses = [[entry["nll"] for entry in row["result"]["pruned"]["texts"].values()] for row in rows[:2]]
     apart = np.mean(losses[0]) - np.mean(losses[1])
     assert f"{abs(apart) / math.sqrt(2):.3f} (" in text  # the deviation of two values
+
+
+def test_rows_from_other_passages_do_not_share_a_table(tmp_path):
+    case = {"model": "tiny", "parameters": 10, "ratio": 0.5, "windows": 2, "sample_size": 8, "seed": 0}
+    texts = {"news": {"nll": [1.0, 2.0], "log_ratio_standard_error": 0.1}}
+    for name, passage in (("flap, none", {}), ("flap, lstsq", {"passage": 16})):
+        calibration = {"sources": "self", "tokens": 64, "length": 32} | passage
+        result = {
+            "dense": {"news": 1.0},
+            "parameters": 8,
+            "pruned": {"texts": texts, "geometric_mean": 2.0, "worst": 2.0},
+        }
+        append(
+            [row("sizes", "", case | {"method": name, "calibration": calibration}, result)],
+            tmp_path / "sizes.jsonl",
+        )
+    sizes_page.publish(tmp_path / "sizes.jsonl", tmp_path)
+    page_text = (tmp_path / "sizes.md").read_text(encoding="utf-8")
+    assert re.findall(r"passages of (\d+)\n", page_text) == ["32", "16"]
