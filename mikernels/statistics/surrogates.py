@@ -117,8 +117,8 @@ def permuted_null(
 
 
 def _atoms_to_draw(n: int, values: Tensor, options: Options) -> Tensor:
-    """How many atoms each column of `values [M, N]` has, `[N]` int64 on the CPU; zeros if `n` draws take every column,
-    where none must come first."""
+    """How many atoms each column of `values [M, N]` has, `[N]` int64 on the CPU; zeros if `n` draws take every
+    column: then none needs to be preferred."""
     none = torch.zeros(values.shape[1], dtype=torch.int64)
     if n >= len(none):
         return none
@@ -189,7 +189,8 @@ def shifted_null(
     # Without y, a shift of column i against k and the rest of a turn of k against i are the same pair.
     tenth = max(1, n_samples // 10)
     shifts = torch.arange(tenth, n_samples - tenth if y is not None else (n_samples + 1) // 2)
-    x_atoms, y_atoms = (_atoms_to_draw(n, v, options) for n, v in ((n_rows, xs), (n_cols, ys)))
+    x_atoms = _atoms_to_draw(n_rows, xs, options)
+    y_atoms = x_atoms if y is None else _atoms_to_draw(n_cols, ys, options)
     found = []
     for shift in shifts[torch.randperm(len(shifts), generator=generator)[:n_shifts]].tolist():
         rows, cols = _drawn(n_rows, x_atoms, generator), _drawn(n_cols, y_atoms, generator)

@@ -62,6 +62,8 @@ def test_products_of_parts_of_an_array_are_exact(path, monkeypatch):
     assert torch.equal(integer.byte_gram(a, b).double(), exact_product(a, b))
     a, b = a[..., ::2], b[..., 1::2]
     assert torch.equal(integer.byte_gram(a, b, small=True).double(), exact_product(a, b))
+    a = random_int8(1025, 5).t()  # whose last block is a column
+    assert torch.equal(integer.byte_gram(a, a).double(), exact_product(a, a))
 
 
 @pytest.mark.parametrize(("n_samples", "nodes"), [(2000, 20), (9000, 2), (70_000, 3)])

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from mikernels import mutual_information, top_pairs
+from mikernels.statistics import surrogates
 from mikernels.statistics.null import Null
 from mikernels.statistics.surrogates import _drawn, _simulate, null_distribution, permuted_null, shifted_null
+from mikernels.transforms import transform_samples
 
 from samples import gaussian, off_diagonal
 
@@ -127,6 +129,18 @@ def test_columns_with_the_most_atoms_are_drawn_always_and_others_at_random():
 def test_all_columns_of_a_narrow_table_are_drawn_equally_often():
     drawn = _drawn(12, torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(0))
     assert drawn.bincount().tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("make", [permuted_null, shifted_null])
+def test_atoms_are_counted_only_where_columns_are_left_out(make, monkeypatch):
+    counted = []
+    monkeypatch.setattr(
+        surrogates, "transform_samples", lambda *a, **k: counted.append(a) or transform_samples(*a, **k)
+    )
+    make(gaussian(50, 6), draws=2000)
+    assert not counted
+    make(gaussian(50, 80), draws=2000)
+    assert len(counted) == 1
 
 
 def test_a_change_in_place_stays_with_the_caller():
