@@ -160,7 +160,9 @@ def full_label(sheet: Sheet, method: Method) -> str:
 
 
 def common_calibration(sheet: Sheet) -> dict[str, Any]:
-    """The calibration of most rows."""
+    """The calibration of `REFERENCE`, or else of most rows."""
+    if reference := sheet.of(REFERENCE):
+        return reference[-1]["case"]["calibration"]
     given = [r["case"]["calibration"] for r in sheet.rows.values() if "calibration" in r["case"]]
     return max(given, key=lambda c: sum(other["windows"] == c["windows"] for other in given))
 

@@ -22,6 +22,8 @@ class Sheet(NamedTuple):
 
     tokens: int
     passage: int
+    sources: str
+    sample_size: int
     windows: int
     model: str
 
@@ -30,10 +32,17 @@ def publish(path: Path, out: Path) -> None:
     sheets: dict[Sheet, list[Row]] = {}
     for row in sorted(latest(path), key=lambda r: r["case"]["parameters"]):
         case, calibration = row["case"], row["case"]["calibration"]
-        sheet = Sheet(calibration["tokens"], passage(calibration), case["windows"], case["model"])
+        sheet = Sheet(
+            tokens=calibration["tokens"],
+            passage=passage(calibration),
+            sources=calibration["sources"],
+            sample_size=case["sample_size"],
+            windows=case["windows"],
+            model=case["model"],
+        )
         sheets.setdefault(sheet, []).append(row)
-    # Models with as many tokens stay in order of their size.
-    sheets = dict(sorted(sheets.items(), key=lambda item: -item[0].tokens))
+    # Models that were calibrated alike stay in order of their size.
+    sheets = dict(sorted(sheets.items(), key=lambda item: (-item[0].tokens, -item[0].passage)))
     sections = [
         "Does the choice of the criterion matter in small models and hardly in large ones, as arXiv 2406.00030 says? "
         "Every criterion drops the same share of neurons of every layer, from the same calibration, and is measured on "
@@ -58,7 +67,7 @@ def publish(path: Path, out: Path) -> None:
         sections += [
             f"## {sheet.model}, {sheet.tokens:,} tokens in passages of {sheet.passage}",
             f"{case['parameters'] / 1e6:,.0f} M parameters. Calibrated on {sheet.tokens:,} tokens of "
-            f"`{case['calibration']['sources']}`, mutual information from {case['sample_size']:,} of them. "
+            f"`{sheet.sources}`, mutual information from {sheet.sample_size:,} of them. "
             f"Perplexity of the dense model: {dense}; {sheet.windows} windows of "
             f"{case['calibration']['length']} tokens of each text. {conditions(rows)}",
             quality_table(rows),
