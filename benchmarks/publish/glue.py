@@ -57,6 +57,12 @@ class Sheet(NamedTuple):
         rows = self.of(method, ratio).values()
         return Mean.of([row["result"]["score"] for row in rows]) if rows else None
 
+    def dense_score(self, ratio: float) -> Mean:
+        """Of the models that were pruned by this ratio: seeds differ by more than criteria do."""
+        seeds = {row["case"]["seed"] for row in self.rows if row["case"]["ratio"] == ratio}
+        dense = self.of(DENSE, 0.0)
+        return Mean.of([dense[seed]["result"]["score"] for seed in sorted(seeds)])
+
     def spread(self, repair: str, ratio: float) -> Mean | None:
         """The standard deviation over the criteria, which is taken for each seed."""
         by_criterion = [self.of(f"{criterion}, {repair}", ratio) for criterion in CRITERIA]
@@ -73,9 +79,8 @@ def publish(path: Path, out: Path) -> None:
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in latest(path):
         case = row["case"]
-        training = str(
-            case["training"] | {"seed": None}
-        )  # models that were trained otherwise have their own table
+        # Models that were trained otherwise have their own table.
+        training = str(case["training"] | {"seed": None})
         groups.setdefault((case["model"], case["task"], training), []).append(row)
     sheets = [Sheet(model, task, rows) for (model, task, _), rows in groups.items()]
     sections = [
@@ -178,7 +183,7 @@ def score_table(sheet: Sheet) -> str:
 
     lines = [
         ["parameters of the whole model", *(_change(sheet, ratio) for ratio in sheet.ratios)],
-        [DENSE, *[str(sheet.score(DENSE, 0.0))] * len(sheet.ratios)],
+        [DENSE, *(str(sheet.dense_score(ratio)) for ratio in sheet.ratios)],
     ]
     for group in GROUPS:
         of_group = [m for m in METHODS.values() if m.group == group and m.name in names]

@@ -217,3 +217,15 @@ def test_page_shows_means_over_seeds_and_the_spread_over_criteria(stored, tmp_pa
 
 def test_one_seed_has_no_interval():
     assert str(page.Mean.of([0.5])) == "0.500"
+
+
+def test_scores_stand_beside_those_of_the_same_seeds_before_pruning(stored, tmp_path):
+    rows = [r for r in load(stored) if r["case"]["model"] == "small" and r["case"]["seed"] == 2]
+    rows[0]["result"]["score"] = 0.9  # dense
+    rows[1]["case"]["ratio"] = 0.2
+    append(rows[:2], stored)
+    page.publish(stored, tmp_path)
+    text = (tmp_path / "glue.md").read_text(encoding="utf-8")
+    of_one_seed, of_three = cells(text[text.index("## small, CoLA") :], "| dense")[1:]
+    assert of_one_seed == "0.900"
+    assert of_three.startswith("0.700 ± ")
